@@ -1,0 +1,31 @@
+"""Identifiers. All are strings with a fixed way of making them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from typing import NewType
+
+PeerId = NewType("PeerId", str)
+"""libp2p peer id, base58 (``12D3KooW...``). It contains the node's Ed25519 public key."""
+JobId = NewType("JobId", str)
+TaskId = NewType("TaskId", str)
+"""``{job_id}:{task key}:{attempt number}``"""
+Cid = NewType("Cid", str)
+"""Content identifier, CIDv1 base32 (``bafy...``, ``bafk...``)."""
+EntryId = NewType("EntryId", str)
+"""sha-256 of a record entry's signed bytes, hexadecimal."""
+
+
+def job_id(swarm: str, principal: str, nonce: str, spec_digest: str) -> JobId:
+    """``hash(swarm, principal, idempotency key or random, spec digest)``: the same key and spec give
+    the same id on any orchestrator."""
+    h = hashlib.sha256()
+    for part in (swarm, principal, nonce, spec_digest):
+        raw = part.encode()
+        h.update(len(raw).to_bytes(8, "big") + raw)
+    return JobId("job-" + base64.b32encode(h.digest()[:15]).decode().lower())
+
+
+def task_id(job: str, key: str, attempt: int) -> TaskId:
+    return TaskId(f"{job}:{key}:{attempt}")

@@ -1,0 +1,115 @@
+"""What nodes tell each other about themselves."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from dimnode.domain.model import ModelRef
+
+NodeState = Literal["alive", "suspect", "dead", "removed"]
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    os: str
+    arch: str
+    cpus: int
+    memory: int
+    """Bytes of RAM in all."""
+    gpus: tuple[str, ...] = ()
+    loaders: tuple[str, ...] = ()
+    """Formats this node can run: ``onnx``, ``pt2``, ``builtin``."""
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    running: int = 0
+    """Tasks running now."""
+    queued: int = 0
+    slots: int = 1
+    """Tasks that may run at once."""
+    queue_capacity: int = 0
+    memory_free: int = 0
+    cpu: float = 0.0
+    """0..1 over all cores."""
+
+
+class CabinetInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A data cabinet as others see it: never its content."""
+
+    name: str
+    rows: int
+    columns: dict[str, str]
+    """Column or array name -> dtype name (arrays: ``float32[64]`` with the shape past axis 0)."""
+    format: str
+
+
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
+    """Who I am and what I can do; gossiped, signed by its author. Liveness and the seats do not hang
+    on it, placement does."""
+
+    peer_id: str
+    name: str
+    swarm: str
+    protocol: int
+    boot: str
+    """Random at each start: tells a restart from a late message."""
+    incarnation: int
+    """Grows with each start (persisted) and when the node refutes a suspicion."""
+    seq: int
+    """Grows with each heartbeat within one incarnation."""
+    addresses: tuple[str, ...]
+    """Multiaddrs ending in /p2p/{peer_id}."""
+    daemon: str
+    """host:port of the daemon service; host may be empty: use the address the peer was reached at."""
+    capabilities: Capabilities
+    load: Load
+    models: tuple[ModelRef, ...] = ()
+    cabinets: tuple[CabinetInfo, ...] = ()
+    price: float = 1.0
+    interval: float = 1.0
+    """Seconds until the next one: receivers judge silence by it."""
+    leaving: bool = False
+
+
+class Seat(msgspec.Struct, frozen=True, kw_only=True):
+    """A claim on an orchestrator seat. Order of claims: (support, n, peer, boot)."""
+
+    seat: int
+    n: int
+    """The term: grows with every change of a seat's holder."""
+    peer: str
+    boot: str
+    support: int = 1
+    """Largest live set seen during this tenure."""
+    grpc: str = ""
+    """Advertised host:port of the orchestrator API."""
+    local_only: bool = False
+    """True if that address is loopback: reach it through a libp2p stream."""
+
+
+class Beat(msgspec.Struct, frozen=True, kw_only=True):
+    """Streamed between seats and pool every 0.5 s. DESIGN.md section 5."""
+
+    peer: str
+    boot: str
+    seq: int
+    n: int
+    heard: tuple[str, ...]
+    """Peers whose beats arrived within the suspicion time."""
+    claim: Seat | None = None
+    vouch: tuple[Seat, ...] = ()
+    """Claims of my live peers."""
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True):
+    """First request on every connection; the answer is the other side's hello."""
+
+    protocol: int
+    swarm: str
+    peer_id: str
+    name: str
+    boot: str
+    certificate: bytes = b""
+    """PEM of the node's present TLS certificate."""
+    daemon: str = ""

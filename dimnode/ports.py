@@ -1,0 +1,313 @@
+"""The interface of every component, in one file: the architecture at a glance.
+
+Components know each other by these protocols only; `dimnode.node` builds the real ones and wires them.
+The network is `p2p.api.Network`, the content store `p2p.ipfs.api.ContentStore`, a pattern
+`patterns.api.Engine`, a loader `loaders.api.Loader`.
+
+Rules that hold everywhere: awaiting any method may be cancelled at any time and leaves things
+consistent; methods without ``async`` never block; errors that reach people are `dimnode.errors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from dimnode.domain.job_form import JobForm
+from dimnode.domain.model import ModelManifest, ModelRef
+from dimnode.domain.node import CabinetInfo, Capabilities, Heartbeat, Load, NodeState, Seat
+from dimnode.domain.record import Ballot, SignedEntry
+from dimnode.domain.task import TaskOrder, TaskUpdate
+
+
+class Clock(Protocol):
+    """The only source of time. Decisions get times passed in; shells read them here."""
+
+    def wall(self) -> float:
+        """Seconds since the epoch: for people, never for decisions."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that also pass while the machine is suspended (CLOCK_BOOTTIME where there is one)."""
+        ...
+
+
+class Signer(Protocol):
+    """The node's identity as far as signing goes."""
+
+    @property
+    def peer_id(self) -> str: ...
+
+    def sign(self, data: bytes) -> bytes: ...
+
+
+# --- state ---------------------------------------------------------------------------------------
+
+
+class Journal(Protocol):
+    """The node's durable memory: SQLite, WAL, ``synchronous=FULL``. Concurrent appends share one
+    transaction (group commit)."""
+
+    async def append(self, entries: Sequence[SignedEntry]) -> None:
+        """Returns when the entries are fsynced. Known entries are ignored. Raises
+        `ResourceExhausted` when the disk is full."""
+        ...
+
+    async def load(self, job: str) -> tuple[SignedEntry, ...]:
+        """All entries of one job, in order of arrival; empty if unknown."""
+        ...
+
+    async def unfinished(self) -> tuple[str, ...]:
+        """Jobs that have a core and no outcome, oldest first."""
+        ...
+
+    async def recent(self, limit: int) -> tuple[str, ...]:
+        """Jobs, newest first."""
+        ...
+
+    async def get(self, key: str) -> bytes | None:
+        """A small named value: ``election.n``, ``boot.count``, ``store.id``, ``receipt.head``..."""
+        ...
+
+    async def put(self, key: str, value: bytes) -> None:
+        """Durable when it returns."""
+        ...
+
+    async def raise_ballot(self, job: str, ballot: Ballot) -> Ballot:
+        """Persist the highest ballot seen for a job; returns the highest (which may be another's)."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+# --- the swarm -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """A node as this node knows it."""
+
+    heartbeat: Heartbeat
+    state: NodeState
+    last_seen: float
+    """Wall clock of this node."""
+
+
+class Registry(Protocol):
+    """Who is in the swarm. Fed by gossiped heartbeats and by what connections tell."""
+
+    def nodes(self) -> tuple[NodeView, ...]:
+        """Self included; removed ones left out."""
+        ...
+
+    def find(self, name_or_id: str) -> tuple[NodeView, ...]:
+        """Nodes with this peer id or this configured name (names need not be unique)."""
+        ...
+
+    def alive(self) -> tuple[NodeView, ...]: ...
+
+    def changed(self) -> int:
+        """A number that grows with every change: cheap to poll."""
+        ...
+
+    async def wait_changed(self, since: int) -> int: ...
+
+    def announce(
+        self,
+        *,
+        load: Load | None = None,
+        models: Sequence[ModelRef] | None = None,
+        cabinets: Sequence[CabinetInfo] | None = None,
+        addresses: Sequence[str] | None = None,
+        daemon: str | None = None,
+        leaving: bool | None = None,
+    ) -> None:
+        """Change what this node's heartbeat says. New models, cabinets and leaving go out at once."""
+        ...
+
+
+class Elector(Protocol):
+    """Seats of this swarm, as this node sees them."""
+
+    def seats(self) -> tuple[Seat, ...]:
+        """Present holders, by seat number; the own seat included."""
+        ...
+
+    def mine(self) -> Seat | None: ...
+
+    def term(self) -> int:
+        """Highest term seen."""
+        ...
+
+    async def wait_seat(self) -> Seat:
+        """Returns when this node holds a seat."""
+        ...
+
+    async def wait_lost(self, seat: Seat) -> None:
+        """Returns when this node no longer holds this seat in this term."""
+        ...
+
+    def advertise(self, grpc: str, local_only: bool) -> None:
+        """The address that beats tell while a seat is held."""
+        ...
+
+    async def release(self) -> None:
+        """Give the seat up (on a clean stop): others see it vacant at once."""
+        ...
+
+
+class Models(Protocol):
+    """The swarm's model catalogue, from heartbeats and manifests."""
+
+    def all(self) -> tuple[ModelRef, ...]:
+        """One per (id, cid), built-ins included."""
+        ...
+
+    def holders(self, cid: str) -> tuple[str, ...]:
+        """Peer ids of live nodes that have the artifact; all of them for built-ins."""
+        ...
+
+    def resolve(self, name: str) -> ModelRef:
+        """By id or CID. Raises `NotFound`; `FailedPrecondition` if an id names several CIDs."""
+        ...
+
+    async def manifest(self, ref: ModelRef) -> ModelManifest:
+        """Fetched once, then cached. Raises `Unavailable` if nobody has it."""
+        ...
+
+
+# --- the daemon ----------------------------------------------------------------------------------
+
+
+class TaskService(Protocol):
+    """The part of every node that runs work. ``caller`` is the authenticated peer id."""
+
+    def run_task(self, order: TaskOrder, caller: str) -> AsyncIterator[TaskUpdate]:
+        """Accepts (or raises `ResourceExhausted`, `Fenced`, `PermissionDenied`, `InvalidArgument`),
+        then yields progress; the last update carries the signed attempt. Closing the iterator
+        before that cancels the task."""
+        ...
+
+    async def cancel_task(self, job: str, task: str, attempt: int, ballot: Ballot) -> bool: ...
+
+    async def prewarm(self, model_cid: str, manifest_cid: str, providers: Sequence[str]) -> bool: ...
+
+    def stats(self) -> Mapping[str, Any]: ...
+
+    def models(self) -> tuple[ModelRef, ...]: ...
+
+    def capabilities(self) -> Capabilities: ...
+
+    def load(self) -> Load: ...
+
+    async def add_model_file(self, path: Path, *, id: str, licence: str, batch_axis: int | None) -> tuple[ModelManifest, str]:
+        """Checks the file by loading it in an agent, stores and pins it; returns manifest and manifest CID."""
+        ...
+
+    async def add_model_cid(
+        self, cid: str, *, id: str, format: str, licence: str, batch_axis: int | None, providers: Sequence[str]
+    ) -> tuple[ModelManifest, str]:
+        """The same for an artifact that is in the swarm already."""
+        ...
+
+    async def add_cabinet(self, name: str, path: Path, policy: Mapping[str, Any] | None) -> CabinetInfo: ...
+
+    def cabinets(self) -> tuple[CabinetInfo, ...]: ...
+
+
+class DaemonClient(Protocol):
+    """Calls to the daemons of other nodes (and, without a network, to the own one)."""
+
+    def run_task(self, peer: str, order: TaskOrder) -> AsyncIterator[TaskUpdate]:
+        """Raises `Unavailable` if the node cannot be reached or the connection breaks; else as
+        `TaskService.run_task`."""
+        ...
+
+    async def cancel_task(self, peer: str, job: str, task: str, attempt: int, ballot: Ballot) -> bool: ...
+
+    async def health(self, peer: str) -> Mapping[str, Any]: ...
+
+    async def stats(self, peer: str) -> Mapping[str, Any]: ...
+
+    async def prewarm(self, peer: str, model_cid: str, manifest_cid: str, providers: Sequence[str]) -> bool: ...
+
+
+# --- the orchestrator ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    job_id: str
+    copies: int
+
+
+JobDocument = Mapping[str, Any]
+"""The outside form of a job: see ``Job`` in proto/dimnode/rpc/v1/common.proto, snake case."""
+ResultDocument = Mapping[str, Any]
+"""SPEC.md section 3; tensors are `dimnode.domain.tensors.TensorValue`, ``receipt`` is bytes."""
+
+
+class OrchestratorApi(Protocol):
+    """What the gRPC service, the gateway and the CLI ask of an orchestrator."""
+
+    async def submit(self, form: JobForm, principal: str) -> Accepted: ...
+
+    async def submit_many(self, forms: Sequence[JobForm | Exception], principal: str) -> list[Accepted | Exception]:
+        """One durable transaction for all; each is accepted or refused on its own."""
+        ...
+
+    async def get(self, job_id: str) -> JobDocument: ...
+
+    async def list_jobs(self, active: bool, limit: int) -> list[JobDocument]: ...
+
+    def watch(self, job_id: str) -> AsyncIterator[JobDocument]: ...
+
+    async def cancel(self, job_id: str) -> JobDocument: ...
+
+    async def result(self, job_id: str) -> ResultDocument: ...
+
+    async def dry_run(self, form: JobForm, principal: str) -> Mapping[str, Any]:
+        """``{"accepted", "placement", "estimated_cost"}``"""
+        ...
+
+
+class SwarmApi(Protocol):
+    """Read-only views of the swarm and artifact transfer, for the client API and the node's socket."""
+
+    def nodes(self) -> list[Mapping[str, Any]]:
+        """``NodeInfo`` documents."""
+        ...
+
+    def cluster(self) -> Mapping[str, Any]:
+        """``{"swarm", "orchestrators": [OrchestratorInfo]}``"""
+        ...
+
+    async def models(self) -> list[Mapping[str, Any]]:
+        """``ModelInfo`` documents."""
+        ...
+
+    async def put_artifact(self, chunks: AsyncIterator[bytes]) -> tuple[str, int]: ...
+
+    def get_artifact(self, cid: str) -> AsyncIterator[bytes]: ...
+
+    async def add_model(self, cid: str, *, id: str, format: str, licence: str, batch_axis: int | None) -> Mapping[str, Any]:
+        """``ModelInfo``"""
+        ...
+
+
+class NodeApi(SwarmApi, Protocol):
+    """The node's own socket."""
+
+    def status(self) -> Mapping[str, Any]: ...
+
+    def invite(self) -> str: ...
+
+    async def node_stats(self, node: str) -> Mapping[str, Any]: ...
+
+    async def add_model_file(self, path: str, *, id: str, licence: str, batch_axis: int | None) -> Mapping[str, Any]: ...
+
+    async def add_cabinet(self, name: str, path: str, policy: str) -> Mapping[str, Any]: ...
+
+    def cabinets(self) -> list[Mapping[str, Any]]: ...

@@ -1,0 +1,105 @@
+from dimnode.rpc.v1 import common_pb2 as _common_pb2
+from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatusResponse(_message.Message):
+    __slots__ = ("status",)
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    status: _struct_pb2.Struct
+    def __init__(self, status: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
+class InviteRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class InviteResponse(_message.Message):
+    __slots__ = ("invite",)
+    INVITE_FIELD_NUMBER: _ClassVar[int]
+    invite: str
+    def __init__(self, invite: _Optional[str] = ...) -> None: ...
+
+class ListRegistryRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListRegistryResponse(_message.Message):
+    __slots__ = ("nodes",)
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    nodes: _containers.RepeatedCompositeFieldContainer[_common_pb2.NodeInfo]
+    def __init__(self, nodes: _Optional[_Iterable[_Union[_common_pb2.NodeInfo, _Mapping]]] = ...) -> None: ...
+
+class NodeStatsRequest(_message.Message):
+    __slots__ = ("node",)
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    def __init__(self, node: _Optional[str] = ...) -> None: ...
+
+class NodeStatsResponse(_message.Message):
+    __slots__ = ("stats",)
+    STATS_FIELD_NUMBER: _ClassVar[int]
+    stats: _struct_pb2.Struct
+    def __init__(self, stats: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
+class AddModelFileRequest(_message.Message):
+    __slots__ = ("path", "id", "licence", "batch_axis")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    LICENCE_FIELD_NUMBER: _ClassVar[int]
+    BATCH_AXIS_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    id: str
+    licence: str
+    batch_axis: int
+    def __init__(self, path: _Optional[str] = ..., id: _Optional[str] = ..., licence: _Optional[str] = ..., batch_axis: _Optional[int] = ...) -> None: ...
+
+class AddModelFileResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: _common_pb2.ModelInfo
+    def __init__(self, model: _Optional[_Union[_common_pb2.ModelInfo, _Mapping]] = ...) -> None: ...
+
+class ListLocalModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListLocalModelsResponse(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[_common_pb2.ModelInfo]
+    def __init__(self, models: _Optional[_Iterable[_Union[_common_pb2.ModelInfo, _Mapping]]] = ...) -> None: ...
+
+class AddCabinetRequest(_message.Message):
+    __slots__ = ("name", "path", "policy")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    path: str
+    policy: str
+    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., policy: _Optional[str] = ...) -> None: ...
+
+class AddCabinetResponse(_message.Message):
+    __slots__ = ("cabinet",)
+    CABINET_FIELD_NUMBER: _ClassVar[int]
+    cabinet: _common_pb2.CabinetInfo
+    def __init__(self, cabinet: _Optional[_Union[_common_pb2.CabinetInfo, _Mapping]] = ...) -> None: ...
+
+class ListCabinetsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListCabinetsResponse(_message.Message):
+    __slots__ = ("cabinets",)
+    CABINETS_FIELD_NUMBER: _ClassVar[int]
+    cabinets: _containers.RepeatedCompositeFieldContainer[_common_pb2.CabinetInfo]
+    def __init__(self, cabinets: _Optional[_Iterable[_Union[_common_pb2.CabinetInfo, _Mapping]]] = ...) -> None: ...

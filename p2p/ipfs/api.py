@@ -1,0 +1,112 @@
+"""The content store: everything large or lasting, by CID.
+
+CIDs are those of Kubo (``ipfs add --cid-version=1 --raw-leaves --chunker=size-262144``, ``ipfs dag put``).
+Backends: embedded (`p2p.ipfs.embedded`), memory (`p2p.ipfs.memory`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+CHUNK = 262_144
+
+
+class ContentError(Exception):
+    """Base of what can go wrong with content."""
+
+
+class BlockMissing(ContentError):
+    """No provider had the block in time."""
+
+
+class BlockCorrupt(ContentError):
+    """Bytes do not hash to their CID. Never stored, never returned."""
+
+
+class BadCid(ContentError):
+    """Not a CID that DIM can use (CIDv1, sha2-256, raw / dag-pb / dag-cbor)."""
+
+
+class TooLarge(ContentError):
+    """Content is larger than the caller allows."""
+
+
+class DiskFull(ContentError):
+    """The block store cannot write."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatistics:
+    blocks: int
+    bytes: int
+    pins: int
+    fetched_blocks: int
+    fetched_bytes: int
+    served_blocks: int
+    served_bytes: int
+    refused_blocks: int
+    """Unsolicited or corrupt blocks that were offered."""
+
+
+class ContentStore(Protocol):
+    backend: str
+
+    async def ok(self) -> bool:
+        """Whether the backend can be used now."""
+        ...
+
+    async def has(self, cid: str) -> bool:
+        """Whether the block (not what it links to) is here."""
+        ...
+
+    async def put_dag(self, value: Any, *, durable: bool = True) -> str:
+        """Store plain values as one DAG-CBOR block. ``durable``: fsynced before it returns."""
+        ...
+
+    async def put_dag_bytes(self, data: bytes, *, durable: bool = True) -> str:
+        """The same for bytes that already are canonical DAG-CBOR."""
+        ...
+
+    async def get_dag(self, cid: str, *, providers: Collection[str] = (), timeout: float = 30.0) -> Any: ...
+
+    async def add_bytes(self, data: bytes, *, durable: bool = True) -> str:
+        """Store as a UnixFS file; returns the root CID."""
+        ...
+
+    async def add_stream(self, chunks: AsyncIterator[bytes], *, max_bytes: int | None = None) -> tuple[str, int]:
+        """The same from pieces of any length; returns (root CID, size). Raises `TooLarge`, `DiskFull`."""
+        ...
+
+    async def add_file(self, path: Path) -> tuple[str, int]: ...
+
+    async def get_bytes(self, cid: str, *, providers: Collection[str] = (), timeout: float = 30.0, max_bytes: int = 1 << 30) -> bytes:
+        """A whole UnixFS file or raw block, from here or from peers; what is fetched is kept. ``timeout``
+        is seconds without progress. Raises `BlockMissing`, `BlockCorrupt`, `TooLarge`, `BadCid`."""
+        ...
+
+    def iterate(self, cid: str, *, providers: Collection[str] = (), timeout: float = 30.0) -> AsyncIterator[bytes]:
+        """The file in order, chunk by chunk, in bounded memory."""
+        ...
+
+    async def export_file(
+        self, cid: str, path: Path, *, providers: Collection[str] = (), timeout: float = 30.0, max_bytes: int | None = None
+    ) -> int:
+        """Write the file to ``path`` (atomically: a temporary file, fsync, rename); returns its size."""
+        ...
+
+    async def fetch(self, cid: str, *, providers: Collection[str] = (), timeout: float = 30.0) -> int:
+        """Make the whole DAG local; returns its content size in bytes."""
+        ...
+
+    async def pin(self, cid: str, *, reason: str = "") -> None:
+        """Recursive pin, durable; the DAG must be local."""
+        ...
+
+    async def unpin(self, cid: str) -> None: ...
+
+    async def pins(self) -> dict[str, str]: ...
+
+    def statistics(self) -> StoreStatistics: ...

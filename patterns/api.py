@@ -49,6 +49,10 @@ class Facts:
     """Length of axis 0 that all batched client inputs share; None without client data."""
     cabinet_rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
     """cabinet name -> peer id -> rows."""
+    named: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    """Node as the client named it -> peer ids. A name that is absent is taken for a peer id."""
+    client_inputs: frozenset[str] | None = None
+    """Names of the tensors in ``client_data``; None if the caller does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,8 @@ class TaskPlan:
     round: int
     model: str
     sources: tuple[Source, ...]
+    """Merged in order: of two values for one input the later source's counts, and names that are no
+    input of the model are left out (`patterns.sources.feed`)."""
     nodes: tuple[str, ...] = ()
     """Peer ids that may run it, in order of preference; empty: wherever it fits."""
     reduce: Reduce = "rows"

@@ -59,6 +59,10 @@ class Journal(Protocol):
         """All entries of one job, in order of arrival; empty if unknown."""
         ...
 
+    async def discard(self, job: str, ids: Sequence[str]) -> None:
+        """Forget entries that compaction dropped (`dimnode.core.job_record`); unknown ids are ignored."""
+        ...
+
     async def unfinished(self) -> tuple[str, ...]:
         """Jobs that have a core and no outcome, oldest first."""
         ...

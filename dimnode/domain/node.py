@@ -70,6 +70,8 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     interval: float = 1.0
     """Seconds until the next one: receivers judge silence by it."""
     leaving: bool = False
+    eligible: bool = True
+    """May hold an orchestrator seat (``election.eligible``)."""
 
 
 class Seat(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,201 @@
+"""Every setting, its default and what it means: the source of ``bootstrap.toml``.
+
+Times are seconds, sizes are bytes. An empty string or list means "not set". A description that says
+*planned* belongs to a part that this version does not serve yet; see `unserved`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dimnode.config.values import (
+    Bytes,
+    Count,
+    CountOrNone,
+    DialableAddresses,
+    HostPort,
+    HostPortOrNothing,
+    Multiaddrs,
+    PeerIds,
+    Seconds,
+    Section,
+)
+
+Name = Annotated[str, Field(max_length=63, pattern=r"^[A-Za-z0-9]?[A-Za-z0-9._-]*$")]
+GIB = 1 << 30
+
+
+class NodeSection(Section):
+    """This node."""
+
+    name: Name = Field(default="", description="How people call this node. Empty: the host name and the end of the peer id.")
+    drain: Seconds = Field(default=5.0, description="Most seconds that a clean stop (SIGTERM, SIGINT) may take.")
+
+
+class SwarmSection(Section):
+    """The swarm this node belongs to, how it finds its members and when it gives one up."""
+
+    name: Name = Field(default="", description='Swarm name. Empty: the one that the home was made with, else "dim".')
+    key_file: str = Field(default="", description="File with the swarm key (64 hexadecimal digits). Empty: swarm.key in the home.")
+    bootstrap: DialableAddresses = Field(
+        default=(), description="Multiaddrs of members to dial, again and again until they answer, each ending in /p2p/PEER_ID."
+    )
+    mdns: bool = Field(default=True, description="Find members on the local network.")
+    allow: PeerIds = Field(default=(), description="Peer ids that may connect. Empty: everyone who has the swarm key.")
+    heartbeat: Seconds = Field(default=1.0, description="Least seconds between two heartbeats; grows with the swarm.")
+    suspect: Seconds = Field(default=3.0, description="Silence after which a node is suspect.")
+    dead: Seconds = Field(default=5.0, description="Silence after which a node is dead.")
+    removed: Seconds = Field(default=3600.0, description="Silence after which a node is forgotten.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SwarmSection:
+        if not self.heartbeat < self.suspect < self.dead < self.removed:
+            raise ValueError("heartbeat, suspect, dead and removed must grow in this order")
+        return self
+
+
+class P2pSection(Section):
+    """The libp2p host."""
+
+    listen: Multiaddrs = Field(default=("/ip4/0.0.0.0/tcp/4101",), description="Multiaddrs to listen on; /tcp/0 is any free port.")
+    announce: Multiaddrs = Field(default=(), description="Multiaddrs that others should dial. Empty: the listen addresses.")
+    dial_timeout: Seconds = Field(default=5.0, description="Time for one attempt to connect.")
+    request_timeout: Seconds = Field(default=10.0, description="Time for one request to a peer.")
+    redial_max: Seconds = Field(default=15.0, description="Most seconds between two attempts to reach a bootstrap peer.")
+    gossip_queue: Count = Field(default=1024, description="Gossip messages that wait per topic before the oldest are dropped.")
+
+
+class ElectionSection(Section):
+    """Who orchestrates."""
+
+    orchestrators: Annotated[int, Field(ge=1, le=64)] = Field(default=3, description="Seats in the swarm. The same on every node.")
+    mode: Literal["available", "majority"] = Field(
+        default="available",
+        description='"available": each side of a partition elects and works on. "majority" is planned: start refuses it.',
+    )
+    eligible: bool = Field(default=True, description="Whether this node may hold a seat.")
+    allow: PeerIds = Field(default=(), description="Peer ids whose seats count. Empty: everyone in the swarm.")
+    electorate: PeerIds = Field(default=(), description='The voters of mode "majority"; planned.')
+    beat: Seconds = Field(default=0.5, description="Seconds between two beats among seats and pool.")
+    silence: Seconds = Field(default=2.0, description="Silence after which a seat's holder counts as gone.")
+    solo_after: Seconds = Field(default=10.0, description="A node that was told of peers and reaches none works alone after this time.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ElectionSection:
+        if self.silence < 2 * self.beat:
+            raise ValueError("silence must be at least twice beat")
+        return self
+
+
+class OrchestratorSection(Section):
+    """The client API; open only while this node holds a seat."""
+
+    listen: HostPort = Field(
+        default="127.0.0.1:50051",
+        description="gRPC address. A default port that is taken falls back to a free one; a configured one does not.",
+    )
+    announce: HostPortOrNothing = Field(default="", description="host:port that clients should dial. Empty: the listen address.")
+    max_jobs: Count = Field(default=10_000, description="Unfinished jobs that this node drives at once; more are refused.")
+    max_concurrent: Count = Field(default=1024, description="Calls served at once.")
+    connect_timeout: Seconds = Field(default=5.0, description="Time to connect to a daemon before the task goes to another node.")
+
+
+class DaemonSection(Section):
+    """The part that runs work."""
+
+    listen: HostPort = Field(default="0.0.0.0:50052", description="gRPC address for the orchestrators of the swarm (mutual TLS).")
+    announce: HostPortOrNothing = Field(default="", description="host:port that orchestrators should dial. Empty: the listen address.")
+    queue: Count = Field(default=1000, description="Tasks that may wait; more are refused and placed elsewhere.")
+    slots: CountOrNone = Field(default=0, description="Tasks that run at once. 0: one per core.")
+    aging: Seconds = Field(default=30.0, description="Waiting time that raises a task by one priority.")
+    task_timeout: Seconds = Field(default=600.0, description="Time for one task that names none, queueing and fetching included.")
+    cache_bytes: Bytes = Field(default=20 * GIB, description="Models kept on disk; the least recently used go first.")
+    model_bytes: Bytes = Field(default=8 * GIB, description="Largest model that this node takes.")
+    agents: Count = Field(default=4, description="Agent processes kept, each with one loaded model.")
+    agent_memory: Bytes = Field(default=4 * GIB, description="Memory that one agent may use before it is stopped.")
+    agent_threads: CountOrNone = Field(default=0, description="Threads per inference. 0: cores divided by slots, at least 1.")
+    agent_idle: Seconds = Field(default=600.0, description="An agent without work for this time is stopped.")
+    agent_start: Seconds = Field(default=60.0, description="Time for an agent to start and load its model.")
+    memory_reserve: Bytes = Field(default=256 << 20, description="Free memory that a task must leave to the machine.")
+
+
+class GatewaySection(Section):
+    """REST, WebSocket and dashboard: planned. This version reads these settings, serves no gateway and says so in status."""
+
+    enabled: bool = Field(default=True, description="Planned.")
+    listen: HostPort = Field(default="127.0.0.1:8088", description="Planned.")
+
+
+class IpfsSection(Section):
+    """The content store."""
+
+    backend: Literal["embedded", "kubo"] = Field(
+        default="embedded", description='"embedded": in the node itself. "kubo" (a Kubo daemon over RPC) is planned: start refuses it.'
+    )
+    api: Annotated[str, Field(min_length=1)] = Field(default="/ip4/127.0.0.1/tcp/5001", description="RPC address of Kubo; planned.")
+    gateway: Annotated[str, Field(min_length=1)] = Field(default="http://127.0.0.1:8080", description="Gateway of Kubo; planned.")
+    fetch_timeout: Seconds = Field(default=30.0, description="Seconds without progress after which a fetch gives up.")
+    fetch_parallel: Count = Field(default=16, description="Blocks asked for at once in one fetch.")
+
+
+class JobsSection(Section):
+    """Jobs."""
+
+    replicas: Annotated[int, Field(ge=1, le=100)] = Field(
+        default=1,
+        description="Copies of a job's record on other nodes: planned. This version keeps the acceptor's own; start refuses more than 1.",
+    )
+    timeout: Seconds = Field(default=3600.0, description="Time for a whole job that names none.")
+    retries: Annotated[int, Field(ge=0, le=100)] = Field(
+        default=2, description="Further attempts at a failed task, on other nodes if there are any."
+    )
+    max_spec_bytes: Bytes = Field(default=1 << 20, description="Largest job form.")
+    inline_bytes: Annotated[int, Field(ge=0)] = Field(
+        default=65_536, description="Tensors up to this size travel inside messages, larger ones by CID."
+    )
+
+
+class CostSection(Section):
+    """What this node asks for its work."""
+
+    price: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(default=1.0, description="Credits for one task that succeeds.")
+
+
+class LimitsSection(Section):
+    """Rate limits of the client API: planned. start refuses other values than 0."""
+
+    rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(default=0.0, description="Calls per second and client. 0: no limit.")
+    burst: CountOrNone = Field(default=0, description="Calls at once above the rate. 0: no limit.")
+
+
+class TlsSection(Section):
+    """Certificates of the client API: planned. start refuses them (nodes use their own among each other)."""
+
+    cert: str = Field(default="", description="Certificate file (PEM).")
+    key: str = Field(default="", description="Its key (PEM).")
+    client_ca: str = Field(default="", description="Clients must show a certificate of this authority (PEM).")
+
+
+class AuthSection(Section):
+    """Who may use the client API."""
+
+    mode: Literal["local", "open", "token"] = Field(
+        default="local",
+        description='"local": on loopback everyone on this machine; start refuses other listen addresses. '
+        '"open": everyone who reaches it. "token" is planned: start refuses it.',
+    )
+
+
+class LoggingSection(Section):
+    """Logs go to stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="debug, info, warning or error.")
+    format: Literal["auto", "console", "json"] = Field(default="auto", description='"auto": console on a terminal, else json.')
+
+
+class MetricsSection(Section):
+    """Prometheus metrics, served by the gateway: planned."""
+
+    enabled: bool = Field(default=True, description="Planned.")

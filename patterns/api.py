@@ -77,7 +77,8 @@ class TaskPlan:
     model: str
     sources: tuple[Source, ...]
     """Merged in order: of two values for one input the later source's counts, and names that are no
-    input of the model are left out (`patterns.sources.feed`)."""
+    input of the model are left out (`patterns.sources.feed`). A cabinet comes first: it fills what no
+    other source feeds."""
     nodes: tuple[str, ...] = ()
     """Peer ids that may run it, in order of preference; empty: wherever it fits."""
     reduce: Reduce = "rows"

@@ -135,6 +135,14 @@ class Step(Form):
     columns: tuple[Name, ...] | dict[Name, tuple[Name, ...]] | None = None
     timeout: Seconds | None = None
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Step:
+        if self.node_id is not None and self.nodes is not None:
+            raise ValueError("give node_id or nodes, not both")
+        if self.nodes is not None and len(self.nodes) == 0:
+            raise ValueError("nodes must name at least one node, or be left out")
+        return self
+
     @property
     def sources(self) -> tuple[str, ...]:
         return (self.input_source,) if isinstance(self.input_source, str) else self.input_source

@@ -10,7 +10,7 @@ consistent; methods without ``async`` never block; errors that reach people are 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -188,7 +188,7 @@ class Models(Protocol):
 class TaskService(Protocol):
     """The part of every node that runs work. ``caller`` is the authenticated peer id."""
 
-    def run_task(self, order: TaskOrder, caller: str) -> AsyncIterator[TaskUpdate]:
+    def run_task(self, order: TaskOrder, caller: str) -> AsyncGenerator[TaskUpdate, None]:
         """Accepts (or raises `ResourceExhausted`, `Fenced`, `PermissionDenied`, `InvalidArgument`),
         then yields progress; the last update carries the signed attempt. Closing the iterator
         before that cancels the task."""
@@ -224,7 +224,7 @@ class TaskService(Protocol):
 class DaemonClient(Protocol):
     """Calls to the daemons of other nodes (and, without a network, to the own one)."""
 
-    def run_task(self, peer: str, order: TaskOrder) -> AsyncIterator[TaskUpdate]:
+    def run_task(self, peer: str, order: TaskOrder) -> AsyncGenerator[TaskUpdate, None]:
         """Raises `Unavailable` if the node cannot be reached or the connection breaks; else as
         `TaskService.run_task`."""
         ...

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import outcome
 import structlog
@@ -172,7 +172,7 @@ class _AioCall:
         self._task = trio.lowlevel.current_task()
         self._future: asyncio.Task[Any] | None = None
         self._cancelled = False
-        self._raise_cancel: trio.lowlevel.RaiseCancelT | None = None
+        self._raise_cancel: Callable[[], NoReturn] | None = None
 
     # in the asyncio thread
     def start(self) -> None:
@@ -194,7 +194,7 @@ class _AioCall:
         self._bridge.to_trio(self._deliver, result)
 
     # in the trio thread
-    def abort(self, raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+    def abort(self, raise_cancel: Callable[[], NoReturn]) -> trio.lowlevel.Abort:
         self._raise_cancel = raise_cancel
         self._bridge.to_asyncio(self._cancel)
         return trio.lowlevel.Abort.FAILED  # rescheduled when the coroutine has ended
@@ -239,7 +239,7 @@ class _Pump:
 
 
 @asynccontextmanager
-async def open_bridge(settings: BridgeSettings | None = None) -> AsyncIterator[Bridge]:
+async def open_bridge(settings: BridgeSettings | None = None) -> AsyncGenerator[Bridge]:
     """A bridge for this trio run. On exit its tasks are cancelled: stop servers and close channels first."""
     async with trio.open_nursery() as nursery:
         bridge = Bridge(_loop_thread().loop, nursery, settings or BridgeSettings())

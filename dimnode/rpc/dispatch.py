@@ -13,10 +13,10 @@ INTERNAL without its text. A handler is cancelled when its client goes away or t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import structlog
@@ -30,6 +30,7 @@ from dimnode.rpc.bridge import Bridge
 from dimnode.rpc.errors import to_status
 from dimnode.rpc.streams import ToAsyncio, ToTrio
 
+T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
 
@@ -60,6 +61,17 @@ class Call:
         return values[0] if values else None
 
 
+@asynccontextmanager
+async def closing(messages: AsyncIterator[T]) -> AsyncGenerator[AsyncIterator[T]]:
+    """Closes an iterator at the end if it can be closed: generators run their cleanup there and then."""
+    try:
+        yield messages
+    finally:
+        aclose = getattr(messages, "aclose", None)
+        if aclose is not None:
+            await aclose()
+
+
 class _Job:
     """One call's trio side. Made in asyncio, everything else happens in trio."""
 
@@ -72,7 +84,7 @@ class _Job:
         self._done = done
         """(value, error); called once, in trio."""
         self._error: DimError | None = None
-        self.scope = trio.CancelScope()
+        self.scope = trio.CancelScope()  # pyright: ignore[reportCallIssue]
 
     def start(self) -> None:
         self._dispatcher.admit(self)
@@ -189,7 +201,7 @@ class Dispatcher:
 
         async def work() -> None:
             messages = make()
-            async with aclosing(messages):  # pyright: ignore[reportArgumentType] - handlers are generators
+            async with closing(messages):
                 async for message in messages:
                     await out.send(message)
 
@@ -207,7 +219,7 @@ class Dispatcher:
         handlers = {m.name: self._handler(m, getattr(service.handler, m.name)) for m in service.descriptor.methods}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.name, handlers),))
 
-    def _handler(self, method: MethodDescriptor, fn: Callable[..., Any]) -> grpc.RpcMethodHandler:
+    def _handler(self, method: MethodDescriptor, fn: Callable[..., Any]) -> grpc.RpcMethodHandler[Any, Any]:
         name = f"{method.containing_service.full_name}/{method.name}"
         if method.client_streaming:
             make, behave = grpc.stream_unary_rpc_method_handler, self._client_stream(name, fn)

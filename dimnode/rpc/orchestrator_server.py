@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from dimnode.errors import DimError, FailedPrecondition, FieldProblem, InvalidAr
 from dimnode.ports import Accepted, OrchestratorApi, SwarmApi
 from dimnode.rpc import convert, documents
 from dimnode.rpc.bridge import Bridge
-from dimnode.rpc.dispatch import Call, Service
+from dimnode.rpc.dispatch import Call, Service, closing
 from dimnode.rpc.server import RunningServer, ServerSettings, is_loopback, serve
 from dimnode.rpc.tls import TlsFiles, server_credentials
 from dimnode.rpc.v1 import orchestrator_pb2 as pb
@@ -97,7 +97,7 @@ class OrchestratorService:
 
     async def WatchJob(self, request: Any, call: Call) -> AsyncIterator[Any]:  # noqa: N802
         self._admit(call)
-        async with aclosing(self._api.watch(_job_id(request))) as events:  # pyright: ignore[reportArgumentType]
+        async with closing(self._api.watch(_job_id(request))) as events:
             async for document in events:
                 yield pb.JobEvent(job=documents.job_to_proto(document))
 
@@ -136,7 +136,7 @@ class OrchestratorService:
 
     async def GetArtifact(self, request: Any, call: Call) -> AsyncIterator[Any]:  # noqa: N802
         self._admit(call)
-        async with aclosing(self._swarm.get_artifact(_required(request, "cid"))) as pieces:  # pyright: ignore[reportArgumentType]
+        async with closing(self._swarm.get_artifact(_required(request, "cid"))) as pieces:
             async for piece in pieces:
                 yield pb.ArtifactChunk(data=piece)
 
@@ -186,7 +186,7 @@ async def serve_orchestrator(
     settings: OrchestratorServerSettings | None = None,
     *,
     rate_limit: RateLimit = _no_limit,
-) -> AsyncIterator[RunningServer]:
+) -> AsyncGenerator[RunningServer]:
     """Serve the client API on ``listen`` (``host:port``) while the block runs. Raises `FailedPrecondition` naming the
     setting if the address is taken, or reachable from other machines while nobody is authenticated."""
     settings = settings or OrchestratorServerSettings()
@@ -198,6 +198,6 @@ async def serve_orchestrator(
         )
     credentials = server_credentials(settings.tls) if settings.tls is not None else None
     service = OrchestratorService(api, swarm_api, settings, rate_limit)
-    async with AsyncExitStack() as stack:
-        contract = Service(pb.DESCRIPTOR.services_by_name["Orchestrator"], service, endless=frozenset({"WatchJob"}))
-        yield await stack.enter_async_context(serve(bridge, [contract], listen, settings.server, credentials))
+    contract = Service(pb.DESCRIPTOR.services_by_name["Orchestrator"], service, endless=frozenset({"WatchJob"}))
+    async with serve(bridge, [contract], listen, settings.server, credentials) as running:
+        yield running

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import trio
+from grpc_health.v1 import _async as async_health
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -57,7 +58,7 @@ async def serve(
     listen: str,
     settings: ServerSettings,
     credentials: grpc.ServerCredentials | None = None,
-) -> AsyncIterator[RunningServer]:
+) -> AsyncGenerator[RunningServer]:
     """Serve on ``listen`` (``host:port``, port 0 for any; ``unix:PATH``), with health checking and reflection,
     while the block runs. Leaving it refuses new calls at once, lets running ones end within ``settings.grace``
     and cancels the rest. Raises `FailedPrecondition` naming ``settings.setting`` if the address cannot be used."""
@@ -67,7 +68,7 @@ async def serve(
         yield RunningServer(running.address, dispatcher)
     finally:
         # Draining goes on when the scope around is cancelled (a seat was lost); the grace bounds it.
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True):  # pyright: ignore[reportCallIssue]
             dispatcher.end_endless()
             await bridge.aio(running.stop(settings.grace))
             await dispatcher.finish()
@@ -76,7 +77,7 @@ async def serve(
 class _Server:
     """In the asyncio thread."""
 
-    def __init__(self, server: grpc.aio.Server, checks: health.aio.HealthServicer, address: str) -> None:
+    def __init__(self, server: grpc.aio.Server, checks: async_health.HealthServicer, address: str) -> None:
         self._server = server
         self._checks = checks
         self.address = address
@@ -94,7 +95,7 @@ async def _start(
     credentials: grpc.ServerCredentials | None,
 ) -> _Server:
     server = grpc.aio.server(options=options(settings), maximum_concurrent_rpcs=settings.max_concurrent_calls)
-    checks = health.aio.HealthServicer()
+    checks = async_health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     for service in services:
         dispatcher.add(server, service)

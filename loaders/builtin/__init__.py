@@ -1,0 +1,1 @@
+"""The steps themselves: array functions, imported by the loader only when one of them is loaded."""

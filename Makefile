@@ -1,0 +1,77 @@
+# DIM: one command for each thing a developer does. `make help` lists them.
+
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := $(VENV)/bin
+BASE := $(VENV)/.made
+DEMO := $(VENV)/.demo-installed
+DEV := $(VENV)/.dev-installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps
+KINDS := unit simulation integration e2e performance security
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test $(addprefix test-,$(KINDS)) check bench report up down format lock clean
+
+help:  ## this list
+	@grep -hE '^[a-z% -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+setup: $(DEV)  ## a virtual environment with every extra and the test tools
+
+demo: $(DEMO)  ## three nodes on this machine, one job of each pattern, a table of results
+	$(BIN)/dimnode demo
+
+test: $(DEV)  ## all tests, coverage and its gates
+	$(BIN)/python tools/run_tests.py
+
+$(addprefix test-,$(KINDS)): test-%: $(DEV)  ## the tests of one kind, without coverage
+	$(BIN)/python -m pytest tests/$*
+
+check: $(DEV)  ## lint, format, types, import rules, generated files, locks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python tools/generate_protos.py --check
+	$(BIN)/python tools/generate_bootstrap.py --check
+	$(BIN)/python tools/lock.py --check
+
+bench: $(DEV)  ## the benchmark: a table, and bench-results.json
+	$(BIN)/python -m tools.bench
+
+report:  ## htmlcov/, coverage.xml, test-results.xml, report.md (runs the tests if there are no results)
+	@test -f test-results.xml || $(MAKE) test || true
+	$(BIN)/python tools/report.py
+
+up: $(DEMO)  ## a local swarm of three that keeps running (see `make down`)
+	$(BIN)/python -m dimnode.demo.local_swarm up --dir .dim-demo
+
+down:  ## stop the local swarm
+	$(BIN)/python -m dimnode.demo.local_swarm down --dir .dim-demo
+
+format: $(DEV)  ## format the code, sort imports
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(DEV)  ## write requirements/*.lock from what is installed
+	$(BIN)/python tools/lock.py
+
+clean:  ## remove everything that was made here, the virtual environment too
+	rm -rf $(VENV) build dist *.egg-info htmlcov coverage.xml coverage.json test-results.xml report.md report bench-results.json .dim-demo
+	rm -rf .coverage .coverage.* .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(BASE):
+	@test -n "$(PYTHON)" || { echo "DIM needs Python 3.11 or newer"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit("DIM needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# The second environment contains the first: after `make setup` nothing is left to do for the demo.
+$(DEMO): $(BASE) requirements/demo.lock pyproject.toml
+	@if [ -f $(DEV) ] && [ $(DEV) -nt requirements/dev.lock ] && [ $(DEV) -nt pyproject.toml ]; then echo "using the development environment"; \
+	else set -x; $(PIP) -r requirements/demo.lock && $(PIP) -e .; fi
+	@touch $@
+
+$(DEV): $(BASE) requirements/dev.lock pyproject.toml
+	$(PIP) -r requirements/dev.lock
+	$(PIP) -e .
+	@touch $@

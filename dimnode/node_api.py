@@ -1,0 +1,101 @@
+"""What the node answers on its own socket: `dimnode.ports.NodeApi`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from dimnode.domain.node import CabinetInfo
+from dimnode.errors import DimError, FailedPrecondition, FieldProblem, InvalidArgument, NotFound
+from dimnode.ports import DaemonClient, Elector, Models, Registry, TaskService
+from dimnode.swarm.views import SwarmViews
+from p2p.ipfs.api import ContentStore
+
+
+class LocalNode(SwarmViews):
+    """``describe`` gives the parts of `status` that only the composition root knows."""
+
+    def __init__(
+        self,
+        swarm: str,
+        registry: Registry,
+        elector: Elector,
+        models: Models,
+        store: ContentStore,
+        daemon: TaskService,
+        *,
+        client: DaemonClient,
+        describe: Callable[[], Mapping[str, Any]],
+        make_invite: Callable[[], str],
+        max_artifact_bytes: int,
+        fetch_timeout: float,
+    ) -> None:
+        super().__init__(
+            swarm, registry, elector, models, store, daemon, max_artifact_bytes=max_artifact_bytes, fetch_timeout=fetch_timeout
+        )
+        self._client = client
+        self._describe = describe
+        self._make_invite = make_invite
+
+    def status(self) -> Mapping[str, Any]:
+        mine = self._elector.mine()
+        return {
+            **self._describe(),
+            "swarm": self._swarm,
+            "role": "orchestrator" if mine else "node",
+            "term": self._elector.term(),
+            "orchestrators": [
+                {k: o[k] for k in ("peer_id", "name", "grpc", "term", "local_only")} for o in self.cluster()["orchestrators"]
+            ],
+        }
+
+    def invite(self) -> str:
+        return self._make_invite()
+
+    async def node_stats(self, node: str) -> Mapping[str, Any]:
+        """Of this node if ``node`` is empty. Raises `NotFound`, `Unavailable`."""
+        if not node:
+            return self._daemon.stats()
+        found = self._registry.find(node)
+        if len(found) > 1:
+            raise FailedPrecondition(f"{len(found)} nodes are called {node!r}", hint="Use the peer id.")
+        if not found:
+            raise NotFound(f"{node!r} is not a node of this swarm", hint="`dimnode nodes` lists the nodes.")
+        return await self._client.stats(found[0].heartbeat.peer_id)
+
+    async def add_model_file(self, path: str, *, id: str, licence: str, batch_axis: int | None) -> Mapping[str, Any]:
+        manifest, manifest_cid = await self._daemon.add_model_file(Path(path), id=id, licence=licence, batch_axis=batch_axis)
+        self._check_free(manifest.id, manifest.cid)
+        return self._published(manifest, manifest_cid)
+
+    async def add_cabinet(self, name: str, path: str, policy: str) -> Mapping[str, Any]:
+        info = await self._daemon.add_cabinet(name, Path(path), _policy(policy))
+        self._registry.announce(cabinets=self._daemon.cabinets())
+        return cabinet_document(info)
+
+    def cabinets(self) -> list[Mapping[str, Any]]:
+        return [cabinet_document(c) for c in self._daemon.cabinets()]
+
+
+def cabinet_document(info: CabinetInfo) -> dict[str, Any]:
+    return msgspec.to_builtins(info)
+
+
+def _policy(text: str) -> Mapping[str, Any] | None:
+    if not text:
+        return None
+    try:
+        plain = json.loads(text)
+    except ValueError as e:
+        raise _bad_policy("must be JSON") from e
+    if not isinstance(plain, dict):
+        raise _bad_policy("must be a JSON object")
+    return plain
+
+
+def _bad_policy(rule: str) -> DimError:
+    return InvalidArgument(f"the policy {rule}", fields=(FieldProblem("policy", rule),), hint="docs/user-guide.md shows one.")

@@ -1,0 +1,314 @@
+"""Drives one job from acceptance to its outcome.
+
+The pattern engine decides, this shell acts: it starts the tasks the engine asks for, writes seals,
+has rounds aggregated in a thread, and records the outcome. Everything it needs to know is a view of
+the record, so a job that was interrupted anywhere is driven on by the same loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import structlog
+import trio
+
+from dimnode.core.job_view import JobView
+from dimnode.domain import codec
+from dimnode.domain.job_form import JobForm, from_plain
+from dimnode.domain.model import ModelManifest
+from dimnode.domain.record import Ballot, ErrorInfo, JobStatus, OutcomeEntry, PlanEntry, SealEntry, StatusEntry, Terminal
+from dimnode.domain.tensors import TensorValue
+from dimnode.errors import Code, DimError, Fenced, NotFound
+from dimnode.orchestrator.documents import finite, result_plain
+from dimnode.orchestrator.nodes import gather_facts, models_of
+from dimnode.orchestrator.selection import Selector
+from dimnode.orchestrator.settings import OrchestratorSettings
+from dimnode.orchestrator.table import JobTable
+from dimnode.orchestrator.task_runner import TaskRunner, Work
+from dimnode.orchestrator.values import Values
+from dimnode.ports import Clock, Models, Registry
+from p2p.ipfs.api import ContentError, ContentStore
+from patterns.api import Conclusion, Engine, Fail, Finish, PatternError, Progress, Run, Seal, TaskPlan, TaskResult, TaskState, Wait
+from patterns.engines import make_engine, make_plan, plan_from_plain, plan_to_plain
+
+log = structlog.get_logger(__name__)
+
+
+class Coordinator:
+    def __init__(
+        self,
+        table: JobTable,
+        runner: TaskRunner,
+        selector: Selector,
+        models: Models,
+        registry: Registry,
+        store: ContentStore,
+        values: Values,
+        clock: Clock,
+        settings: OrchestratorSettings,
+    ) -> None:
+        self._table = table
+        self._runner = runner
+        self._selector = selector
+        self._models = models
+        self._registry = registry
+        self._store = store
+        self._values = values
+        self._clock = clock
+        self._settings = settings
+
+    async def drive(self, job: str, ballot: Ballot) -> None:
+        """Returns when the job is terminal, or when another owner fenced this one. If it is cancelled
+        the job stays as it is, for the next owner."""
+        drive = _Drive(self, job, ballot)
+        left = drive.left()
+        with trio.move_on_after(left) as life:
+            try:
+                await drive.run()
+            except Fenced as e:
+                log.info("job.fenced", job=job, reason=e.message)
+            except PatternError as e:
+                await drive.fail(ErrorInfo(code=e.code, message=e.message, hint=e.hint, details=finite(e.details)))
+            except DimError as e:
+                await drive.fail(ErrorInfo(code=e.code.value, message=e.message, hint=e.hint))
+        if life.cancelled_caught:
+            await drive.expire()
+
+
+class _Drive:
+    """The loop of one job."""
+
+    def __init__(self, parts: Coordinator, job: str, ballot: Ballot) -> None:
+        self._p = parts
+        self._job = job
+        self._ballot = ballot
+        view = parts._table.view(job)
+        assert view.core is not None
+        self._elapsed_before = view.elapsed
+        self._since = parts._clock.monotonic()
+        self._timeout = view.core.timeout
+        self._form: JobForm = from_plain(codec.decode_plain(view.core.spec))
+        self._work = Work(job=job, form=self._form, ballot=ballot, stage=self._stage)
+        self._started: set[str] = set()
+        self._changed = trio.Event()
+        self._first_model = models_of(self._form.config)[0]
+        self._models_by_key: dict[str, str] = {}
+        """Of round 0; later rounds run the job's one model."""
+
+    def elapsed(self) -> float:
+        return self._elapsed_before + self._p._clock.monotonic() - self._since
+
+    def left(self) -> float:
+        """Seconds of life that the job has left."""
+        return max(0.0, self._timeout - self.elapsed())
+
+    def _view(self) -> JobView:
+        return self._p._table.view(self._job)
+
+    async def run(self) -> None:
+        await self._enter("scheduling")
+        engine = await self._plan()
+        async with trio.open_nursery() as nursery:
+            tasks = trio.CapacityLimiter(self._p._settings.max_tasks_per_job)
+            while not self._view().terminal:
+                self._changed = trio.Event()
+                decision = engine.decide(self._progress())
+                match decision:
+                    case Run():
+                        self._start(nursery, decision.tasks, tasks)
+                        await self._changed.wait()
+                    case Wait():
+                        await self._changed.wait()
+                    case Seal():
+                        await self._seal(engine, decision)
+                    case Finish():
+                        await self._finish(engine, decision)
+                    case Fail():
+                        await self.fail(_error_of(decision, self._work))
+            nursery.cancel_scope.cancel()
+
+    async def _plan(self) -> Engine:
+        """The engine on the plan in the record, or on one made now and recorded. Waits while the swarm
+        has not what the job needs."""
+        manifests = await self._manifests()
+        facts = gather_facts(self._form, manifests, self._p._registry)
+        stored = self._view().plan
+        if stored is None:
+            while True:
+                version = self._p._registry.changed()
+                facts = gather_facts(self._form, manifests, self._p._registry)
+                try:
+                    plan = make_plan(self._form.pattern, self._form.config, facts)
+                    break
+                except PatternError as e:
+                    if e.code != Code.UNAVAILABLE.value:
+                        raise
+                    self._work.waiting["plan"] = e.message
+                    await self._p._registry.wait_changed(version)
+            self._work.waiting.pop("plan", None)
+            await self._p._table.append(self._job, PlanEntry(job=self._job, ballot=self._ballot, plan=plan_to_plain(plan)))
+            stored = self._view().plan
+        assert stored is not None
+        plan = plan_from_plain(stored)
+        self._models_by_key = {t.key: t.model for t in plan.tasks}
+        return make_engine(self._form.pattern, self._form.config, plan, facts.models)
+
+    async def _manifests(self) -> dict[str, ModelManifest]:
+        out: dict[str, ModelManifest] = {}
+        for name in models_of(self._form.config):
+            while True:
+                version = self._p._registry.changed()
+                try:
+                    out[name] = await self._p._models.manifest(self._p._models.resolve(name))
+                    break
+                except (NotFound, DimError) as e:
+                    if e.code not in (Code.NOT_FOUND, Code.UNAVAILABLE):
+                        raise
+                    self._work.waiting["plan"] = f"model {name}: {e.message}"
+                    await self._p._registry.wait_changed(version)
+        return out
+
+    def _progress(self) -> Progress:
+        view = self._view()
+        states: dict[str, TaskState] = {}
+        for key in self._started | set(view.attempts):
+            found = view.attempts.get(key)
+            if found is not None:
+                states[key] = TaskState(key, "completed", found.attempt.node, found.attempt.rows)
+            elif key in self._work.failures:
+                states[key] = TaskState(key, "failed", error=self._work.failures[key].message)
+            else:
+                states[key] = TaskState(key, "running")
+        return Progress(states, {r: tuple(s.seal.attempts) for r, s in view.seals.items()})
+
+    def _start(self, nursery: trio.Nursery, plans: Sequence[TaskPlan], limit: trio.CapacityLimiter) -> None:
+        done = self._view().attempts
+        for plan in plans:
+            if plan.key not in self._started and plan.key not in done:
+                self._started.add(plan.key)
+                nursery.start_soon(self._run_task, plan, limit)
+
+    async def _run_task(self, plan: TaskPlan, limit: trio.CapacityLimiter) -> None:
+        async with limit:
+            await self._p._runner.run(self._work, plan)
+        self._changed.set()
+
+    async def _seal(self, engine: Engine, seal: Seal) -> None:
+        view = self._view()
+        attempts = {key: view.attempts[key].id for key in seal.keys}
+        entry = SealEntry(job=self._job, ballot=self._ballot, round=seal.round, attempts=attempts)
+        await self._p._table.append(self._job, entry)
+        if seal.round < engine.last_round:
+            await self._aggregate_before(engine, seal.round + 1)
+
+    async def _aggregate_before(self, engine: Engine, round_: int) -> None:
+        """Makes sure that the aggregate which feeds ``round_`` is in memory (after a takeover it is
+        computed again, from the sealed attempts)."""
+        before = round_ - 1
+        if before in self._work.aggregates or before not in self._view().seals:
+            return
+        conclusion = await self._conclude(engine, before, tuple(self._view().seals[before].seal.attempts))
+        if isinstance(conclusion, Fail):
+            await self.fail(_error_of(conclusion, self._work))
+            return
+        self._work.aggregates[before] = {n: await self._p._values.write(a) for n, a in conclusion.outputs.items()}
+
+    async def _conclude(self, engine: Engine, round_: int, keys: tuple[str, ...]) -> Conclusion | Fail:
+        results = [await self._result_of(engine, key) for key in keys]
+        return await trio.to_thread.run_sync(engine.conclude, round_, results)
+
+    async def _result_of(self, engine: Engine, key: str) -> TaskResult:
+        """The sealed attempt of a task (the view prefers it) with its values."""
+        attempt = self._view().attempts[key].attempt
+        outputs = await self._p._values.read_all(attempt.outputs, (attempt.node,)) if engine.needs_values else {}
+        return TaskResult(
+            key=key, model=self._models_by_key.get(key, self._first_model), node=attempt.node, rows=attempt.rows, outputs=outputs
+        )
+
+    async def _finish(self, engine: Engine, finish: Finish) -> None:
+        await self._enter("aggregating")
+        conclusion = await self._conclude(engine, finish.round, finish.keys)
+        if isinstance(conclusion, Fail):
+            await self.fail(_error_of(conclusion, self._work))
+            return
+        outputs = await self._outputs(conclusion)
+        await self._complete(outputs, conclusion.details)
+
+    async def _outputs(self, conclusion: Conclusion) -> dict[str, TensorValue]:
+        """The job's outputs: large ones as blocks that this node keeps."""
+        if conclusion.passthrough is None:
+            return {n: await self._p._values.write(a) for n, a in conclusion.outputs.items()}
+        attempt = self._view().attempts[conclusion.passthrough].attempt
+        for value in attempt.outputs.values():
+            if value.cid is not None:
+                try:
+                    await self._p._store.fetch(value.cid, providers=(attempt.node,), timeout=self._p._settings.fetch_timeout)
+                    await self._p._store.pin(value.cid, reason=f"result of {self._job}")
+                except ContentError as e:
+                    raise DimError(f"the result's tensor {value.cid} cannot be fetched: {e}", code=Code.UNAVAILABLE) from e
+        return dict(attempt.outputs)
+
+    async def _complete(self, outputs: Mapping[str, TensorValue], details: Mapping[str, Any]) -> None:
+        record = self._p._table.record(self._job)
+        cost = sum(f.attempt.receipt.cost for facts in self._view().completed.values() for f in facts if f.attempt.receipt)
+        await self._outcome("completed", plain=result_plain(record, outputs, details, cost, self._p._selector.name))
+
+    async def fail(self, error: ErrorInfo) -> None:
+        if not self._view().terminal:
+            await self._outcome("failed", error=error)
+
+    async def expire(self) -> None:
+        if self._view().terminal:
+            return
+        waited = "; ".join(f"{k} waited for {v}" if k != "plan" else f"it waited for {v}" for k, v in sorted(self._work.waiting.items()))
+        message = f"the job was not done within its timeout of {self._timeout:g} s"
+        error = ErrorInfo(
+            code=Code.DEADLINE_EXCEEDED.value,
+            message=f"{message}; {waited}" if waited else message,
+            hint="Raise the job's `timeout`, or bring the missing nodes back.",
+        )
+        await self._outcome("expired", error=error)
+
+    async def _outcome(self, status: Terminal, *, plain: Mapping[str, Any] | None = None, error: ErrorInfo | None = None) -> None:
+        cid, inline = None, None
+        if plain is not None:
+            data = codec.encode(plain)
+            keep = len(data) <= self._p._settings.inline_result_bytes
+            cid = await self._p._store.put_dag_bytes(data, durable=not keep)
+            inline = data if keep else None
+        entry = OutcomeEntry(
+            job=self._job, ballot=self._ballot, status=status, at=self._p._clock.wall(), result_cid=cid, result=inline, error=error
+        )
+        await self._p._table.append(self._job, entry)
+        self._changed.set()
+        log.info("job.finished", job=self._job, status=status, code=error.code if error else None)
+
+    async def _stage(self, stage: str) -> None:
+        """A task told its stage: the job is at least there."""
+        status: JobStatus | None = "fetching" if stage == "fetching" else "running" if stage == "running" else None
+        if status is not None:
+            await self._enter(status)
+
+    async def _enter(self, status: JobStatus) -> None:
+        """Statuses only go forward."""
+        view = self._view()
+        if view.terminal or (_ORDER.index(status) <= _ORDER.index(view.status) and status != "scheduling"):
+            return
+        if view.status == status:
+            return
+        entry = StatusEntry(job=self._job, ballot=self._ballot, status=status, at=self._p._clock.wall(), elapsed=self.elapsed())
+        await self._p._table.append(self._job, entry)
+
+
+_ORDER: tuple[str, ...] = ("queued", "scheduling", "fetching", "running", "aggregating", "completed", "failed", "cancelled", "expired")
+
+
+def _error_of(fail: Fail, work: Work) -> ErrorInfo:
+    details: dict[str, Any] = finite(fail.details)
+    if work.failures:
+        details["tasks"] = {k: {"code": e.code.value, "message": e.message, "hint": e.hint} for k, e in sorted(work.failures.items())}
+    if len(work.failures) == 1 and fail.code in (Code.TASK_FAILED.value,):
+        only = next(iter(work.failures.values()))
+        return ErrorInfo(code=only.code.value, message=only.message, hint=only.hint or fail.hint, details=details)
+    return ErrorInfo(code=fail.code, message=fail.message, hint=fail.hint, details=details)

@@ -1,0 +1,123 @@
+"""Jobs and results in their outside form (``Job`` and ``Result`` of common.proto, snake case)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dimnode.core.job_record import Record
+from dimnode.core.job_view import view
+from dimnode.domain import codec
+from dimnode.domain.ids import task_id
+from dimnode.domain.record import Assign, Attempt, ErrorInfo
+from dimnode.domain.tensors import TensorValue
+
+NameOf = Callable[[str], str]
+"""Peer id -> the node's configured name, or the peer id if it is unknown."""
+
+
+def error_document(error: ErrorInfo | None) -> dict[str, Any] | None:
+    if error is None:
+        return None
+    return {"code": error.code, "message": error.message, "hint": error.hint, "details": error.details}
+
+
+def job_document(record: Record, name_of: NameOf) -> dict[str, Any]:
+    seen = view(record)
+    core = seen.core
+    return {
+        "job_id": seen.job,
+        "pattern": core.pattern if core else "",
+        "status": seen.status,
+        "owner": name_of(seen.owner.peer) if seen.owner else "",
+        "epoch": seen.epoch,
+        "submitted": core.submitted if core else 0.0,
+        "updated": seen.updated,
+        "times": dict(seen.times),
+        "error": error_document(seen.error),
+        "tasks": task_documents(record, name_of),
+        "priority": core.priority if core else "normal",
+        "spec_cid": core.spec_cid if core else "",
+    }
+
+
+def task_documents(record: Record, name_of: NameOf) -> list[dict[str, Any]]:
+    """Every attempt, finished ones with their receipt, in the order in which they were assigned. Of a
+    completed job the record is compacted, and the tasks are those of its result."""
+    outcome = view(record).outcome
+    if outcome is not None and outcome.result is not None:
+        return codec.decode_plain(outcome.result)["tasks"]
+    assigns = sorted((b for _, b in record.items() if isinstance(b, Assign)), key=lambda a: (a.at, a.task, a.attempt))
+    attempts = {(b.task, b.attempt, b.node): (key, b) for key, b in record.items() if isinstance(b, Attempt)}
+    return [_task_document(record, a, attempts.get((a.task, a.attempt, a.node)), name_of) for a in assigns]
+
+
+def _task_document(record: Record, assign: Assign, found: tuple[str, Attempt] | None, name_of: NameOf) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "task_id": task_id(record.job, assign.task, assign.attempt),
+        "node": name_of(assign.node),
+        "model_cid": assign.model_cid,
+        "status": _task_status(record, assign),
+        "attempt": assign.attempt,
+        "started": assign.at,
+        "ended": 0.0,
+        "receipt": b"",
+        "error": None,
+    }
+    if found is None:
+        return document
+    key, attempt = found
+    entry = record.get(key)
+    document.update(
+        status=attempt.status,
+        receipt=codec.encode(entry) if entry else b"",
+        error=error_document(attempt.error),
+    )
+    if attempt.receipt is not None:
+        document.update(started=attempt.receipt.started, ended=attempt.receipt.ended)
+    return document
+
+
+def _task_status(record: Record, assign: Assign) -> str:
+    """Of an assignment that nobody has answered."""
+    seen = view(record)
+    latest = seen.assignments.get(assign.task)
+    if latest is not None and latest.assign.attempt > assign.attempt:
+        return "lost"
+    return "cancelled" if seen.terminal else "running"
+
+
+def result_plain(
+    record: Record, outputs: Mapping[str, TensorValue], details: Mapping[str, Any], cost: float, name_of: NameOf
+) -> dict[str, Any]:
+    """The result document as it is stored (DAG-CBOR): tensors as {dtype, shape, raw or cid}."""
+    core = view(record).core
+    return {
+        "job_id": record.job,
+        "pattern": core.pattern if core else "",
+        "status": "completed",
+        "outputs": {n: {"dtype": t.dtype, "shape": list(t.shape), "raw": t.raw, "cid": t.cid} for n, t in outputs.items()},
+        "details": finite(details),
+        "tasks": task_documents(record, name_of),
+        "cost": cost,
+    }
+
+
+def result_document(plain: Mapping[str, Any], result_cid: str | None) -> dict[str, Any]:
+    """From the stored form to `dimnode.ports.ResultDocument`."""
+    outputs = {
+        n: TensorValue(dtype=t["dtype"], shape=tuple(t["shape"]), raw=t.get("raw"), cid=t.get("cid")) for n, t in plain["outputs"].items()
+    }
+    return {**plain, "outputs": outputs, "result_cid": result_cid or ""}
+
+
+def finite(value: Any) -> Any:
+    """The same value with NaN and infinities as their names: DAG-CBOR and strict JSON have none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    return value

@@ -1,0 +1,253 @@
+"""The orchestrator: accepts jobs, has them driven, answers for them. Lives while a seat is held."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import structlog
+import trio
+
+from dimnode.core.job_view import JobView
+from dimnode.domain import codec
+from dimnode.domain.job_form import PRIORITIES, JobForm
+from dimnode.domain.record import Ballot, Claim, OutcomeEntry
+from dimnode.errors import Code, DataLoss, DimError, FailedPrecondition, NotFound, NotReady, ResourceExhausted, Unavailable
+from dimnode.orchestrator.admission import Admission, Prepared
+from dimnode.orchestrator.coordinator import Coordinator
+from dimnode.orchestrator.documents import job_document, result_document
+from dimnode.orchestrator.selection import Selector
+from dimnode.orchestrator.settings import OrchestratorSettings
+from dimnode.orchestrator.table import JobTable
+from dimnode.ports import Accepted, Clock, JobDocument, Journal, ResultDocument
+from p2p.ipfs.api import ContentError, ContentStore
+
+log = structlog.get_logger(__name__)
+
+
+class Orchestrator:
+    """`dimnode.ports.OrchestratorApi`. ``me`` and ``boot`` make this node's ballots."""
+
+    def __init__(
+        self,
+        me: str,
+        boot: str,
+        table: JobTable,
+        journal: Journal,
+        admission: Admission,
+        coordinator: Coordinator,
+        selector: Selector,
+        store: ContentStore,
+        clock: Clock,
+        settings: OrchestratorSettings,
+    ) -> None:
+        self._me = me
+        self._boot = boot
+        self._table = table
+        self._journal = journal
+        self._admission = admission
+        self._coordinator = coordinator
+        self._selector = selector
+        self._store = store
+        self._clock = clock
+        self._settings = settings
+        self._waiting: list[tuple[int, int, str, Ballot]] = []
+        """Accepted jobs that are not driven yet: a heap by (priority, order of arrival)."""
+        self._order = itertools.count()
+        self._wake = trio.Event()
+        self._scopes: dict[str, trio.CancelScope] = {}
+        self._accepting = False
+        self._counters = {"accepted": 0, "refused": 0, "finished": 0}
+
+    # --- life ---
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Takes up this node's unfinished jobs, then accepts and drives jobs until cancelled."""
+        for job in await self._journal.unfinished():
+            await self._take_up(job)
+        self._accepting = True
+        try:
+            async with trio.open_nursery() as nursery:
+                task_status.started()
+                await self._drive_jobs(nursery)
+        finally:
+            self._accepting = False
+            self._scopes.clear()
+            self._waiting.clear()
+
+    def stop_accepting(self) -> None:
+        self._accepting = False
+
+    async def _take_up(self, job: str) -> None:
+        """Claim an unfinished job of the journal with a higher ballot."""
+        try:
+            seen = await self._table.load(job)
+        except NotFound:
+            return
+        if seen.terminal or seen.core is None:
+            return
+        ballot = Ballot(seen.epoch + 1, self._me, self._boot)
+        await self._table.append(job, Claim(job=job, ballot=ballot, elapsed=seen.elapsed, at=self._clock.wall()))
+        log.info("job.taken_up", job=job, epoch=ballot.n)
+        self._enqueue(job, seen.core.priority, ballot)
+
+    def _enqueue(self, job: str, priority: str, ballot: Ballot) -> None:
+        rank = -PRIORITIES.index(priority) if priority in PRIORITIES else 0
+        heapq.heappush(self._waiting, (rank, next(self._order), job, ballot))
+        self._wake.set()
+
+    async def _drive_jobs(self, nursery: trio.Nursery) -> None:
+        limit = trio.Semaphore(self._settings.max_running_jobs)
+        while True:
+            while not self._waiting:
+                self._wake = trio.Event()
+                await self._wake.wait()
+            await limit.acquire()
+            if not self._waiting:  # cancelled while we waited for a place
+                limit.release()
+                continue
+            _, _, job, ballot = heapq.heappop(self._waiting)
+            nursery.start_soon(self._drive, job, ballot, limit)
+
+    async def _drive(self, job: str, ballot: Ballot, limit: trio.Semaphore) -> None:
+        try:
+            if self._table.view(job).terminal:
+                return
+            with trio.CancelScope() as scope:
+                self._scopes[job] = scope
+                await self._coordinator.drive(job, ballot)
+        finally:
+            self._scopes.pop(job, None)
+            self._counters["finished"] += 1
+            limit.release()
+
+    # --- the API ---
+
+    async def submit(self, form: JobForm, principal: str) -> Accepted:
+        answer = (await self.submit_many([form], principal))[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def submit_many(self, forms: Sequence[JobForm | Exception], principal: str) -> list[Accepted | Exception]:
+        prepared = [form if isinstance(form, Exception) else await self._prepare(form, principal) for form in forms]
+        new: dict[str, Prepared] = {}
+        for p in prepared:
+            if isinstance(p, Prepared) and p.job not in new and not await self._table.exists(p.job):
+                new[p.job] = p
+        self._admit(len(new))
+        ballot = Ballot(1, self._me, self._boot)
+        at = self._clock.wall()
+        await self._table.create([(p.job, p.entries(ballot, at)) for p in new.values()])
+        for p in new.values():
+            self._counters["accepted"] += 1
+            self._enqueue(p.job, p.core.priority, ballot)
+        for p in new.values():
+            await self._publish_spec(p)
+        return [Accepted(p.job, 1) if isinstance(p, Prepared) else p for p in prepared]
+
+    async def _prepare(self, form: JobForm, principal: str) -> Prepared | Exception:
+        try:
+            return await self._admission.prepare(form, principal)
+        except DimError as e:
+            self._counters["refused"] += 1
+            return e
+
+    def _admit(self, count: int) -> None:
+        if not self._accepting:
+            raise Unavailable("this orchestrator is stopping", hint="Try another orchestrator.", retry_after=1.0)
+        if self._table.active_count() + count > self._settings.max_active_jobs:
+            self._counters["refused"] += count
+            raise ResourceExhausted(
+                f"this orchestrator already has {self._table.active_count()} unfinished jobs",
+                hint="Wait for some to finish, or use another orchestrator.",
+                retry_after=1.0,
+            )
+
+    async def _publish_spec(self, prepared: Prepared) -> None:
+        """The spec as an IPFS block. The journal has it durably, so this copy need not wait for a disk."""
+        try:
+            await self._store.put_dag_bytes(prepared.core.spec, durable=False)
+        except ContentError as e:
+            log.warning("job.spec_not_published", job=prepared.job, reason=str(e))
+
+    async def get(self, job_id: str) -> JobDocument:
+        await self._visible(job_id)
+        return job_document(self._table.record(job_id), self._selector.name)
+
+    async def list_jobs(self, active: bool, limit: int) -> list[JobDocument]:
+        if active:
+            views = [self._table.view(j) for j in self._table.active[-limit:]]
+        else:
+            views = [v for v in await self._table.recent(limit) if v.status != "deleted"]
+        return [await self.get(v.job) for v in views]
+
+    async def watch(self, job_id: str) -> AsyncIterator[JobDocument]:
+        seen, version = await self._visible(job_id), 0
+        last: JobDocument | None = None
+        while True:
+            document = await self.get(job_id)
+            if document != last:
+                last = document
+                yield document
+            seen = await self._table.load(job_id)
+            if seen.terminal and document["status"] == seen.status:
+                return
+            version = await self._table.wait_changed(job_id, version)
+
+    async def cancel(self, job_id: str) -> JobDocument:
+        """Durable before it is acknowledged. A job that is terminal already stays as it is."""
+        seen = await self._visible(job_id)
+        if seen.terminal and seen.status != "cancelled":
+            raise FailedPrecondition(f"job {job_id} is {seen.status} already", hint="Only unfinished jobs can be cancelled.")
+        if not seen.terminal:
+            ballot = seen.owner or Ballot(0, self._me, self._boot)
+            if ballot.peer != self._me:
+                ballot = Ballot(seen.epoch + 1, self._me, self._boot)
+            outcome = OutcomeEntry(job=job_id, ballot=ballot, status="cancelled", at=self._clock.wall())
+            await self._table.append(job_id, outcome)
+            if scope := self._scopes.get(job_id):
+                scope.cancel()
+        return await self.get(job_id)
+
+    async def result(self, job_id: str) -> ResultDocument:
+        seen = await self._visible(job_id)
+        if not seen.terminal:
+            raise NotReady(f"job {job_id} is {seen.status}", hint="`dimnode watch` follows it.", retry_after=1.0)
+        outcome = seen.outcome
+        assert outcome is not None
+        if outcome.status != "completed":
+            raise _no_result(seen)
+        if outcome.result is not None:
+            return result_document(codec.decode_plain(outcome.result), outcome.result_cid)
+        try:
+            plain: Mapping[str, Any] = await self._store.get_dag(outcome.result_cid or "", timeout=self._settings.fetch_timeout)
+        except ContentError as e:
+            raise DataLoss(f"the result of {job_id} cannot be read: {e}", hint="The node that stored it may be down.") from e
+        return result_document(plain, outcome.result_cid)
+
+    async def dry_run(self, form: JobForm, principal: str) -> Mapping[str, Any]:
+        del principal
+        manifests = await self._admission.check(form, dry_run=True)
+        plan = self._admission.plan_now(form, manifests, dry_run=True)
+        return self._selector.explain(plan, form, manifests)
+
+    def statistics(self) -> dict[str, Any]:
+        return {**self._counters, "active": self._table.active_count(), "waiting": len(self._waiting), "driven": len(self._scopes)}
+
+    async def _visible(self, job_id: str) -> JobView:
+        seen = await self._table.load(job_id)
+        if seen.status == "deleted":
+            raise NotFound(f"job {job_id} is not known here", hint="`dimnode jobs` lists the jobs.")
+        return seen
+
+
+def _no_result(seen: JobView) -> DimError:
+    """A job that ended without a result answers with its own reason."""
+    error = seen.error
+    if error is None:
+        return FailedPrecondition(f"job {seen.job} was {seen.status} and has no result")
+    code = Code(error.code) if error.code in Code.__members__ else Code.FAILED_PRECONDITION
+    return DimError(f"job {seen.job} {seen.status}: {error.message}", code=code, hint=error.hint)

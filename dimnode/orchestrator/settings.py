@@ -1,0 +1,36 @@
+"""What an orchestrator may be told; every time limit and bound of this package is here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class OrchestratorSettings:
+    job_timeout: float = 3600.0
+    """Seconds a job may live if its form says nothing."""
+    retries: int = 2
+    """Further attempts for a failed task if the form says nothing."""
+    max_spec_bytes: int = 1 << 20
+    inline_bytes: int = 64 * 1024
+    """Tensors above this travel by CID."""
+    inline_result_bytes: int = 256 * 1024
+    """A result document up to this size is kept in the job's record as well as in IPFS."""
+    max_active_jobs: int = 20_000
+    """Accepted and unfinished jobs; more are refused with RESOURCE_EXHAUSTED."""
+    max_running_jobs: int = 1_000
+    """Jobs driven at once; the others are queued by priority."""
+    max_tasks_per_job: int = 64
+    """Tasks of one job that are dispatched at once."""
+    keep_finished: int = 10_000
+    """Finished jobs kept in memory; older ones are read from the journal."""
+    fetch_timeout: float = 30.0
+    """Seconds without progress while reading tensors or specs from the swarm."""
+    cancel_timeout: float = 5.0
+    """Seconds a node is given to confirm a cancellation."""
+    deadline_grace: float = 2.0
+    """Seconds past a task's own timeout until its node counts as silent."""
+    retry_backoff: float = 0.25
+    """Seconds before a refused or failed task is tried again, doubled each time."""
+    retry_backoff_max: float = 5.0
+    watch_buffer: int = 16

@@ -1,0 +1,139 @@
+"""The jobs this orchestrator knows: records in memory, entries in the journal, watchers told.
+
+The journal is the truth. A record changes in memory only after its entries are durable there, so
+nothing is ever shown that a crash could take back.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import trio
+
+from dimnode.core.job_record import Record
+from dimnode.core.job_view import JobView, view
+from dimnode.domain.record import Body, SignedEntry
+from dimnode.errors import NotFound
+from dimnode.ports import Journal, Signer
+from dimnode.security.signing import sign_entry
+
+
+class _Job:
+    __slots__ = ("changed", "record", "version")
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.version = 0
+        self.changed = trio.Event()
+
+
+class JobTable:
+    """Records by job id. Unfinished jobs stay in memory; finished ones in an LRU of ``keep`` jobs."""
+
+    def __init__(self, journal: Journal, signer: Signer, keep: int) -> None:
+        self._journal = journal
+        self._signer = signer
+        self._keep = keep
+        self._active: dict[str, _Job] = {}
+        self._finished: OrderedDict[str, _Job] = OrderedDict()
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        return tuple(self._active)
+
+    def active_count(self) -> int:
+        return len(self._active)
+
+    async def load(self, job: str) -> JobView:
+        """Raises `NotFound`."""
+        return view((await self._find(job)).record)
+
+    def view(self, job: str) -> JobView:
+        """Of a job that is in memory (an active one always is)."""
+        return view(self._known(job).record)
+
+    def record(self, job: str) -> Record:
+        """The record itself, to be read only."""
+        return self._known(job).record
+
+    async def append(self, job: str, *bodies: Body) -> JobView:
+        """Sign, make durable, add, tell watchers."""
+        return await self.add(job, [sign_entry(body, self._signer) for body in bodies])
+
+    async def add(self, job: str, entries: Sequence[SignedEntry]) -> JobView:
+        """The same for entries that are signed already."""
+        await self._journal.append(entries)
+        seen = self._apply(job, entries)
+        if seen.terminal:
+            await self._forget_compacted(job, entries)
+        return seen
+
+    async def create(self, jobs: Sequence[tuple[str, Sequence[Body]]]) -> None:
+        """New jobs, all in one transaction."""
+        signed = [(job, [sign_entry(b, self._signer) for b in bodies]) for job, bodies in jobs]
+        await self._journal.append([e for _, entries in signed for e in entries])
+        for job, entries in signed:
+            self._apply(job, entries)
+
+    async def exists(self, job: str) -> bool:
+        return job in self._active or job in self._finished or bool(await self._journal.load(job))
+
+    async def wait_changed(self, job: str, since: int) -> int:
+        """Returns the version once it is above ``since``; versions start at 1."""
+        state = await self._find(job)
+        while state.version <= since:
+            await state.changed.wait()
+        return state.version
+
+    async def recent(self, limit: int) -> list[JobView]:
+        return [await self.load(job) for job in await self._journal.recent(limit)]
+
+    def _apply(self, job: str, entries: Sequence[SignedEntry]) -> JobView:
+        state = self._active.get(job) or self._finished.get(job) or _Job(Record(job))
+        for entry in entries:
+            state.record.add(entry)
+        seen = view(state.record)
+        self._file(job, state, finished=seen.terminal)
+        state.version += 1
+        state.changed.set()
+        state.changed = trio.Event()
+        return seen
+
+    async def _forget_compacted(self, job: str, entries: Sequence[SignedEntry]) -> None:
+        """What compaction dropped from memory goes from the journal too."""
+        kept = self._known(job).record.ids()
+        stored = {e.id for e in await self._journal.load(job)} | {e.id for e in entries}
+        if dropped := sorted(stored - kept):
+            await self._journal.discard(job, dropped)
+
+    def _file(self, job: str, state: _Job, *, finished: bool) -> None:
+        if not finished:
+            self._active[job] = state
+            return
+        self._active.pop(job, None)
+        self._finished[job] = state
+        self._finished.move_to_end(job)
+        while len(self._finished) > self._keep:
+            self._finished.popitem(last=False)
+
+    def _known(self, job: str) -> _Job:
+        state = self._active.get(job) or self._finished.get(job)
+        if state is None:
+            raise NotFound(f"job {job} is not known here", hint="`dimnode jobs` lists the jobs.")
+        return state
+
+    async def _find(self, job: str) -> _Job:
+        state = self._active.get(job) or self._finished.get(job)
+        if state is not None:
+            return state
+        entries = await self._journal.load(job)
+        state = self._active.get(job) or self._finished.get(job)
+        if state is not None:  # loaded by somebody else meanwhile
+            return state
+        if not entries:
+            raise NotFound(f"job {job} is not known here", hint="`dimnode jobs` lists the jobs.")
+        state = _Job(Record(job, entries))
+        state.version = 1
+        self._file(job, state, finished=view(state.record).terminal)
+        return state

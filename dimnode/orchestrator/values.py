@@ -1,0 +1,74 @@
+"""Tensors between the content store and memory, on the orchestrator's side."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import trio
+from numpy.typing import NDArray
+
+from dimnode.domain.tensors import TensorValue, from_npy, from_numpy, to_npy, to_numpy
+from dimnode.errors import DimError, InvalidArgument, ResourceExhausted, Unavailable
+from p2p.ipfs.api import BadCid, ContentError, ContentStore, DiskFull, TooLarge
+
+Array = NDArray[Any]
+
+
+class Values:
+    """Reads and writes tensors by the inline limit. ``fetch_timeout``: seconds without progress."""
+
+    def __init__(self, store: ContentStore, inline_bytes: int, fetch_timeout: float) -> None:
+        self._store = store
+        self._inline = inline_bytes
+        self._timeout = fetch_timeout
+
+    async def read(self, value: TensorValue, providers: Collection[str] = ()) -> Array:
+        """The array of a value, fetched if it is by CID. Raises `Unavailable`, `InvalidArgument`."""
+        if value.cid is None:
+            return to_numpy(value)
+        try:
+            data = await self._store.get_bytes(value.cid, providers=providers, timeout=self._timeout)
+        except (BadCid, TooLarge) as e:
+            raise InvalidArgument(f"tensor {value.cid} cannot be used: {e}") from e
+        except ContentError as e:
+            raise Unavailable(f"tensor {value.cid} cannot be fetched: {e}", hint="The node that has it may be down.") from e
+        return await trio.to_thread.run_sync(from_npy, data)
+
+    async def read_all(self, values: Mapping[str, TensorValue], providers: Collection[str] = ()) -> dict[str, Array]:
+        return {name: await self.read(value, providers) for name, value in values.items()}
+
+    async def write(self, array: Array) -> TensorValue:
+        """Inline if small, else a durable, pinned block; dtype and shape are kept either way."""
+        value = from_numpy(array)
+        return await self.settle(value)
+
+    async def settle(self, value: TensorValue) -> TensorValue:
+        """An inline value by CID if it is above the limit; others unchanged."""
+        if value.raw is None or len(value.raw) <= self._inline:
+            return value
+        data = await trio.to_thread.run_sync(lambda: to_npy(to_numpy(value)))
+        try:
+            cid = await self._store.add_bytes(data, durable=True)
+            await self._store.pin(cid, reason="tensor")
+        except DiskFull as e:
+            raise _disk_full() from e
+        return TensorValue(dtype=value.dtype, shape=value.shape, cid=cid)
+
+    async def adopt(self, value: TensorValue, field: str) -> TensorValue:
+        """A client's tensor by CID: fetched, pinned here and completed with dtype and shape."""
+        if value.cid is None:
+            return value
+        try:
+            array = await self.read(value)
+            await self._store.pin(value.cid, reason="job input")
+        except DimError as e:
+            raise type(e)(f"{field}: {e.message}", hint=e.hint or "Upload it with PutArtifact first.") from e
+        except DiskFull as e:
+            raise _disk_full() from e
+        known = from_numpy(array[:0]) if array.ndim else from_numpy(array)
+        return TensorValue(dtype=known.dtype, shape=tuple(array.shape), cid=value.cid)
+
+
+def _disk_full() -> DimError:
+    return ResourceExhausted("the disk of this node is full", hint="Free space, or submit to another node.")

@@ -64,7 +64,10 @@ class TorchModel:
             inputs=tuple(_schema(str(name), str(name), values) for name in signature.user_inputs),
             outputs=tuple(_schema(f"output_{i}", str(name), values) for i, name in enumerate(signature.user_outputs)),
         )
-        self._in_spec = program.call_spec.in_spec
+        in_spec = program.call_spec.in_spec
+        if in_spec is None:
+            raise ModelRejected("the program does not say how its inputs nest")
+        self._in_spec = in_spec
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Raises `InputRejected`, `InferenceFailed`."""

@@ -1,0 +1,87 @@
+"""What the machine has to give, and whether that is enough for a task."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import trio
+
+from dimnode.domain.node import Capabilities
+
+MEMORY_FACTOR = 3
+"""A loaded model takes about so many times its file: the file while it is read, weights, working memory."""
+MEMORY_BASE = {"onnx": 150 << 20, "pt2": 400 << 20, "builtin": 150 << 20}
+"""Bytes of an agent before its model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    memory_total: int
+    memory_free: int
+    cpu: float
+    """0..1 over all cores, since the last look."""
+    disk_free: int
+
+
+def take_snapshot(folder: Path) -> Snapshot:
+    """Blocks for some milliseconds: call it in a thread."""
+    memory = psutil.virtual_memory()
+    return Snapshot(memory.total, memory.available, psutil.cpu_percent(None) / 100, psutil.disk_usage(str(folder)).free)
+
+
+def estimate_memory(format: str, size: int) -> int:
+    """Bytes that an agent with a model of ``size`` bytes will need."""
+    return MEMORY_BASE.get(format, 200 << 20) + MEMORY_FACTOR * size
+
+
+def refusal(snapshot: Snapshot, *, memory: int, disk: int, min_memory: int, min_disk: int) -> str | None:
+    """Why work that needs so many more bytes of memory and disk is not taken now; None if it is."""
+    if snapshot.memory_free - memory < min_memory:
+        return (
+            f"not enough free memory: {_mib(memory)} MiB needed beside a reserve of {_mib(min_memory)}, {_mib(snapshot.memory_free)} free"
+        )
+    if snapshot.disk_free - disk < min_disk:
+        return f"not enough free disk: {_mib(disk)} MiB needed beside a reserve of {_mib(min_disk)}, {_mib(snapshot.disk_free)} free"
+    return None
+
+
+def _mib(n: int) -> int:
+    return n >> 20
+
+
+def capabilities(loaders: tuple[str, ...]) -> Capabilities:
+    return Capabilities(
+        os=platform.system().lower(),
+        arch=platform.machine().lower(),
+        cpus=psutil.cpu_count() or 1,
+        memory=psutil.virtual_memory().total,
+        loaders=loaders,
+    )
+
+
+class ResourceMonitor:
+    """Keeps a recent `Snapshot`; the looking is done in a thread."""
+
+    def __init__(self, folder: Path, *, interval: float, on_change: Callable[[], None] = lambda: None) -> None:
+        self._folder = folder
+        self._interval = interval
+        self._on_change = on_change
+        self._latest: Snapshot | None = None
+
+    @property
+    def latest(self) -> Snapshot:
+        """Valid once `run` has started."""
+        assert self._latest is not None
+        return self._latest
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        self._latest = await trio.to_thread.run_sync(take_snapshot, self._folder)
+        task_status.started()
+        while True:
+            await trio.sleep(self._interval)
+            self._latest = await trio.to_thread.run_sync(take_snapshot, self._folder)
+            self._on_change()

@@ -1,0 +1,73 @@
+"""What can be set about a daemon, with defaults."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+GIB = 1 << 30
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """How agents are started and bounded."""
+
+    max_agents: int = 8
+    """Agents at once, idle ones included. An idle one makes room when another model needs it."""
+    idle_seconds: float = 300.0
+    """An agent that had nothing to do for so long is ended."""
+    start_timeout: float = 60.0
+    """Seconds from starting a process to its model being loaded."""
+    threads: int = 1
+    """Threads that one inference may use."""
+    memory_base: int = 2 * GIB
+    memory_per_model_byte: float = 4.0
+    """An agent may hold ``memory_base`` + this many bytes per byte of its model (RLIMIT_DATA)."""
+    file_bytes: int = 0
+    """Largest file that an agent may write: none."""
+    open_files: int = 256
+    max_reply_bytes: int = 1 * GIB
+    """Outputs of one inference, all together."""
+    backoff_first: float = 0.1
+    backoff_most: float = 5.0
+    """Pause before a model's agent is started again after a crash; doubles with each."""
+    max_crashes: int = 3
+    """So many crashes in a row and the model is refused for a while."""
+    refuse_seconds: float = 60.0
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Environment variables for agents besides the few they need."""
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonSettings:
+    slots: int = field(default_factory=lambda: max(1, os.cpu_count() or 1))
+    """Tasks that run at once."""
+    queue_capacity: int = 1000
+    aging_seconds: float = 30.0
+    """Waiting so long counts as much as one step of priority."""
+    inline_bytes: int = 64 * 1024
+    """Outputs of a task up to this size, together, travel inline; the others by CID."""
+    default_timeout: float = 3600.0
+    """Seconds for a task whose order has no timeout."""
+    fetch_timeout: float = 30.0
+    """Seconds without progress after which a fetch is given up."""
+    max_input_bytes: int = 1 * GIB
+    """One input tensor."""
+    cache_bytes: int = 20 * GIB
+    """Model files on disk; the least recently used go first."""
+    cabinet_cache_bytes: int = 256 * MIB
+    """Cabinet content kept in memory."""
+    min_free_memory: int = 256 * MIB
+    """Below this no new work is taken."""
+    min_free_disk: int = 256 * MIB
+    resource_interval: float = 2.0
+    """Seconds between looks at memory, processor and disk."""
+    stop_grace: float = 3.0
+    """Seconds that a stopping daemon takes to hand its tasks back."""
+    remembered_tasks: int = 1024
+    """Finished attempts that are answered again from memory."""
+    remembered_models: int = 1024
+    """Manifests, and models listed as held."""
+    agents: AgentSettings = field(default_factory=AgentSettings)

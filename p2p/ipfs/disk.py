@@ -1,0 +1,184 @@
+"""Blocks as files: synchronous, to be called in threads.
+
+``blocks/<shard>/<cid>`` holds each block, the shard being the two characters before the last (as Kubo's
+flatfs does). A block is written to ``tmp/``, then renamed, so a name always stands for a whole block;
+after a power cut a block that was not fsynced may hold anything, so every read checks the hash.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import shutil
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+
+from p2p.ipfs.api import DiskFull
+from p2p.ipfs.cid import Cid
+from p2p.ipfs.unixfs import Block
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class DiskBlocks:
+    """Safe for calls from several threads. ``bytes`` and ``blocks`` are kept up to date."""
+
+    def __init__(self, folder: Path, *, reserve_bytes: int, synced_memory: int) -> None:
+        self._root = folder / "blocks"
+        self._tmp = folder / "tmp"
+        self._bad = folder / "corrupt"
+        self._reserve = reserve_bytes
+        self._synced_memory = synced_memory
+        self._synced: OrderedDict[str, None] = OrderedDict()
+        self._shards: set[str] = set()
+        self._names = itertools.count()
+        self._lock = threading.Lock()
+        self.blocks = 0
+        self.bytes = 0
+        self.corrupt = 0
+
+    def open(self) -> None:
+        """Make the folders, remove what a killed process left in ``tmp/``, count what is there."""
+        for folder in (self._root, self._tmp, self._bad):
+            folder.mkdir(parents=True, exist_ok=True)
+        for leftover in (*self._tmp.iterdir(), *self._bad.iterdir()):
+            leftover.unlink(missing_ok=True)
+        for shard in os.scandir(self._root):
+            if shard.is_dir():
+                self._shards.add(shard.name)
+                sizes = [entry.stat().st_size for entry in os.scandir(shard.path)]
+                self.blocks += len(sizes)
+                self.bytes += sum(sizes)
+        fsync_folder(self._root)
+        fsync_folder(self._root.parent)
+
+    def has(self, cid: Cid) -> bool:
+        return self._path(cid).exists()
+
+    def size(self, cid: Cid) -> int | None:
+        try:
+            return self._path(cid).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def get(self, cid: Cid) -> bytes | None:
+        """The verified block. A file that does not hash to its name is moved aside and reported as missing."""
+        path = self._path(cid)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        if cid.matches(data):
+            return data
+        self._set_aside(cid, path, len(data))
+        return None
+
+    def put(self, blocks: Iterable[Block], *, durable: bool) -> None:
+        """Blocks whose hashes are known to be right. ``durable``: on the disk when this returns, whoever
+        wrote them before. Raises `DiskFull`."""
+        blocks = list(blocks)
+        self._check_space(sum(len(block.data) for block in blocks))
+        try:
+            fresh = [block for block in blocks if not self._same(block)]
+            self._write(fresh, durable)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise DiskFull("no space left for blocks") from error
+            raise
+        if durable:
+            written = {block.cid.text for block in fresh}
+            self._remember(written)
+            self.sync(block.cid for block in blocks if block.cid.text not in written)
+
+    def sync(self, cids: Iterable[Cid]) -> None:
+        """Put blocks that are here on the disk. One that is missing raises `FileNotFoundError`."""
+        with self._lock:
+            todo = {cid.text: cid for cid in cids if cid.text not in self._synced}
+        for cid in todo.values():
+            fsync_folder(self._path(cid))  # works on files as well
+        self._fsync_shards(todo.values())
+        self._remember(todo)
+
+    def remove(self, cid: Cid) -> None:
+        path = self._path(cid)
+        with self._lock:
+            size = self.size(cid)
+            if size is not None:
+                path.unlink()
+                self._forget(cid, size)
+
+    def _path(self, cid: Cid) -> Path:
+        return self._root / cid.text[-3:-1] / cid.text
+
+    def _same(self, block: Block) -> bool:
+        """Whether the block is here, whole; one that rotted on the disk is written again."""
+        return self.size(block.cid) == len(block.data) and self.get(block.cid) is not None
+
+    def _write(self, blocks: list[Block], durable: bool) -> None:
+        for shard in {block.cid.text[-3:-1] for block in blocks} - self._shards:
+            (self._root / shard).mkdir(exist_ok=True)
+            fsync_folder(self._root)
+            self._shards.add(shard)
+        temporary = [(block, self._write_temporary(block.data)) for block in blocks]
+        for _, path in temporary if durable else ():
+            fsync_folder(path)
+        for block, path in temporary:
+            self._publish(block, path)
+        if durable:
+            self._fsync_shards(block.cid for block in blocks)
+
+    def _write_temporary(self, data: bytes) -> Path:
+        path = self._tmp / f"{os.getpid()}-{next(self._names)}"
+        try:
+            path.write_bytes(data)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        return path
+
+    def _publish(self, block: Block, temporary: Path) -> None:
+        with self._lock:
+            before = self.size(block.cid)
+            os.replace(temporary, self._path(block.cid))
+            self._synced.pop(block.cid.text, None)
+            self.blocks += before is None
+            self.bytes += len(block.data) - (before or 0)
+
+    def _fsync_shards(self, cids: Iterable[Cid]) -> None:
+        for folder in {self._path(cid).parent for cid in cids}:
+            fsync_folder(folder)
+
+    def _remember(self, texts: Iterable[str]) -> None:
+        with self._lock:
+            for text in texts:
+                self._synced[text] = None
+            while len(self._synced) > self._synced_memory:
+                self._synced.popitem(last=False)
+
+    def _set_aside(self, cid: Cid, path: Path, size: int) -> None:
+        with self._lock:
+            if self.size(cid) != size:
+                return  # another thread has dealt with it
+            os.replace(path, self._bad / cid.text)
+            self.corrupt += 1
+            self._forget(cid, size)
+
+    def _forget(self, cid: Cid, size: int) -> None:
+        self._synced.pop(cid.text, None)
+        self.blocks -= 1
+        self.bytes -= size
+
+    def _check_space(self, needed: int) -> None:
+        if shutil.disk_usage(self._root).free < needed + self._reserve:
+            raise DiskFull("less space is left on the disk than the block store keeps free")

@@ -1,0 +1,56 @@
+"""The embedded backend: a block store on disk, and bitswap on the node's own libp2p host."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Collection
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from libp2p.abc import IHost
+
+from p2p.ipfs.blocks import BlocksOnDisk
+from p2p.ipfs.exchange import open_exchange
+from p2p.ipfs.link import Libp2pLink
+from p2p.ipfs.settings import StoreSettings
+from p2p.ipfs.store import Store
+from p2p.ipfs.traffic import MayServe
+from p2p.ipfs.wire import PROTOCOL
+
+
+class EmbeddedStore(Store):
+    """Made by `open_embedded`."""
+
+
+@asynccontextmanager
+async def open_embedded(
+    folder: Path,
+    *,
+    host: IHost | None = None,
+    connected: Callable[[], Collection[str]] | None = None,
+    may_serve: MayServe | None = None,
+    settings: StoreSettings | None = None,
+) -> AsyncGenerator[EmbeddedStore, None]:
+    """A store under ``folder`` (made if missing; one process at a time) as long as the block lasts.
+
+    ``host``: a running libp2p host; without one the store is local only. ``connected`` gives the ids of
+    the peers that may be asked (default: all that the host is connected to). ``may_serve`` decides for
+    each block and peer whether it is given out (default: yes). The host must outlive the store.
+    Raises `OSError` or `sqlite3.Error` when the folder cannot be used.
+    """
+    settings = settings or StoreSettings()
+    blocks = BlocksOnDisk(folder, settings)
+    await blocks.open()
+    try:
+        if host is None:
+            yield EmbeddedStore("embedded", blocks, None, settings)
+            return
+        link = Libp2pLink(host, PROTOCOL, max_message=settings.exchange.max_message)
+        peers = connected if connected is not None else _connected_to(host)
+        async with open_exchange(link, blocks, settings.exchange, peers, may_serve) as exchange:
+            yield EmbeddedStore("embedded", blocks, exchange, settings)
+    finally:
+        await blocks.close()
+
+
+def _connected_to(host: IHost) -> Callable[[], frozenset[str]]:
+    return lambda: frozenset(str(peer) for peer in host.get_connected_peers())

@@ -1,0 +1,62 @@
+"""What waits to be sent to one peer: our own requests, and what it asked of us. Bounded, no I/O."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import trio
+
+from p2p.ipfs.cid import Cid
+from p2p.ipfs.wants import Ask
+from p2p.ipfs.wire import Entry
+
+
+class Outbox:
+    def __init__(self, max_queued: int) -> None:
+        self._max_queued = max_queued
+        self._requests: OrderedDict[Cid, Ask] = OrderedDict()
+        self._queue: OrderedDict[bytes, Entry] = OrderedDict()
+        self._absent: OrderedDict[bytes, None] = OrderedDict()
+        self._wake = trio.Event()
+
+    def __bool__(self) -> bool:
+        return bool(self._requests or self._queue or self._absent)
+
+    async def wait(self) -> None:
+        """Until there is something to send."""
+        while not self:
+            self._wake = trio.Event()
+            await self._wake.wait()
+
+    def ask(self, cid: Cid, ask: Ask) -> None:
+        """A later request about the same block replaces the earlier one."""
+        self._requests.pop(cid, None)
+        self._requests[cid] = ask
+        self._wake.set()
+
+    def asked_by_peer(self, entries: tuple[Entry, ...], full: bool) -> None:
+        """Queue a want list; what is beyond the bound is answered with "don't have"."""
+        if full:
+            self._queue.clear()
+        for entry in entries:
+            if entry.cancel:
+                self._queue.pop(entry.key, None)
+            elif entry.key in self._queue or len(self._queue) < self._max_queued:
+                self._queue[entry.key] = entry
+            elif entry.answer and len(self._absent) < self._max_queued:
+                self._absent[entry.key] = None
+        self._wake.set()
+
+    def take_requests(self) -> tuple[Entry, ...]:
+        """Our own want list since the last call."""
+        requests, self._requests = self._requests, OrderedDict()
+        return tuple(Entry(cid.binary, ask is not Ask.HAVE, cancel=ask is Ask.CANCEL) for cid, ask in requests.items())
+
+    def take_absent(self) -> list[bytes]:
+        """Requests that were refused because too many wait."""
+        absent, self._absent = list(self._absent), OrderedDict()
+        return absent
+
+    def next_entry(self) -> Entry | None:
+        """The oldest request of the peer."""
+        return self._queue.popitem(last=False)[1] if self._queue else None

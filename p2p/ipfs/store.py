@@ -1,0 +1,269 @@
+"""`ContentStore` over three seams: where blocks are kept, how peers are asked for them, and settings.
+
+The embedded and the memory store are this class with different parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Protocol
+
+import trio
+
+from p2p.ipfs import cid as cids
+from p2p.ipfs import dagcbor
+from p2p.ipfs.api import BadCid, BlockCorrupt, BlockMissing, StoreStatistics, TooLarge
+from p2p.ipfs.blocks import Blocks
+from p2p.ipfs.cid import Cid
+from p2p.ipfs.dag import Budget, Step, Walk, visit
+from p2p.ipfs.export import read_pieces, write_whole
+from p2p.ipfs.settings import MAX_BLOCK, StoreSettings
+from p2p.ipfs.traffic import Traffic
+from p2p.ipfs.unixfs import Block, Layout
+
+_INLINE = 64 * 1024
+"""Up to this many bytes are hashed on the loop."""
+
+
+class Exchange(Protocol):
+    traffic: Traffic
+
+    async def fetch_block(self, cid: Cid, providers: Collection[str], timeout: float) -> bytes:
+        """A verified block. Raises `BlockMissing`, `BlockCorrupt`."""
+        ...
+
+
+class Store:
+    def __init__(self, backend: str, blocks: Blocks, exchange: Exchange | None, settings: StoreSettings) -> None:
+        self.backend = backend
+        self._blocks = blocks
+        self._exchange = exchange
+        self._settings = settings
+
+    async def ok(self) -> bool:
+        await trio.lowlevel.checkpoint()
+        return True
+
+    async def has(self, cid: str) -> bool:
+        return await self._blocks.has(cids.parse(cid))
+
+    # Adding
+
+    async def put_dag(self, value: Any, *, durable: bool = True) -> str:
+        """Raises `ValueError` for what DAG-CBOR cannot say (tuples, NaN, integers beyond 64 bits)."""
+        return await self._put_cbor(dagcbor.encode(value), durable)
+
+    async def put_dag_bytes(self, data: bytes, *, durable: bool = True) -> str:
+        """Raises `ValueError` when ``data`` is not canonical DAG-CBOR."""
+        if not dagcbor.is_canonical(data):
+            raise ValueError("not canonical DAG-CBOR")
+        return await self._put_cbor(data, durable)
+
+    async def add_bytes(self, data: bytes, *, durable: bool = True) -> str:
+        if len(data) <= self._settings.chunk:
+            block = Block(cids.compute(cids.RAW, data), data)
+            await self._blocks.put([block], durable=durable)
+            return block.cid.text
+        async with aclosing(_once(data)) as pieces:
+            cid, _ = await self._add(pieces, None, durable)
+        return cid
+
+    async def add_stream(self, chunks: AsyncIterator[bytes], *, max_bytes: int | None = None) -> tuple[str, int]:
+        return await self._add(chunks, max_bytes, True)
+
+    async def add_file(self, path: Path) -> tuple[str, int]:
+        async with aclosing(read_pieces(path, self._settings.chunk * self._settings.write_batch)) as pieces:
+            return await self._add(pieces, None, True)
+
+    # Reading
+
+    async def get_dag(self, cid: str, *, providers: Collection[str] = (), timeout: float = 30.0) -> Any:
+        parsed = cids.parse(cid)
+        if parsed.codec != cids.DAG_CBOR:
+            raise BadCid("not the CID of a DAG-CBOR block")
+        return dagcbor.decode(await self._need(parsed, providers, timeout))
+
+    async def get_bytes(self, cid: str, *, providers: Collection[str] = (), timeout: float = 30.0, max_bytes: int = 1 << 30) -> bytes:
+        parsed = cids.parse(cid)
+        data = await self._bounded_root(parsed, providers, timeout, max_bytes)
+        if parsed.codec == cids.RAW:
+            return data
+        await self.fetch(cid, providers=providers, timeout=timeout)
+        async with aclosing(self.iterate(cid, providers=providers, timeout=timeout)) as pieces:
+            return b"".join([piece async for piece in pieces])
+
+    async def iterate(self, cid: str, *, providers: Collection[str] = (), timeout: float = 30.0) -> AsyncGenerator[bytes, None]:
+        todo = [Step(_file_cid(cid), part_of_file=True)]
+        budget: Budget | None = None
+        while todo:
+            run = self._next_run(todo)
+            for step, data in zip(run, await self._load(run, providers, timeout), strict=True):
+                visited = visit(step, data, self._settings)
+                budget = budget or Budget(visited.size, self._settings)
+                budget.spend(1 + len(visited.children))
+                todo.extend(reversed(visited.children))
+                if visited.content:
+                    yield visited.content
+
+    async def export_file(
+        self, cid: str, path: Path, *, providers: Collection[str] = (), timeout: float = 30.0, max_bytes: int | None = None
+    ) -> int:
+        await self._bounded_root(_file_cid(cid), providers, timeout, max_bytes)
+        await self.fetch(cid, providers=providers, timeout=timeout)
+        async with aclosing(self.iterate(cid, providers=providers, timeout=timeout)) as pieces:
+            return await write_whole(path, pieces)
+
+    async def fetch(self, cid: str, *, providers: Collection[str] = (), timeout: float = 30.0) -> int:
+        async def need(each: Cid) -> bytes:
+            return await self._need(each, providers, timeout)
+
+        top = await Walk(need, self._blocks.size, self._settings).run(cids.parse(cid))
+        return top.size
+
+    # Keeping
+
+    async def pin(self, cid: str, *, reason: str = "") -> None:
+        root = cids.parse(cid)
+        walk = Walk(self._local, self._blocks.size, self._settings)
+        await walk.run(root)
+        await self._blocks.sync(walk.cids())
+        await self._blocks.pin(root, reason)
+
+    async def unpin(self, cid: str) -> None:
+        await self._blocks.pin(cids.parse(cid), None)
+
+    async def pins(self) -> dict[str, str]:
+        await trio.lowlevel.checkpoint()
+        return self._blocks.pins()
+
+    def statistics(self) -> StoreStatistics:
+        blocks, size = self._blocks.count()
+        traffic = self._exchange.traffic if self._exchange is not None else Traffic()
+        return StoreStatistics(
+            blocks=blocks,
+            bytes=size,
+            pins=len(self._blocks.pins()),
+            fetched_blocks=traffic.fetched_blocks,
+            fetched_bytes=traffic.fetched_bytes,
+            served_blocks=traffic.served_blocks,
+            served_bytes=traffic.served_bytes,
+            refused_blocks=traffic.refused_blocks,
+        )
+
+    # Parts
+
+    async def _put_cbor(self, data: bytes, durable: bool) -> str:
+        if len(data) > MAX_BLOCK:
+            raise TooLarge(f"a DAG-CBOR block may have {MAX_BLOCK} bytes at most: store large parts as files")
+        block = Block(cids.compute(cids.DAG_CBOR, data), data)
+        await self._blocks.put([block], durable=durable)
+        return block.cid.text
+
+    async def _add(self, pieces: AsyncIterator[bytes], max_bytes: int | None, durable: bool) -> tuple[str, int]:
+        layout = Layout()
+        written: list[Cid] = []
+        async with aclosing(_batches(pieces, self._settings.chunk * self._settings.write_batch, max_bytes)) as batches:
+            async for batch in batches:
+                leaves = await trio.to_thread.run_sync(_leaves, batch, self._settings.chunk)
+                inner = [block for leaf in leaves for block in layout.add(leaf.cid, len(leaf.data))]
+                await self._write(leaves + inner, written)
+        root, size, rest = layout.finish()
+        await self._write(rest, written)
+        if durable:
+            await self._blocks.sync(written)
+        return root.text, size
+
+    async def _write(self, blocks: list[Block], written: list[Cid]) -> None:
+        """fsync comes at the end, for all of a file together."""
+        await self._blocks.put(blocks, durable=False)
+        written.extend(block.cid for block in blocks)
+
+    async def _need(self, cid: Cid, providers: Collection[str], timeout: float) -> bytes:
+        """A block from here, else from peers; what is fetched is kept."""
+        data = await self._blocks.get(cid)
+        if data is not None:
+            return data
+        if self._exchange is None:
+            raise BlockMissing(f"{cid} is not here")
+        data = await self._exchange.fetch_block(cid, providers, timeout)
+        await self._blocks.put([Block(cid, data)], durable=False)
+        return data
+
+    async def _local(self, cid: Cid) -> bytes:
+        data = await self._blocks.get(cid)
+        if data is None:
+            raise BlockMissing(f"{cid} is not here")
+        return data
+
+    async def _bounded_root(self, cid: Cid, providers: Collection[str], timeout: float, max_bytes: int | None) -> bytes:
+        """The root block of a file that is small enough (its parts must add up to the size that it says)."""
+        data = await self._need(_file_cid(cid.text), providers, timeout)
+        if max_bytes is not None and visit(Step(cid, part_of_file=True), data, self._settings).size > max_bytes:
+            raise TooLarge(f"content of more than {max_bytes} bytes")
+        return data
+
+    def _next_run(self, todo: list[Step]) -> list[Step]:
+        """Takes the next node in order, and with a leaf the leaves that follow it."""
+        run = [todo.pop()]
+        while todo and len(run) < self._settings.readahead and run[-1].cid.codec == todo[-1].cid.codec == cids.RAW:
+            run.append(todo.pop())
+        return run
+
+    async def _load(self, run: list[Step], providers: Collection[str], timeout: float) -> list[bytes]:
+        if len(run) == 1:
+            return [await self._need(run[0].cid, providers, timeout)]
+        loaded: dict[Cid, bytes] = {}
+        errors: list[BlockMissing | BlockCorrupt] = []
+
+        async def load(cid: Cid, scope: trio.CancelScope) -> None:
+            try:
+                loaded[cid] = await self._need(cid, providers, timeout)
+            except (BlockMissing, BlockCorrupt) as error:
+                errors.append(error)
+                scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for cid in {step.cid for step in run}:
+                nursery.start_soon(load, cid, nursery.cancel_scope)
+        if errors:
+            raise errors[0]
+        return [loaded[step.cid] for step in run]
+
+
+def _file_cid(text: str) -> Cid:
+    cid = cids.parse(text)
+    if cid.codec == cids.DAG_CBOR:
+        raise BadCid("the CID of a DAG-CBOR block, not of a file")
+    return cid
+
+
+async def _once(data: bytes) -> AsyncGenerator[bytes, None]:
+    await trio.lowlevel.checkpoint()
+    yield data
+
+
+async def _batches(pieces: AsyncIterator[bytes], size: int, max_bytes: int | None) -> AsyncGenerator[bytes, None]:
+    """Pieces of exactly ``size`` bytes, then a last one that is shorter, and empty only if there was nothing."""
+    buffer = bytearray()
+    total = 0
+    async for piece in pieces:
+        total += len(piece)
+        if max_bytes is not None and total > max_bytes:
+            raise TooLarge(f"content of more than {max_bytes} bytes")
+        view = memoryview(piece)
+        while len(view):
+            room = size - len(buffer)
+            buffer += view[:room]
+            view = view[room:]
+            if len(buffer) == size:
+                yield bytes(buffer)
+                buffer.clear()
+    if buffer or not total:
+        yield bytes(buffer)
+
+
+def _leaves(data: bytes, chunk: int) -> list[Block]:
+    parts = [data[start : start + chunk] for start in range(0, len(data), chunk)] or [b""]
+    return [Block(cids.compute(cids.RAW, part), part) for part in parts]

@@ -1,0 +1,276 @@
+"""Who is asked for which block, and when somebody else is: decisions only, no I/O and no clock.
+
+Each wanted block is asked of one peer at a time (so that several providers share the work and nothing is
+fetched twice), of a second one when the first is slow. Named providers come first; when none is left,
+connected peers are asked whether they have it. Events go in through the methods, what to send comes out
+of `actions`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+
+from p2p.ipfs.cid import Cid
+from p2p.ipfs.settings import ExchangeSettings
+
+_LATE_MEMORY = 1024
+_STRIKES = 3
+
+
+class Ask(enum.Enum):
+    HAVE = "have"
+    BLOCK = "block"
+    CANCEL = "cancel"
+
+
+class Delivery(enum.Enum):
+    WANTED = "wanted"
+    LATE = "late"
+    """Asked for once and no longer needed."""
+    UNSOLICITED = "unsolicited"
+    """Never asked for, or the content of one that was asked for is wrong: the two look the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send this request to a peer."""
+
+    peer: str
+    cid: Cid
+    ask: Ask
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Nobody can be asked any more, or nothing has moved for the want's timeout."""
+
+    cid: Cid
+    corrupt: bool
+    """A peer that was asked sent wrong content."""
+
+
+Action = Send | GiveUp
+
+
+@dataclass(slots=True)
+class _Want:
+    cid: Cid
+    timeout: float
+    progress: float
+    candidates: dict[str, None] = field(default_factory=dict)
+    asked: dict[str, float] = field(default_factory=dict)
+    probing: dict[str, float] = field(default_factory=dict)
+    tried: set[str] = field(default_factory=set)
+    again: dict[str, None] = field(default_factory=dict)
+    """Peers that stalled or sent rubbish once: asked again when there is nobody else."""
+    corrupt: bool = False
+
+
+@dataclass(slots=True)
+class _Peer:
+    asked: set[Cid] = field(default_factory=set)
+    late: OrderedDict[Cid, None] = field(default_factory=OrderedDict)
+    heard: float = float("-inf")
+    strikes: int = 0
+    distrusted_until: float = float("-inf")
+    was_connected: bool = False
+
+
+class WantBook:
+    def __init__(self, settings: ExchangeSettings, connected: Callable[[], Collection[str]]) -> None:
+        self._settings = settings
+        self._connected = connected
+        self._wants: dict[Cid, _Want] = {}
+        self._peers: dict[str, _Peer] = {}
+        self._actions: list[Action] = []
+
+    def __len__(self) -> int:
+        return len(self._wants)
+
+    def actions(self) -> list[Action]:
+        """What to do now; each is handed out once."""
+        actions, self._actions = self._actions, []
+        return actions
+
+    def want(self, cid: Cid, providers: Iterable[str], timeout: float, now: float) -> None:
+        """Ask for a block; asking again adds providers and keeps the longer timeout."""
+        want = self._wants.setdefault(cid, _Want(cid, timeout, now))
+        want.timeout = max(want.timeout, timeout)
+        for peer in providers:
+            if peer not in want.tried and peer not in want.asked:
+                want.candidates[peer] = None
+        self._assign(want, now)
+
+    def leave(self, cid: Cid) -> None:
+        """Nobody here waits for the block any more."""
+        want = self._wants.pop(cid, None)
+        if want is not None:
+            for peer in (*want.asked, *want.probing):
+                self._cancel(peer, cid)
+
+    def heard(self, peer: str, now: float) -> None:
+        """Bytes arrived from a peer that is asked for something."""
+        if peer in self._peers:
+            self._peers[peer].heard = now
+
+    def trusts(self, peer: str, now: float) -> bool:
+        return peer not in self._peers or self._peers[peer].distrusted_until <= now
+
+    def have(self, peer: str, cid: Cid, now: float) -> None:
+        want = self._wants.get(cid)
+        if want is not None and want.probing.pop(peer, None) is not None:
+            want.candidates[peer] = None
+            self._assign(want, now)
+
+    def dont_have(self, peer: str, cid: Cid, now: float) -> None:
+        want = self._wants.get(cid)
+        if want is not None and (peer in want.asked or peer in want.probing):
+            self._drop(want, peer)
+            self._assign(want, now)
+            self._fill(now)
+
+    def delivered(self, peer: str, cid: Cid, now: float) -> Delivery:
+        """A block with this content arrived."""
+        state = self._peer(peer)
+        want = self._wants.get(cid)
+        if cid not in state.asked and cid not in state.late and (want is None or peer not in want.probing):
+            self.refused(peer, now)
+            return Delivery.UNSOLICITED
+        state.late.pop(cid, None)
+        if want is None:
+            return Delivery.LATE
+        want.asked.pop(peer, None)
+        want.probing.pop(peer, None)
+        state.asked.discard(cid)
+        self.leave(cid)
+        self._fill(now)
+        return Delivery.WANTED
+
+    def down(self, peer: str, now: float) -> None:
+        """A peer cannot be reached."""
+        self._peer(peer).was_connected = False
+        for want in list(self._wants.values()):
+            if peer in want.asked or peer in want.probing or peer in want.candidates:
+                self._drop(want, peer)
+                want.again.pop(peer, None)
+                self._assign(want, now)
+
+    def refused(self, peer: str, now: float) -> None:
+        """The peer sent a block that cannot be what it was asked for; the third time it is not asked any
+        more for a while. Blocks that it was asked for are asked of others first."""
+        state = self._peer(peer)
+        state.strikes += 1
+        if state.strikes >= _STRIKES:
+            state.strikes = 0
+            state.distrusted_until = now + self._settings.distrust
+        for want in list(self._wants.values()):
+            if peer in want.asked or peer in want.probing:
+                want.corrupt = want.corrupt or peer in want.asked
+                self._drop(want, peer, again=True)
+                self._cancel(peer, want.cid)
+                self._assign(want, now)
+
+    def tick(self, now: float) -> None:
+        """Deadlines."""
+        connected = self._connected()
+        for name, peer in list(self._peers.items()):
+            if name in connected:
+                peer.was_connected = True
+            elif peer.was_connected:
+                self.down(name, now)
+        for want in list(self._wants.values()):
+            self._tick_want(want, now)
+        self._forget_idle_peers(connected, now)
+
+    def _tick_want(self, want: _Want, now: float) -> None:
+        for peer, since in (*want.asked.items(), *want.probing.items()):
+            quiet = now - max(since, self._peer(peer).heard)
+            if quiet > self._settings.stall or now - since > self._settings.patience:
+                self._drop(want, peer, again=peer in want.asked)
+                self._cancel(peer, want.cid)
+        moving = [self._peer(peer).heard for peer in (*want.asked, *want.candidates)]
+        want.progress = max((want.progress, *moving))
+        if now - want.progress > want.timeout:
+            self._give_up(want)
+        elif len(want.asked) == 1 and now - min(want.asked.values()) > self._settings.hedge:
+            self._ask_somebody(want, now)
+        else:
+            self._assign(want, now)
+
+    def _assign(self, want: _Want, now: float) -> None:
+        """See to it that somebody is asked, or give up."""
+        if want.asked or self._ask_somebody(want, now):
+            return
+        if any(self.trusts(peer, now) for peer in want.candidates) or want.probing:
+            return  # their windows are full, or an answer is on its way
+        if self._probe(want, now):
+            return
+        again = [peer for peer in want.again if self.trusts(peer, now)]
+        if again:
+            want.again.clear()
+            want.tried.difference_update(again)
+            want.candidates.update(dict.fromkeys(again))
+            self._ask_somebody(want, now)
+        elif want.cid in self._wants:
+            self._give_up(want)
+
+    def _ask_somebody(self, want: _Want, now: float) -> bool:
+        free = [p for p in want.candidates if self.trusts(p, now) and len(self._peer(p).asked) < self._settings.window]
+        if not free:
+            return False
+        peer = min(free, key=lambda name: len(self._peer(name).asked))
+        del want.candidates[peer]
+        want.asked[peer] = now
+        self._peer(peer).asked.add(want.cid)
+        self._actions.append(Send(peer, want.cid, Ask.BLOCK))
+        return True
+
+    def _probe(self, want: _Want, now: float) -> bool:
+        others = [p for p in self._connected() if p not in want.tried and p not in want.again and self.trusts(p, now)]
+        for peer in others[: self._settings.probe_peers]:
+            self._peer(peer)
+            want.probing[peer] = now
+            self._actions.append(Send(peer, want.cid, Ask.HAVE))
+        return bool(others)
+
+    def _fill(self, now: float) -> None:
+        """A place in a window is free."""
+        for want in list(self._wants.values()):
+            if not want.asked:
+                self._assign(want, now)
+
+    def _drop(self, want: _Want, peer: str, *, again: bool = False) -> None:
+        """The peer does not count for this want any more."""
+        want.candidates.pop(peer, None)
+        want.asked.pop(peer, None)
+        want.probing.pop(peer, None)
+        want.tried.add(peer)
+        self._peer(peer).asked.discard(want.cid)
+        if again:
+            want.again[peer] = None
+
+    def _give_up(self, want: _Want) -> None:
+        self.leave(want.cid)
+        self._actions.append(GiveUp(want.cid, want.corrupt))
+
+    def _cancel(self, peer: str, cid: Cid) -> None:
+        state = self._peer(peer)
+        state.asked.discard(cid)
+        state.late[cid] = None
+        if len(state.late) > _LATE_MEMORY:
+            state.late.popitem(last=False)
+        self._actions.append(Send(peer, cid, Ask.CANCEL))
+
+    def _peer(self, peer: str) -> _Peer:
+        return self._peers.setdefault(peer, _Peer())
+
+    def _forget_idle_peers(self, connected: Collection[str], now: float) -> None:
+        for name, peer in list(self._peers.items()):
+            if name not in connected and not peer.asked and peer.distrusted_until <= now and not self._mentions(name):
+                del self._peers[name]
+
+    def _mentions(self, peer: str) -> bool:
+        return any(peer in want.candidates or peer in want.asked or peer in want.probing for want in self._wants.values())

@@ -1,0 +1,34 @@
+"""libp2p hosts on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import multiaddr
+from libp2p import new_host
+from libp2p.abc import IHost
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.peer.peerinfo import PeerInfo
+
+
+@asynccontextmanager
+async def open_host() -> AsyncIterator[IHost]:
+    host = new_host(key_pair=create_new_key_pair())
+    async with host.run([multiaddr.Multiaddr("/ip4/127.0.0.1/tcp/0")]):
+        yield host
+
+
+@asynccontextmanager
+async def open_hosts(count: int) -> AsyncIterator[list[IHost]]:
+    """Unconnected hosts."""
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(open_host()) for _ in range(count)]
+
+
+async def connect(a: IHost, b: IHost) -> None:
+    await a.connect(PeerInfo(b.get_id(), b.get_addrs()))
+
+
+def name(host: IHost) -> str:
+    return str(host.get_id())

@@ -143,7 +143,7 @@ def test_the_higher_claim_stays_and_support_only_grows() -> None:
 
 def test_support_decides_then_term_then_peer() -> None:
     order = [seat("a", n=9), seat("b", n=9), seat("a", n=10), seat("a", n=1, support=2)]
-    assert sorted(order[::-1], key=claim_key) == order
+    assert sorted([order[2], order[0], order[3], order[1]], key=claim_key) == order
 
 
 def test_a_vouched_seat_is_not_vacant_but_a_claim_nobody_vouches_for_is() -> None:
@@ -330,8 +330,8 @@ def test_beats_do_not_grow_with_the_observers() -> None:
 def test_a_large_swarms_observer_hears_seldom_and_still_knows_the_seats() -> None:
     e = node("me", start="join")
     e.members([f"m{i}" for i in range(1000)])
-    assert "me" not in e.pool()
     e.tick(0.0)
+    assert "me" not in e.pool()
     e.on_beat(beat("m1", claim=seat("m1")), 0.1)
     now = 0.1
     for _ in range(40):

@@ -163,7 +163,8 @@ class TaskRunner:
         await self._table.append(work.job, assign)
         order = self._order(work, plan, ref, inputs, assign, deadline)
         try:
-            entry = await self._follow(work, node, order)
+            with self._selector.sent(node):
+                entry = await self._follow(work, node, order)
         except (Unavailable, ResourceExhausted, Fenced) as e:
             return e
         except DimError as e:

@@ -1,0 +1,179 @@
+"""Placement applied: from the registry to candidates, with what this orchestrator has sent out since.
+
+Heartbeats are a second old; so the tasks that were sent to a node and are not back yet are counted here
+and added to the load it told.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dimnode.core.job_view import JobView
+from dimnode.core.placement import Candidate, Need, place
+from dimnode.domain.job_form import JobForm
+from dimnode.domain.model import ModelManifest, ModelRef
+from dimnode.errors import FailedPrecondition
+from dimnode.orchestrator.inputs import cabinet_of
+from dimnode.ports import Models, NodeView, Registry
+from patterns.api import Plan, TaskPlan
+
+MEMORY_PER_BYTE = 2.0
+"""Free memory asked for per byte of the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    node: str | None
+    reason: str = ""
+    """If there is none: what the task waits for."""
+
+
+class Selector:
+    def __init__(self, registry: Registry, models: Models) -> None:
+        self._registry = registry
+        self._models = models
+        self._sent: Counter[str] = Counter()
+        self._candidates: dict[str, Candidate] = {}
+        self._version = -1
+
+    # --- the swarm ---
+
+    def name(self, peer: str) -> str:
+        found = self._registry.find(peer)
+        return found[0].heartbeat.name if found else peer
+
+    def version(self) -> int:
+        return self._registry.changed()
+
+    async def wait_changed(self, version: int) -> None:
+        await self._registry.wait_changed(version)
+
+    async def wait_dead(self, peer: str) -> None:
+        """Returns when the node is dead, removed or unknown."""
+        while True:
+            version = self._registry.changed()
+            found = self._registry.find(peer)
+            if not found or found[0].state in ("dead", "removed"):
+                return
+            await self._registry.wait_changed(version)
+
+    def providers(self, ref: ModelRef, producers: Iterable[str]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*producers, *self._models.holders(ref.cid)[:16])))
+
+    @contextmanager
+    def sent(self, peer: str) -> Generator[None, None, None]:
+        """While a task is out on a node it counts towards the node's load."""
+        self._sent[peer] += 1
+        try:
+            yield
+        finally:
+            self._sent[peer] -= 1
+            if self._sent[peer] <= 0:
+                del self._sent[peer]
+
+    # --- choosing ---
+
+    def choose(self, plan: TaskPlan, ref: ModelRef, manifest: ModelManifest, budget: float | None, avoid: Iterable[str] = ()) -> Choice:
+        placement = place(self._now(), self._need(plan, ref, manifest, budget, avoid))
+        return Choice(placement.chosen) if placement.chosen else Choice(None, placement.why_none())
+
+    def _need(self, plan: TaskPlan, ref: ModelRef, manifest: ModelManifest, budget: float | None = None, avoid: Iterable[str] = ()) -> Need:
+        query = cabinet_of(plan)
+        return Need(
+            format=manifest.format,
+            model_cid=ref.cid,
+            memory=int(manifest.size * MEMORY_PER_BYTE),
+            cabinet=query.name if query else None,
+            allowed=plan.nodes,
+            avoid=frozenset(avoid),
+            budget=budget,
+        )
+
+    def _now(self) -> list[Candidate]:
+        version = self._registry.changed()
+        if version != self._version:
+            self._candidates = {v.heartbeat.peer_id: candidate(v) for v in self._registry.nodes()}
+            self._version = version
+        if not self._sent:
+            return list(self._candidates.values())
+        return [replace(c, busy=c.busy + self._sent[p]) if p in self._sent else c for p, c in self._candidates.items()]
+
+    # --- cost ---
+
+    def budget_left(self, form: JobForm, view: JobView) -> float | None:
+        """Credits that a further task may cost: the maximum, less what was spent and what is running."""
+        if form.form.max_cost is None:
+            return None
+        spent = sum(f.attempt.receipt.cost for facts in view.completed.values() for f in facts if f.attempt.receipt)
+        running = sum(
+            self._candidates[a.assign.node].price
+            for task, a in view.assignments.items()
+            if task not in view.attempts and a.current and a.assign.node in self._candidates and self._sent[a.assign.node] > 0
+        )
+        return form.form.max_cost - spent - running
+
+    def estimate(self, plan: Plan, refs: Mapping[str, ModelRef], manifests: Mapping[str, ModelManifest], rounds: int) -> float:
+        """The least that the job can cost: each task at the cheapest node that could run it."""
+        return rounds * sum(self._cheapest(t, refs[t.model], manifests[t.model]) for t in plan.tasks)
+
+    def _cheapest(self, task: TaskPlan, ref: ModelRef, manifest: ModelManifest) -> float:
+        placement = place(self._now(), self._need(task, ref, manifest), most=len(self._candidates) or 1)
+        return min((self._candidates[p].price for p in placement.ranked), default=0.0)
+
+    def check_cost(self, plan: Plan, form: JobForm, refs: Mapping[str, ModelRef], manifests: Mapping[str, ModelManifest]) -> None:
+        """Raises `FailedPrecondition` with the cheapest estimate if it is above ``max_cost``."""
+        if form.form.max_cost is None:
+            return
+        least = self.estimate(plan, refs, manifests, rounds_of(form))
+        if least > form.form.max_cost:
+            raise FailedPrecondition(
+                f"nothing within max_cost {form.form.max_cost:g}: the cheapest estimate is {least:g} credits",
+                hint=f"Raise max_cost to {least:g}, or wait for cheaper nodes.",
+            )
+
+    # --- explaining ---
+
+    def explain(self, plan: Plan | None, form: JobForm, manifests: Mapping[str, ModelManifest]) -> Mapping[str, Any]:
+        """Per task: the choice, the scores and every refusal with its reason."""
+        if plan is None:
+            return {"accepted": True, "placement": {"waits": "no node can run this job now; it would wait"}, "estimated_cost": 0.0}
+        refs = {n: self._models.resolve(n) for n in manifests}
+        tasks = {t.key: self._explain_task(t, refs[t.model], manifests[t.model]) for t in plan.tasks}
+        return {"accepted": True, "placement": tasks, "estimated_cost": self.estimate(plan, refs, manifests, rounds_of(form))}
+
+    def _explain_task(self, task: TaskPlan, ref: ModelRef, manifest: ModelManifest) -> dict[str, Any]:
+        placement = place(self._now(), self._need(task, ref, manifest), explain=True)
+        return {
+            "model": task.model,
+            "node": self.name(placement.chosen) if placement.chosen else None,
+            "waits_for": None if placement.chosen else placement.why_none(),
+            "scores": {self.name(p): round(s, 4) for p, s in placement.scores.items()},
+            "refused": {self.name(p): r for p, r in placement.refused.items()},
+        }
+
+
+def rounds_of(form: JobForm) -> int:
+    return getattr(form.config, "rounds", 1)
+
+
+def candidate(view: NodeView) -> Candidate:
+    beat = view.heartbeat
+    return Candidate(
+        peer=beat.peer_id,
+        state=view.state,
+        loaders=frozenset(beat.capabilities.loaders),
+        memory_free=beat.load.memory_free or beat.capabilities.memory,
+        gpus=len(beat.capabilities.gpus),
+        cabinets=frozenset(c.name for c in beat.cabinets),
+        price=beat.price,
+        slots=max(1, beat.load.slots),
+        busy=beat.load.running + beat.load.queued,
+        queue_capacity=beat.load.queue_capacity,
+        cached=frozenset(m.cid for m in beat.models),
+        warm=frozenset(m.cid for m in beat.models if m.warm),
+        leaving=beat.leaving,
+    )

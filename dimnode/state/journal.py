@@ -1,0 +1,287 @@
+"""The node's durable memory on SQLite (`dimnode.ports.Journal`).
+
+One task owns the writing connection. What arrives while a transaction is being fsynced waits and shares the
+next one (group commit), so that the number of appends per second is not the number of fsyncs per second.
+Reading goes over a second connection; WAL lets both work at once. All SQLite calls run in threads.
+
+A failed transaction (disk full, read-only) is rolled back as a whole and everyone in it is told; the file
+stays as it was.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import trio
+
+from dimnode.domain.record import Ballot, SignedEntry
+from dimnode.errors import DimError, ResourceExhausted, Unavailable
+from dimnode.state import schema
+
+T = TypeVar("T")
+Op = Callable[[sqlite3.Connection], Any]
+
+_NO_ROOM = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM})
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+
+@dataclass(frozen=True, slots=True)
+class JournalSettings:
+    max_batch: int = 512
+    """Appends that share one transaction at the most."""
+    max_waiting: int = 4096
+    """Appends that may wait; further callers wait before they get in line."""
+    busy_timeout: float = 5.0
+    """Seconds to wait for another process that holds the file (a backup, say)."""
+    check_bytes: int = 256 * 1024 * 1024
+    """A file up to this size is checked for damage when it is opened; a larger one when it is read."""
+    max_pages: int | None = None
+    """Bound of the file in SQLite pages (4 KiB); None: the disk's."""
+
+
+@dataclass(slots=True)
+class JournalStatistics:
+    operations: int = 0
+    transactions: int = 0
+    failures: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    op: Op
+    done: trio.Event
+    result: Any = None
+    error: DimError | None = None
+
+
+@asynccontextmanager
+async def open_journal(path: Path, settings: JournalSettings | None = None) -> AsyncGenerator[SqliteJournal]:
+    """The journal at ``path``, made if there is none; its folder must exist.
+
+    Raises `DataLoss` for a damaged file, `FailedPrecondition` for one of a later version,
+    `ResourceExhausted` if it cannot be written.
+    """
+    settings = settings or JournalSettings()
+    writer = await trio.to_thread.run_sync(_open_writer, path, settings)
+    try:
+        reader = await trio.to_thread.run_sync(_connect, path, settings)
+    except BaseException:
+        writer.close()
+        raise
+    journal = SqliteJournal(writer, reader, settings)
+    failure: Exception | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(journal.run)
+            try:
+                yield journal
+            except Exception as e:  # noqa: BLE001 - raised again below, not wrapped in this nursery's group
+                failure = e
+            finally:
+                with trio.CancelScope(shield=True):
+                    await journal.aclose()
+        if failure is not None:
+            raise failure
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(_close, reader, writer)
+
+
+class SqliteJournal:
+    """Made by `open_journal`, which also runs it."""
+
+    def __init__(self, writer: sqlite3.Connection, reader: sqlite3.Connection, settings: JournalSettings) -> None:
+        self._writer = writer
+        self._reader = reader
+        self._settings = settings
+        self._line: list[_Waiting] = []
+        self._arrived = trio.Event()
+        self._places = trio.CapacityLimiter(settings.max_waiting)
+        self._reading = trio.Lock()
+        self._closing = False
+        self._closed = trio.Event()
+        self._counts = JournalStatistics()
+
+    def statistics(self) -> JournalStatistics:
+        return self._counts
+
+    # --- dimnode.ports.Journal ------------------------------------------------------------------
+
+    async def append(self, entries: Sequence[SignedEntry]) -> None:
+        rows = [schema.row(e) for e in entries]
+        if rows:
+            await self._write(lambda c: [schema.insert(c, r) for r in rows])
+
+    async def load(self, job: str) -> tuple[SignedEntry, ...]:
+        found = await self._read("SELECT payload, author, signature FROM entries WHERE job = ? ORDER BY seq", (job,))
+        return tuple(SignedEntry(*columns) for columns in found)
+
+    async def discard(self, job: str, ids: Sequence[str]) -> None:
+        pairs = [(job, i) for i in ids]
+        if pairs:
+            await self._write(lambda c: c.executemany("DELETE FROM entries WHERE job = ? AND id = ?", pairs) and None)
+
+    async def unfinished(self) -> tuple[str, ...]:
+        return tuple(job for (job,) in await self._read("SELECT job FROM jobs WHERE core IS NOT NULL AND finished = 0 ORDER BY core", ()))
+
+    async def recent(self, limit: int) -> tuple[str, ...]:
+        return tuple(job for (job,) in await self._read("SELECT job FROM jobs ORDER BY first DESC LIMIT ?", (limit,)))
+
+    async def get(self, key: str) -> bytes | None:
+        found = await self._read("SELECT value FROM meta WHERE key = ?", (key,))
+        return found[0][0] if found else None
+
+    async def put(self, key: str, value: bytes) -> None:
+        statement = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+        await self._write(lambda c: c.execute(statement, (key, value)) and None)
+
+    async def raise_ballot(self, job: str, ballot: Ballot) -> Ballot:
+        found = await self._read("SELECT n, peer, boot FROM ballots WHERE job = ?", (job,))
+        if found and Ballot(*found[0]) >= ballot:
+            return Ballot(*found[0])
+        return await self._write(lambda c: _raise(c, job, ballot))
+
+    async def aclose(self) -> None:
+        """Writes what is in line, then refuses further calls. `open_journal` closes the file."""
+        self._closing = True
+        self._arrived.set()
+        await self._closed.wait()
+
+    # --- writing --------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """The writer: takes all that wait, commits them together. Ends after `aclose`, or when cancelled."""
+        try:
+            while self._line or not self._closing:
+                if not self._line:
+                    self._arrived = trio.Event()
+                    await self._arrived.wait()
+                    continue
+                batch, self._line = self._line[: self._settings.max_batch], self._line[self._settings.max_batch :]
+                await self._commit(batch)
+        finally:
+            self._closing = True
+            self._closed.set()
+            for waiting in self._line:
+                waiting.error = _closed()
+                waiting.done.set()
+
+    async def _write(self, op: Callable[[sqlite3.Connection], T]) -> T:
+        async with self._places:
+            if self._closing:
+                raise _closed()
+            waiting = _Waiting(op, trio.Event())
+            self._line.append(waiting)
+            self._arrived.set()
+            await waiting.done.wait()
+        if waiting.error is not None:
+            raise waiting.error
+        return waiting.result
+
+    async def _commit(self, batch: list[_Waiting]) -> None:
+        error: DimError | None = _closed()
+        try:
+            with trio.CancelScope(shield=True):
+                error = await trio.to_thread.run_sync(_transaction, self._writer, batch)
+        finally:
+            self._counts.transactions += 1
+            self._counts.operations += len(batch)
+            self._counts.failures += error is not None
+            for waiting in batch:
+                waiting.error = error
+                waiting.done.set()
+
+    async def _read(self, statement: str, values: Sequence[Any]) -> list[Any]:
+        async with self._reading:
+            if self._closing:
+                raise _closed()
+            return await trio.to_thread.run_sync(_select, self._reader, statement, values)
+
+
+# --- in threads ----------------------------------------------------------------------------------
+
+
+def _connect(path: Path, settings: JournalSettings) -> sqlite3.Connection:
+    try:
+        connection = sqlite3.connect(path, timeout=settings.busy_timeout, isolation_level=None, check_same_thread=False)
+    except sqlite3.Error as e:
+        raise _dim_error(e) from e
+    return connection
+
+
+def _open_writer(path: Path, settings: JournalSettings) -> sqlite3.Connection:
+    connection = _connect(path, settings)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA fullfsync = ON")
+        connection.execute("PRAGMA checkpoint_fullfsync = ON")
+        if path.stat().st_size <= settings.check_bytes:
+            schema.check(connection)
+        schema.prepare(connection)
+        if settings.max_pages is not None:
+            connection.execute(f"PRAGMA max_page_count = {settings.max_pages:d}")
+    except BaseException as e:
+        connection.close()
+        if isinstance(e, sqlite3.Error):
+            raise _dim_error(e) from e
+        raise
+    return connection
+
+
+def _close(reader: sqlite3.Connection, writer: sqlite3.Connection) -> None:
+    with closing(writer), closing(reader):
+        pass
+
+
+def _transaction(connection: sqlite3.Connection, batch: list[_Waiting]) -> DimError | None:
+    """All or none. The batch is told the error; anything but SQLite's own errors is a bug and ends the node."""
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for waiting in batch:
+                waiting.result = waiting.op(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+    except sqlite3.Error as e:
+        return _dim_error(e)
+    return None
+
+
+def _select(connection: sqlite3.Connection, statement: str, values: Sequence[Any]) -> list[Any]:
+    try:
+        return connection.execute(statement, values).fetchall()
+    except sqlite3.Error as e:
+        raise _dim_error(e) from e
+
+
+def _raise(connection: sqlite3.Connection, job: str, ballot: Ballot) -> Ballot:
+    """Ballots are compared here: SQL would compare them column by column as well, but the order is ours."""
+    found = connection.execute("SELECT n, peer, boot FROM ballots WHERE job = ?", (job,)).fetchone()
+    if found is not None and Ballot(*found) >= ballot:
+        return Ballot(*found)
+    connection.execute("INSERT OR REPLACE INTO ballots VALUES (?, ?, ?, ?)", (job, ballot.n, ballot.peer, ballot.boot))
+    return ballot
+
+
+def _dim_error(e: sqlite3.Error) -> DimError:
+    primary = getattr(e, "sqlite_errorcode", 0) & 0xFF
+    if primary in _DAMAGED:
+        return schema.damaged(e)
+    if primary in _NO_ROOM:
+        return ResourceExhausted(
+            f"the journal cannot be written ({e})", hint="Free disk space, or make the node's home writable.", retry_after=5.0
+        )
+    return Unavailable(f"the journal is not available ({e})")
+
+
+def _closed() -> DimError:
+    return Unavailable("the journal is closed", hint="The node is stopping.")

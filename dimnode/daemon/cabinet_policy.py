@@ -10,8 +10,8 @@ A policy is a JSON object; every field may be left out::
 
 ``aggregates``: only a mean or class counts over the rows leave the node. An output without the batch axis (new
 weights, say) is not reduced, so what is in it is up to the model: it may leave only if the owner named the model in
-``models``. A restricted cabinet names models by CID, since ids are free for anyone to choose: an id in ``models``
-counts only as the id under which this node knows the model's CID.
+``models``. An id is whatever a model's manifest says, and anyone may write one: a policy that must bind members of
+the swarm names models by CID.
 """
 
 from __future__ import annotations
@@ -96,15 +96,13 @@ def _expires(value: Any) -> float:
 _CHECKS = {"models": _names, "clients": _names, "outputs": _outputs, "min_rows": _min_rows, "expires": _expires}
 
 
-def enforce_access(
-    policy: Policy, *, cabinet: str, model_cid: str, known_ids: Collection[str], principal: str, reduce: str, now: float
-) -> None:
-    """Before any data is read. ``known_ids``: ids under which this node itself knows the model. Raises `PermissionDenied`."""
+def enforce_access(policy: Policy, *, cabinet: str, model_cid: str, model_id: str, principal: str, reduce: str, now: float) -> None:
+    """Before any data is read. ``model_id``: as the manifest has it. Raises `PermissionDenied`."""
     if policy.expires is not None and now >= policy.expires:
         raise _denied(cabinet, "has expired")
     if policy.clients is not None and principal not in policy.clients:
         raise _denied(cabinet, "does not allow this client")
-    if policy.models is not None and model_cid not in policy.models and not set(known_ids) & set(policy.models):
+    if policy.models is not None and model_cid not in policy.models and model_id not in policy.models:
         raise _denied(cabinet, "does not allow this model")
     if policy.outputs == "aggregates" and reduce == "rows":
         raise _denied(cabinet, "allows only aggregates over its rows", "Use an aggregation over nodes that is not concat.")

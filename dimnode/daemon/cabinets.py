@@ -143,9 +143,9 @@ def _state(path: Path) -> tuple[int, int]:
 
 def _register(name: str, path: Path, policy: Policy) -> tuple[Stored, Content]:
     path = path.expanduser().resolve()
-    format = cabinet_files.recognise(path)
+    kind = cabinet_files.recognise(path)
     mtime_ns, size = _state(path)
-    content = cabinet_files.read(path, format)
-    info = CabinetInfo(name=name, rows=cabinet_files.rows(content), columns=cabinet_files.schema(content), format=format)
+    content = cabinet_files.read(path, kind)
+    info = CabinetInfo(name=name, rows=cabinet_files.rows(content), columns=cabinet_files.schema(content), format=kind)
     commitment = cabinet_files.commitment(content)
     return Stored(path=str(path), info=info, policy=policy, commitment=commitment, mtime_ns=mtime_ns, size=size), content

@@ -1,0 +1,144 @@
+"""The models that this node knows: its own, the built-in ones, and those it has fetched for others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import msgspec
+import trio
+
+from dimnode.daemon.files import write_atomically
+from dimnode.daemon.store_errors import store_errors
+from dimnode.domain import codec
+from dimnode.domain.model import ModelManifest, ModelRef, TensorSpec
+from dimnode.errors import AlreadyExists, DataLoss, FieldProblem, InvalidArgument
+from loaders.api import TensorSchema
+from loaders.builtin_catalog import BUILTIN_SCHEMAS, descriptor
+from p2p.ipfs.api import ContentStore
+
+FILE = "models.json"
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+\-]{0,127}", re.ASCII)
+
+
+class _Shelf(msgspec.Struct, frozen=True, kw_only=True):
+    own: dict[str, ModelRef] = {}
+    """By CID."""
+    fetched: dict[str, ModelRef] = {}
+
+
+class ModelShelf:
+    def __init__(self, store: ContentStore, folder: Path, *, fetch_timeout: float, remember: int) -> None:
+        self._store = store
+        self._file = folder / FILE
+        self._builtin_folder = folder / "builtin"
+        self._timeout = fetch_timeout
+        self._remember = remember
+        self._own: dict[str, ModelRef] = {}
+        self._fetched: dict[str, ModelRef] = {}
+        self._builtin: dict[str, ModelRef] = {}
+        self._paths: dict[str, Path] = {}
+        self._manifests: dict[str, ModelManifest] = {}
+        self._lock = trio.Lock()
+
+    async def open(self) -> None:
+        """Reads what was known before and puts the built-in steps in place."""
+        if await trio.to_thread.run_sync(self._file.exists):
+            data = await trio.to_thread.run_sync(self._file.read_bytes)
+            shelf = msgspec.json.decode(data, type=_Shelf)
+            self._own, self._fetched = dict(shelf.own), dict(shelf.fetched)
+        for name in BUILTIN_SCHEMAS:
+            await self._add_builtin(name)
+
+    async def _add_builtin(self, name: str) -> None:
+        artifact, schema = descriptor(name), BUILTIN_SCHEMAS[name]
+        cid = await self._store.put_dag_bytes(artifact, durable=False)
+        manifest = ModelManifest(
+            id=name, cid=cid, format="builtin", inputs=_specs(schema.inputs), outputs=_specs(schema.outputs), size=len(artifact), licence="Apache-2.0"
+        )  # fmt: skip
+        self._builtin[cid] = await self._shelve(manifest, durable=False)
+        self._paths[cid] = self._builtin_folder / f"{cid}.builtin"
+
+        def write() -> None:
+            self._builtin_folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._paths[cid], artifact)
+
+        await trio.to_thread.run_sync(write)
+
+    def builtin_path(self, cid: str) -> Path | None:
+        return self._paths.get(cid)
+
+    def refs(self, cached: Collection[str], is_warm: Callable[[str], bool]) -> tuple[ModelRef, ...]:
+        """Everything that this node could run without fetching."""
+        here = {**{cid: self._fetched[cid] for cid in cached if cid in self._fetched}, **self._own, **self._builtin}
+        return tuple(msgspec.structs.replace(r, warm=is_warm(cid)) for cid, r in here.items())
+
+    async def manifest(self, manifest_cid: str, providers: Collection[str], expect: str) -> ModelManifest:
+        """From memory, the store or other nodes. ``expect``: the CID of the model that it must describe.
+        Raises `Unavailable`, `DataLoss`, `InvalidArgument`."""
+        found = self._manifests.get(manifest_cid)
+        if found is None:
+            with store_errors("the model's manifest"):
+                plain = await self._store.get_dag(manifest_cid, providers=providers, timeout=self._timeout)
+            try:
+                found = msgspec.convert(plain, ModelManifest)
+            except msgspec.ValidationError as e:
+                raise DataLoss("the model's manifest is malformed") from e
+            self._keep(manifest_cid, found)
+        if found.cid != expect:
+            raise InvalidArgument("the manifest describes another model than the order names")
+        return found
+
+    async def fetched(self, manifest: ModelManifest, manifest_cid: str) -> None:
+        """A model has come from elsewhere: it is listed as long as the cache has it."""
+        if manifest.cid in self._own or manifest.cid in self._builtin or manifest.cid in self._fetched:
+            return
+        self._fetched[manifest.cid] = _ref(manifest, manifest_cid)
+        while len(self._fetched) > self._remember:
+            del self._fetched[next(iter(self._fetched))]
+        await self._write()
+
+    def check_id(self, id: str, cid: str | None = None) -> None:
+        """Raises `InvalidArgument`, `AlreadyExists` if the id names another model of this node."""
+        if not _ID.fullmatch(id):
+            rule = "must be letters, digits or . _ @ + -, at most 128, the first a letter or digit"
+            raise InvalidArgument(f"id {rule}", fields=(FieldProblem("id", rule),))
+        for other in self._own.values():
+            if cid is not None and other.id == id and other.cid != cid:
+                raise AlreadyExists(f"this node already has a model {id!r} with other content", hint="Choose another id.")
+
+    async def add(self, manifest: ModelManifest) -> str:
+        """Stores and pins artifact and manifest; returns the manifest's CID."""
+        self.check_id(manifest.id, manifest.cid)
+        ref = await self._shelve(manifest, durable=True)
+        with store_errors("the model"):
+            await self._store.pin(manifest.cid, reason=f"model {manifest.id}")
+            await self._store.pin(ref.manifest_cid, reason=f"manifest of model {manifest.id}")
+        self._own[manifest.cid] = ref
+        await self._write()
+        return ref.manifest_cid
+
+    async def _shelve(self, manifest: ModelManifest, *, durable: bool) -> ModelRef:
+        with store_errors("the model's manifest"):
+            manifest_cid = await self._store.put_dag_bytes(codec.encode(manifest), durable=durable)
+        self._keep(manifest_cid, manifest)
+        return _ref(manifest, manifest_cid)
+
+    def _keep(self, manifest_cid: str, manifest: ModelManifest) -> None:
+        while len(self._manifests) >= self._remember:
+            del self._manifests[next(iter(self._manifests))]
+        self._manifests[manifest_cid] = manifest
+
+    async def _write(self) -> None:
+        async with self._lock:
+            data = msgspec.json.encode(_Shelf(own=self._own, fetched=self._fetched))
+            await trio.to_thread.run_sync(write_atomically, self._file, data)
+
+
+def _ref(manifest: ModelManifest, manifest_cid: str) -> ModelRef:
+    return ModelRef(id=manifest.id, cid=manifest.cid, manifest_cid=manifest_cid, format=manifest.format, size=manifest.size)
+
+
+def _specs(tensors: tuple[TensorSchema, ...]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name=t.name, dtype=t.dtype, shape=t.shape) for t in tensors)

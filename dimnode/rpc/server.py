@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import trio
-from grpc_health.v1 import _async as async_health
+from grpc_health.v1 import _async as async_health  # pyright: ignore[reportAttributeAccessIssue]
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -77,7 +77,7 @@ async def serve(
 class _Server:
     """In the asyncio thread."""
 
-    def __init__(self, server: grpc.aio.Server, checks: async_health.HealthServicer, address: str) -> None:
+    def __init__(self, server: grpc.aio.Server, checks: Any, address: str) -> None:
         self._server = server
         self._checks = checks
         self.address = address

@@ -1,0 +1,107 @@
+"""The node's own API on a Unix socket in its home, for its operator and nobody else."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from dimnode.errors import FailedPrecondition, FieldProblem, InvalidArgument
+from dimnode.ports import NodeApi
+from dimnode.rpc import convert, documents
+from dimnode.rpc.bridge import Bridge
+from dimnode.rpc.dispatch import Call, Service
+from dimnode.rpc.server import RunningServer, ServerSettings, serve
+from dimnode.rpc.v1 import node_pb2 as pb
+
+MAX_SOCKET_PATH = 100
+"""Bytes; the kernels' limits are 104 (macOS) and 108 (Linux)."""
+
+
+class NodeService:
+    """`dim.v1.Node` over `NodeApi`; runs in trio."""
+
+    def __init__(self, api: NodeApi) -> None:
+        self._api = api
+
+    async def Status(self, _request: Any, _call: Call) -> Any:  # noqa: N802 - gRPC's names
+        return pb.StatusResponse(status=convert.to_struct(self._api.status()))
+
+    async def Invite(self, _request: Any, _call: Call) -> Any:  # noqa: N802
+        return pb.InviteResponse(invite=self._api.invite())
+
+    async def ListNodes(self, _request: Any, _call: Call) -> Any:  # noqa: N802
+        return pb.ListRegistryResponse(nodes=[documents.node_to_proto(n) for n in self._api.nodes()])
+
+    async def NodeStats(self, request: Any, _call: Call) -> Any:  # noqa: N802
+        return pb.NodeStatsResponse(stats=convert.to_struct(await self._api.node_stats(request.node)))
+
+    async def AddModelFile(self, request: Any, _call: Call) -> Any:  # noqa: N802
+        axis = request.batch_axis if request.HasField("batch_axis") else None
+        model = await self._api.add_model_file(_path(request), id=request.id, licence=request.licence, batch_axis=axis)
+        return pb.AddModelFileResponse(model=documents.model_to_proto(model))
+
+    async def ListSwarmModels(self, _request: Any, _call: Call) -> Any:  # noqa: N802
+        return pb.ListLocalModelsResponse(models=[documents.model_to_proto(m) for m in await self._api.models()])
+
+    async def AddCabinet(self, request: Any, _call: Call) -> Any:  # noqa: N802
+        if not request.name:
+            raise _bad("name", "is missing")
+        cabinet = await self._api.add_cabinet(request.name, _path(request), request.policy)
+        return pb.AddCabinetResponse(cabinet=documents.cabinet_to_proto(cabinet))
+
+    async def ListCabinets(self, _request: Any, _call: Call) -> Any:  # noqa: N802
+        return pb.ListCabinetsResponse(cabinets=[documents.cabinet_to_proto(c) for c in self._api.cabinets()])
+
+
+def _path(request: Any) -> str:
+    if not request.path.startswith("/"):
+        raise _bad("path", "must be an absolute path on the node's machine")
+    return request.path
+
+
+def _bad(name: str, rule: str) -> InvalidArgument:
+    return InvalidArgument(f"{name} {rule}", fields=(FieldProblem(name, rule),))
+
+
+@asynccontextmanager
+async def serve_node(bridge: Bridge, api: NodeApi, path: Path, settings: ServerSettings | None = None) -> AsyncGenerator[RunningServer]:
+    """Serve on the Unix socket ``path`` (mode 0600; its folder, made if missing, 0700) while the block runs. A socket that
+    a dead node left is replaced. Raises `FailedPrecondition` if a live node answers there, or the path is too long."""
+    await trio.to_thread.run_sync(_prepare, path)
+    contract = Service(pb.DESCRIPTOR.services_by_name["Node"], NodeService(api))
+    settings = settings or ServerSettings(setting="the node's socket")
+    async with serve(bridge, [contract], f"unix:{path}", settings) as running:
+        await trio.to_thread.run_sync(path.chmod, 0o600)
+        try:
+            yield running
+        finally:
+            with trio.CancelScope(shield=True):  # pyright: ignore[reportCallIssue]
+                await trio.Path(path).unlink(missing_ok=True)
+
+
+def _prepare(path: Path) -> None:
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        raise FailedPrecondition(
+            f"the path of the node's socket is longer than {MAX_SOCKET_PATH} bytes", hint="Choose a --home with a shorter path."
+        )
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.parent.chmod(0o700)
+    if _answers(path):
+        raise FailedPrecondition("a node is running with this home", hint="Stop it first, or start with another --home.")
+    path.unlink(missing_ok=True)
+
+
+def _answers(path: Path) -> bool:
+    """gRPC would take a living node's socket away without a word."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True

@@ -44,7 +44,9 @@ def _outputs(step: Step, model: ModelFacts, field: str) -> frozenset[str]:
 
 
 def _check_fed(step: Step, model: ModelFacts, facts: Facts, seen: Mapping[int, frozenset[str]], field: str) -> None:
-    """Every input must come from somewhere, as far as can be known before anything has run."""
+    """Names that the client gives must exist, and a step that is wired by hand must be wired in full, as
+    far as can be known before anything has run. A step without ``inputs`` is left to run time, where a
+    lone tensor feeds a lone input whatever its name."""
     rename = step.inputs or {}
     fed: set[str] = set()
     known: set[str] = set()
@@ -58,7 +60,7 @@ def _check_fed(step: Step, model: ModelFacts, facts: Facts, seen: Mapping[int, f
     if lost:
         raise PatternError("INVALID_ARGUMENT", f"{field}.inputs reads {lost[0]!r}, which no source of the step has", _have(known))
     missing = [n for n in model.inputs if n not in fed]
-    if missing:
+    if missing and step.inputs:
         raise PatternError("INVALID_ARGUMENT", f"{field}: nothing feeds input {missing[0]!r} of model {step.model_id!r}", _have(known))
 
 

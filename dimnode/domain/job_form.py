@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
+from pydantic.alias_generators import to_snake
 
 from dimnode.domain.tensors import TensorValue, from_json, to_json
 from dimnode.errors import FieldProblem, InvalidArgument
@@ -114,7 +115,8 @@ def parse_job_form(obj: Any) -> JobForm:
         form = kind.model_validate(plain)
     except ValidationError as e:
         problems.extend(
-            FieldProblem(_path(err["loc"]), _rule(err["type"], err["msg"])) for err in e.errors(include_url=False, include_input=False)
+            FieldProblem(_path(_as_documented(err["loc"], err["type"])), _rule(err["type"], err["msg"]))
+            for err in e.errors(include_url=False, include_input=False)
         )
         raise _invalid(problems) from None
     if problems:
@@ -141,6 +143,12 @@ def _parse_client_data(raw: Any) -> dict[str, TensorValue]:
     for name, value in raw.items():  # pyright: ignore[reportUnknownVariableType]
         out[str(name)] = value if isinstance(value, TensorValue) else from_json(value, f"client_data.{name}")  # pyright: ignore[reportUnknownArgumentType]
     return out
+
+
+def _as_documented(loc: tuple[int | str, ...], kind: str) -> tuple[int | str, ...]:
+    """A field that is missing was written in neither case: it is named as the documents have it."""
+    last = loc[-1] if loc else ""
+    return (*loc[:-1], to_snake(last)) if kind == "missing" and isinstance(last, str) else loc
 
 
 def _path(loc: tuple[int | str, ...]) -> str:

@@ -1,0 +1,124 @@
+"""``dimnode doctor``: looks at this machine and says what to do."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from dimnode.cli.common import FAILED, Context, usage, verb
+from dimnode.errors import DimError
+
+LOW_DISK = 2 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    check: str
+    ok: bool
+    said: str
+    advice: str = ""
+
+
+@click.command()
+@verb()
+def doctor(context: Context) -> None:
+    """Check home, ports, disk, loaders and reachability."""
+    findings = [f for check in (_settings_and_ports, _disk, _loaders, _node) for f in check(context)]
+    ok = all(f.ok for f in findings)
+    document = {"ok": ok, "checks": [{"check": f.check, "ok": f.ok, "said": f.said, "advice": f.advice} for f in findings]}
+    context.emit(document, _show)
+    sys.exit(0 if ok else FAILED)
+
+
+def _show(document: dict[str, Any]) -> str:
+    lines: list[str] = []
+    for f in document["checks"]:
+        lines.append(f"{'ok ' if f['ok'] else 'NOT'} {f['check']}: {f['said']}")
+        if f["advice"]:
+            lines.append(f"      {f['advice']}")
+    return "\n".join(lines)
+
+
+def _settings_and_ports(context: Context) -> list[Finding]:
+    from dimnode.config import load_config, split_host_port, unserved
+
+    file = context.home.config_path if context.home.config_path.exists() else None
+    with usage():
+        config = load_config(file=file)
+    out = [Finding(f"setting {p.field}", False, p.rule) for p in unserved(config)] or [Finding("settings", True, "can be honoured")]
+    if _running(context):
+        return [*out, Finding("ports", True, "a node is running here; see `dimnode status`")]
+    listens = [
+        ("orchestrator.listen", split_host_port(config.orchestrator.listen)),
+        ("daemon.listen", split_host_port(config.daemon.listen)),
+    ]
+    for key, (host, port) in listens:
+        free = _free(host, port)
+        fallback = config.is_default(key)
+        said = f"port {port} is {'free' if free else 'taken'}"
+        advice = "" if free else "A free one will be used." if fallback else f"Set {key} to another port."
+        out.append(Finding(key, free or fallback, said, advice))
+    return out
+
+
+def _free(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _disk(context: Context) -> list[Finding]:
+    folder = context.home.path
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    return [Finding("disk", free >= LOW_DISK, f"{free / (1 << 30):.1f} GiB free", "" if free >= LOW_DISK else "Make room: models need it.")]
+
+
+def _loaders(_: Context) -> list[Finding]:
+    known = {
+        "onnx": ("onnxruntime", ""),
+        "pt2": ("torch", "pip install 'dimnode[torch]'"),
+        "builtin": ("cv2", "pip install 'dimnode[vision]'"),
+    }
+    there = {name: importlib.util.find_spec(module) is not None for name, (module, _) in known.items()}
+    advice = "; ".join(f"for {name}: {how}" for name, (_, how) in known.items() if not there[name] and how)
+    return [Finding("loaders", there["onnx"], ", ".join(name for name, ok in there.items() if ok) or "none", advice)]
+
+
+def _running(context: Context) -> bool:
+    try:
+        context.home.control()
+    except DimError:
+        return False
+    return True
+
+
+def _node(context: Context) -> list[Finding]:
+    if not _running(context):
+        return [Finding("node", True, "not running", "Start it: dimnode start")]
+    ask: Callable[[], dict[str, Any]] = context.node().status
+    try:
+        status = ask()
+    except DimError as e:
+        return [Finding("node", False, e.message, e.hint)]
+    seats, ipfs = status.get("orchestrators") or [], status.get("ipfs") or {}
+    return [
+        Finding("node", True, f"{status.get('name')} in swarm {status.get('swarm')}, {status.get('peers')} peers"),
+        Finding("ipfs", bool(ipfs.get("ok")), str(ipfs.get("backend"))),
+        Finding(
+            "orchestrators", bool(seats), f"{len(seats)} seats held", "" if seats else "Wait for an election, or check election.eligible."
+        ),
+    ]

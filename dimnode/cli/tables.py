@@ -1,0 +1,155 @@
+"""What documents look like to people. rich is loaded when something is shown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Document = Mapping[str, Any]
+
+
+def console(stderr: bool = False) -> Any:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def _table(*columns: str) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def clock(seconds: float | None) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(seconds)) if seconds else "-"
+
+
+def status(d: Document) -> str:
+    lines = [
+        f"{d.get('name')}  {d.get('peer_id')}",
+        f"swarm {d.get('swarm')}, {d.get('role')}, term {d.get('term')}, {d.get('peers')} peers",
+        f"listens on {', '.join(d.get('listen') or ()) or '-'}",
+        f"orchestrator API {d.get('grpc') or '- (no seat)'}, daemon {d.get('daemon_grpc')}, gateway {d.get('gateway') or '-'}",
+    ]
+    ipfs = d.get("ipfs") or {}
+    lines.append(f"ipfs {ipfs.get('backend')}: {'ok' if ipfs.get('ok') else 'not ok'}")
+    lines += [f"seat: {o.get('name')}  {o.get('grpc')}  term {o.get('term')}" for o in d.get("orchestrators") or ()]
+    return "\n".join(lines)
+
+
+def nodes(found: Sequence[Document]) -> Any:
+    table = _table("name", "state", "role", "runs", "running", "models", "cabinets", "price", "peer id")
+    for n in found:
+        load, can = n.get("load") or {}, n.get("capabilities") or {}
+        cabinets = ", ".join(str(c.get("name")) for c in n.get("cabinets") or ())
+        table.add_row(
+            str(n.get("name")), str(n.get("state")), str(n.get("role")), " ".join(can.get("loaders") or ()),
+            f"{load.get('running', 0)}+{load.get('queued', 0)}", str(len(n.get("models") or ())), cabinets,
+            f"{n.get('price', 0):g}", str(n.get("peer_id")),
+        )  # fmt: skip
+    return table
+
+
+def models(found: Sequence[Document]) -> Any:
+    table = _table("id", "format", "size", "inputs", "outputs", "nodes", "cid")
+    for m in found:
+        table.add_row(
+            str(m.get("id")), str(m.get("format")), size(m.get("size") or 0), _tensors(m.get("inputs")), _tensors(m.get("outputs")),
+            ", ".join(m.get("nodes") or ()), str(m.get("cid")),
+        )  # fmt: skip
+    return table
+
+
+def _tensors(specs: Any) -> str:
+    return ", ".join(f"{t['name']} {t['dtype']}[{','.join('?' if n is None else str(n) for n in t['shape'])}]" for t in specs or ())
+
+
+def cabinets(found: Sequence[Document]) -> Any:
+    table = _table("name", "rows", "format", "columns")
+    for c in found:
+        table.add_row(str(c["name"]), str(c["rows"]), str(c["format"]), ", ".join(c["columns"]))
+    return table
+
+
+def jobs(found: Sequence[Document]) -> Any:
+    table = _table("job", "pattern", "status", "owner", "submitted", "updated")
+    for j in found:
+        row = (j["job_id"], j["pattern"], j["status"], j["owner"], clock(j["submitted"]), clock(j["updated"]))
+        table.add_row(*(str(x) for x in row))
+    return table
+
+
+def progress(job: Document) -> str:
+    """One line: status and how far the tasks are."""
+    tasks = job.get("tasks") or ()
+    done = sum(t.get("status") == "completed" for t in tasks)
+    return f"{clock(job.get('updated'))} {job['status']}" + (f" ({done} of {len(tasks)} tasks)" if tasks else "")
+
+
+def job(j: Document) -> str:
+    lines = [f"{j.get('job_id')}  {j.get('pattern', '')}  {j.get('status')}"]
+    times = sorted((j.get("times") or {}).items(), key=lambda item: item[1])
+    lines += [f"  {clock(at)}  {name}" for name, at in times]
+    lines += [_task(t) for t in j.get("tasks") or ()]
+    error = j.get("error")
+    if error and error.get("code"):
+        lines.append(f"error {error['code']}: {error.get('message')}" + (f"\n{error['hint']}" if error.get("hint") else ""))
+    return "\n".join(lines)
+
+
+def _task(t: Document) -> str:
+    error = t.get("error") or {}
+    text = f"  task {t.get('task_id')}: {t.get('status')} on {t.get('node')} (attempt {t.get('attempt')})"
+    return text + (f": {error.get('code')} {error.get('message')}" if error.get("code") else "")
+
+
+def result(r: Document) -> str:
+    lines = [f"{r['job_id']}  {r['pattern']}  {r['status']}  cost {r.get('cost', 0):g}"]
+    for name, t in r["outputs"].items():
+        lines.append(f"  {name}: {t.get('dtype')}{t.get('shape')} {_values(t)}")
+    lines += [f"  {name}: {_short(value)}" for name, value in (r.get("details") or {}).items()]
+    return "\n".join(lines)
+
+
+def _values(tensor: Document) -> str:
+    data = tensor.get("data")
+    if data is None:
+        return f"in {tensor.get('cid')} (`dimnode result JOB --out FILE` fetches it)"
+    return _short(data[:12])[:-1] + (", ...]" if len(data) > 12 else "]")
+
+
+def _short(value: Any, most: int = 160) -> str:
+    text = str(value)
+    return text if len(text) <= most else text[: most - 4] + " ..."
+
+
+def receipts(report: Document) -> str:
+    lines = [f"{t['task_id']} on {t['node']}: {'ok' if t['ok'] else t['reason']}" for t in report["tasks"]]
+    return "\n".join([*lines, "every receipt is good" if report["ok"] else "NOT every receipt is good"])
+
+
+def tree(document: Any, depth: int = 0) -> str:
+    """Nested plain values, indented."""
+    pad = "  " * depth
+    if isinstance(document, Mapping):
+        lines: list[str] = []
+        for key, value in document.items():  # pyright: ignore[reportUnknownVariableType]
+            nested = isinstance(value, (Mapping, list)) and value
+            lines.append(f"{pad}{key}:" + (f"\n{tree(value, depth + 1)}" if nested else f" {value}"))
+        return "\n".join(lines)
+    if isinstance(document, list):
+        return "\n".join(f"{pad}-\n{tree(v, depth + 1)}" if isinstance(v, Mapping) else f"{pad}- {v}" for v in document)  # pyright: ignore[reportUnknownVariableType]
+    return f"{pad}{document}"

@@ -83,6 +83,26 @@ class Gate(ResourceManager):
         return super().open_connection(peer_id, endpoint_ip, direction)
 
 
+class NoConnector:
+    """In place of libp2p's auto-connector, which dials every address that it ever heard of, 256 at a time, even
+    with its watermarks at zero. Whom to dial is decided in `p2p.discovery`."""
+
+    async def start(self) -> None:
+        """Nothing to start."""
+
+    async def stop(self) -> None:
+        """Nothing to stop."""
+
+    async def run_background_task(self, nursery: trio.Nursery) -> None:
+        """No task."""
+
+    async def maybe_connect(self) -> None:
+        """Never."""
+
+    def record_disconnect(self, peer_id: ID) -> None:
+        """Of no interest."""
+
+
 def build(identity: Identity, settings: NetworkSettings, advertise: Callable[[list[Multiaddr]], list[Multiaddr]]) -> BasicHost:
     """A host that does not listen yet. ``advertise`` makes of the listen addresses those that others
     get to know."""
@@ -98,7 +118,7 @@ def build(identity: Identity, settings: NetworkSettings, advertise: Callable[[li
         connection_config=ConnectionConfig(
             max_connections=settings.max_connections,
             min_connections=0,
-            low_watermark=0,  # whom to dial is decided in p2p.discovery
+            low_watermark=0,
             high_watermark=settings.max_connections,
             inbound_upgrade_timeout=timeout,
             outbound_upgrade_timeout=timeout,
@@ -110,6 +130,7 @@ def build(identity: Identity, settings: NetworkSettings, advertise: Callable[[li
     assert isinstance(host, BasicHost)
     swarm = swarm_of(host)
     swarm.retry_config = RetryConfig(max_retries=0)
+    swarm.auto_connector = cast(Any, NoConnector())
     swarm._negative_peer_cache = _NegativePeerCache(ttl=0)  # a failed dial must not block the peer for a minute
     swarm.set_stream_handler(cast(Any, contain(host._swarm_stream_handler)))
     return host

@@ -26,6 +26,7 @@ from p2p.api import (
     NetworkStatistics,
     PeerEvent,
     RemoteFault,
+    RequestTimeout,
     TunnelHandler,
     Unreachable,
     Validator,
@@ -202,8 +203,9 @@ class Libp2pNetwork:
 
     async def request(self, peer: str, method: str, data: bytes, *, timeout: float) -> bytes:
         if peer == self.peer_id:
-            with trio.fail_after(timeout):
+            with trio.move_on_after(timeout):
                 return await self._methods.call(peer, method, data)
+            raise RequestTimeout(f"no answer to {method} within {timeout} s")
         return await self._client.request(peer, method, data, timeout)
 
     def serve(self, method: str, handler: Handler, concurrency: int = 64) -> None:

@@ -137,11 +137,20 @@ def _no_record(host: Any) -> tuple[bytes, bool]:
     return b"", False
 
 
+def _hush() -> None:
+    """libp2p logs broken connections as errors with stack traces; what matters of that, `p2p` says itself. Set
+    the level of the logger ``libp2p`` to see it all."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("libp2p."):
+            logging.getLogger(name).setLevel(logging.NOTSET)
+    logging.getLogger("libp2p").setLevel(logging.CRITICAL)
+
+
 def apply() -> None:
     """Installs the corrections in libp2p's modules, once per process."""
     if yamux.Yamux._write_frame is _write_frame:
         return
-    logging.getLogger("libp2p").setLevel(logging.CRITICAL)
+    _hush()
     targets: list[tuple[Any, str, Any]] = [
         (yamux.Yamux, "_write_frame", _write_frame),
         (yamux.Yamux, "close", _close),

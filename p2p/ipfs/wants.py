@@ -72,7 +72,9 @@ class _Want:
 @dataclass(slots=True)
 class _Peer:
     asked: set[Cid] = field(default_factory=set)
-    late: OrderedDict[Cid, None] = field(default_factory=OrderedDict)
+    late: OrderedDict[Cid, int] = field(default_factory=OrderedDict)
+    """How often a block that is not needed any more may still come: a request that was taken back may have
+    been answered already, and one that is made again is answered twice."""
     heard: float = float("-inf")
     strikes: int = 0
     distrusted_until: float = float("-inf")
@@ -139,7 +141,8 @@ class WantBook:
         if cid not in state.asked and cid not in state.late and (want is None or peer not in want.probing):
             self.refused(peer, now)
             return Delivery.UNSOLICITED
-        state.late.pop(cid, None)
+        if cid not in state.asked:
+            self._count_late(state, cid, -1)
         if want is None:
             return Delivery.LATE
         want.asked.pop(peer, None)
@@ -259,10 +262,15 @@ class WantBook:
     def _cancel(self, peer: str, cid: Cid) -> None:
         state = self._peer(peer)
         state.asked.discard(cid)
-        state.late[cid] = None
+        self._count_late(state, cid, 1)
+        self._actions.append(Send(peer, cid, Ask.CANCEL))
+
+    def _count_late(self, state: _Peer, cid: Cid, change: int) -> None:
+        count = state.late.pop(cid, 0) + change
+        if count > 0:
+            state.late[cid] = count
         if len(state.late) > _LATE_MEMORY:
             state.late.popitem(last=False)
-        self._actions.append(Send(peer, cid, Ask.CANCEL))
 
     def _peer(self, peer: str) -> _Peer:
         return self._peers.setdefault(peer, _Peer())

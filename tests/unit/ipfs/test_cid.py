@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 
 import pytest
 from hypothesis import given
@@ -30,10 +31,8 @@ def test_both_spellings_come_back(codec: int, data: bytes):
 
 @given(st.text(max_size=70) | st.binary(max_size=40).map(lambda b: "b" + base64.b32encode(b).decode().lower().rstrip("=")))
 def test_parse_takes_only_what_it_would_write(text: str):
-    try:
+    with contextlib.suppress(BadCid):
         assert cids.parse(text).text == text
-    except BadCid:
-        pass
 
 
 @pytest.mark.parametrize(

@@ -1,51 +1,38 @@
-"""What the command line asks of the client library (`dimnode.client`), which is loaded on first use."""
+"""The clients behind the verbs; they are loaded when a verb needs one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any
 
-Document = dict[str, Any]
+if TYPE_CHECKING:
+    from dimnode.client import Client
+    from dimnode.rpc.clients import NodeClient
 
-
-class OrchestratorClient(Protocol):
-    """Raises `dimnode.errors.DimError`."""
-
-    def submit(self, form: Any) -> Document: ...
-    def dry_run(self, form: Any) -> Document: ...
-    def job(self, job_id: str) -> Document: ...
-    def jobs(self, active: bool = False, limit: int = 0) -> list[Document]: ...
-    def watch(self, job_id: str) -> Iterator[Document]: ...
-    def cancel(self, job_id: str) -> Document: ...
-    def result(self, job_id: str) -> Document: ...
-    def nodes(self) -> list[Document]: ...
-    def models(self) -> list[Document]: ...
-    def get_artifact(self, cid: str) -> bytes: ...
-    def add_model(self, path: Path, *, id: str = "", licence: str = "", batch_axis: int | None = None) -> Document: ...
+CHUNK = 256 * 1024
 
 
-class NodeClient(Protocol):
-    """Raises `dimnode.errors.DimError`."""
-
-    def status(self) -> Document: ...
-    def invite(self) -> str: ...
-    def nodes(self) -> list[Document]: ...
-    def stats(self, node: str = "") -> Document: ...
-    def models(self) -> list[Document]: ...
-    def cabinets(self) -> list[Document]: ...
-    def add_model_file(self, path: str, *, id: str = "", licence: str = "", batch_axis: int | None = None) -> Document: ...
-    def add_cabinet(self, name: str, path: str, policy: Mapping[str, Any] | str | None = None) -> Document: ...
-
-
-def orchestrator_client(target: str) -> OrchestratorClient:
+def orchestrator_client(target: str) -> Client:
     """``target``: host:port, or a gRPC target such as ``unix:/...``."""
-    from dimnode import client
+    from dimnode.client import Client
 
-    return cast("OrchestratorClient", client.Client(target))
+    return Client(target)
 
 
 def node_client(target: str) -> NodeClient:
-    from dimnode import client
+    from dimnode.rpc.clients import NodeClient
 
-    return cast("NodeClient", client.NodeClient(target))
+    return NodeClient(target)
+
+
+def publish(client: Client, path: Path, *, id: str, licence: str, batch_axis: int | None) -> dict[str, Any]:
+    """Send a model file to an orchestrator and make it a model; ``ModelInfo``."""
+    stored = client.put_artifact(_pieces(path))
+    return client.add_model(stored["cid"], id=id, licence=licence, batch_axis=batch_axis)
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(CHUNK):
+            yield piece

@@ -14,13 +14,17 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from dimnode.cli.clients import NodeClient, OrchestratorClient, node_client, orchestrator_client
+from dimnode.cli.clients import node_client, orchestrator_client
 from dimnode.errors import Code, DimError, InvalidArgument
 from dimnode.home import Home, home_path
+
+if TYPE_CHECKING:
+    from dimnode.client import Client
+    from dimnode.rpc.clients import NodeClient
 
 F = TypeVar("F", bound=Callable[..., Any])
 FAILED, USAGE, UNREACHABLE = 1, 2, 3
@@ -47,7 +51,7 @@ class Context:
         """This home's node. Raises `Unavailable` if it does not run."""
         return node_client(self.home.control().node)
 
-    def orchestrators(self) -> OrchestratorClient:
+    def orchestrators(self) -> Client:
         """The orchestrator API: of ``--orchestrator``, else whichever this home's node reaches."""
         return orchestrator_client(self.orchestrator or self.home.control().orchestrator)
 

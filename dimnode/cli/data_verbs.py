@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from dimnode.cli import tables
+from dimnode.cli.clients import publish
 from dimnode.cli.common import FAILED, Context, UsageProblem, absolute, verb
 from dimnode.errors import InvalidArgument
 
@@ -27,7 +28,7 @@ def model_add(context: Context, file: Path, model_id: str, licence: str, batch_a
     """Check FILE by running it once, store it, and make it a model of the swarm."""
     name = model_id or file.stem
     if context.orchestrator:
-        document = context.orchestrators().add_model(file, id=name, licence=licence, batch_axis=batch_axis)
+        document = publish(context.orchestrators(), file, id=name, licence=licence, batch_axis=batch_axis)
     else:
         document = context.node().add_model_file(absolute(str(file)), id=name, licence=licence, batch_axis=batch_axis)
     context.emit(document, lambda d: f"{d['id']}  {d['cid']}")

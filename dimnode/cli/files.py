@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,19 +87,13 @@ def check_out(path: Path | None) -> None:
         raise InvalidArgument(f"{path.name} must end in .npz or .json")
 
 
-def write_outputs(document: Mapping[str, Any], path: Path, fetch: Callable[[str], bytes]) -> dict[str, Any]:
-    """Write the outputs, large ones fetched by their CID; returns the arrays."""
+def write_outputs(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Write the output arrays of a result; returns them."""
     import numpy as np
 
-    from dimnode.domain.tensors import TensorValue, from_json, from_npy, from_numpy, to_json, to_numpy
+    from dimnode.domain.tensors import from_numpy, to_json
 
-    arrays: dict[str, Any] = {}
-    for name, value in document["outputs"].items():
-        if hasattr(value, "tolist"):
-            arrays[name] = value
-            continue
-        tensor = value if isinstance(value, TensorValue) else from_json(value, f"outputs.{name}")
-        arrays[name] = from_npy(fetch(tensor.cid)) if tensor.cid else to_numpy(tensor)
+    arrays = dict(document["outputs"])
     if path.suffix == ".npz":
         np.savez(path, **{name: a.astype(np.str_) if a.dtype.kind == "O" else a for name, a in arrays.items()})
     else:

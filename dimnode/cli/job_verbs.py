@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dimnode.cli import files, tables
-from dimnode.cli.clients import OrchestratorClient
 from dimnode.cli.common import FAILED, Context, note, usage, verb
+
+if TYPE_CHECKING:
+    from dimnode.client import Client
 
 JSON_FILE = click.Path(dir_okay=False, allow_dash=True)
 GOOD = "completed"
@@ -39,17 +41,17 @@ def submit(context: Context, spec: str, data: Path | None, wait: bool, dry_run: 
     _finish(context, client, job)
 
 
-def _follow(client: OrchestratorClient, job_id: str, show: Any) -> dict[str, Any]:
+def _follow(client: Client, job_id: str, show: Any) -> dict[str, Any]:
     job: dict[str, Any] = {"job_id": job_id, "status": "unknown"}
     for job in client.watch(job_id):
         show(job)
     return job
 
 
-def _finish(context: Context, client: OrchestratorClient, job: dict[str, Any]) -> None:
+def _finish(context: Context, client: Client, job: dict[str, Any]) -> None:
     """Print the result of a job that ended; exit 1 unless it completed."""
     if job["status"] == GOOD:
-        context.emit(files.with_tensors(client.result(job["job_id"])), tables.result)
+        context.emit(files.with_tensors(client.result(job["job_id"], fetch=False)), tables.result)
         return
     context.emit(job, tables.job)
     sys.exit(FAILED)
@@ -62,7 +64,7 @@ def _finish(context: Context, client: OrchestratorClient, job: dict[str, Any]) -
 def jobs(context: Context, active: bool, limit: int) -> None:
     """Jobs, newest first."""
     keys = ("job_id", "pattern", "status", "owner", "submitted", "updated")
-    found = context.orchestrators().jobs(active=active, limit=limit)
+    found = context.orchestrators().list(active=active, limit=limit)
     context.emit([{k: j.get(k) for k in keys} for j in found], tables.jobs)
 
 
@@ -85,11 +87,11 @@ def result(context: Context, job: str, out: Path | None) -> None:
     with usage():
         files.check_out(out)
     client = context.orchestrators()
-    document = client.result(job)
+    document = client.result(job, fetch=out is not None)
     if out is None:
         context.emit(files.with_tensors(document), tables.result)
         return
-    written = files.write_outputs(document, out, client.get_artifact)
+    written = files.write_outputs(document, out)
     rest = {
         **files.with_tensors(document),
         "outputs": {name: {"dtype": a.dtype.name, "shape": list(a.shape)} for name, a in written.items()},
@@ -111,7 +113,7 @@ def cancel(context: Context, job: str) -> None:
 @verb(orchestrator=True)
 def describe(context: Context, job: str) -> None:
     """All there is to know of a job: its states and their times, tasks, attempts, errors."""
-    context.emit(context.orchestrators().job(job), tables.job)
+    context.emit(context.orchestrators().get(job), tables.job)
 
 
 @click.command()
@@ -122,7 +124,9 @@ def verify(context: Context, result_or_job: str) -> None:
     from dimnode.cli.receipts import check_receipts
 
     with usage():
-        document = files.read_json(result_or_job) if Path(result_or_job).is_file() else context.orchestrators().result(result_or_job)
+        document = (
+            files.read_json(result_or_job) if Path(result_or_job).is_file() else context.orchestrators().result(result_or_job, fetch=False)
+        )
     report = check_receipts(document)
     context.emit(report, tables.receipts)
     sys.exit(0 if report["ok"] else FAILED)

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 def run_node(config: Config, home: Home, join: Sequence[str], *, as_json: bool) -> None:
     """Returns when the node stopped cleanly. Raises `DimError` for what cannot be started."""
-    import trio
-
-    from dimnode import node
     from dimnode.config import require_served
 
     require_served(config)
     set_up_logging(config.logging.level, config.logging.format)
     prepare_home(home, name=None, swarm=None)
+    import trio
+
+    from dimnode import node
 
     def announce(line: str) -> None:
         home.mark_started()

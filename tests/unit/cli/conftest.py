@@ -1,0 +1,125 @@
+"""A command line whose clients are in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from dimnode.cli import common
+from dimnode.cli.main import cli
+from dimnode.domain.tensors import TensorValue
+from dimnode.errors import DimError, NotFound
+from dimnode.home import Control, Home
+
+JOB = {
+    "job_id": "job-1", "pattern": "chained", "status": "completed", "owner": "p", "submitted": 1.0, "updated": 2.0,
+    "times": {"queued": 1.0, "completed": 2.0}, "error": None,
+    "tasks": [{"task_id": "job-1:a:1", "node": "anna", "status": "completed", "attempt": 1}],
+}  # fmt: skip
+
+
+@dataclass
+class FakeClient:
+    """Both clients in one: what was asked, and canned answers."""
+
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+    fails: DimError | None = None
+    status_: str = "completed"
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.asked.append((name, args, kwargs))
+            if self.fails is not None:
+                raise self.fails
+            return self.answer(name, *args, **kwargs)
+
+        return call
+
+    def answer(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        match name:
+            case "status":
+                return {"peer_id": "p", "name": "anna", "swarm": "s", "role": "orchestrator", "term": 1, "orchestrators": [],
+                        "listen": ["/x"], "grpc": None, "daemon_grpc": "h:1", "gateway": None, "peers": 0,
+                        "ipfs": {"backend": "embedded", "ok": True}}  # fmt: skip
+            case "invite":
+                return "dim1abc"
+            case "nodes":
+                return [{"peer_id": "p", "name": "anna", "state": "alive", "role": "node", "capabilities": {"loaders": ["onnx"]},
+                         "load": {}, "models": [], "cabinets": [{"name": "c"}], "price": 1.0, "last_seen": 1.0}]  # fmt: skip
+            case "stats":
+                if args and args[0] == "nobody":
+                    raise NotFound("'nobody' is not a node")
+                return {"queue": {"waiting": 0}, "agents": [{"pid": 3}]}
+            case "models" | "add_model" | "add_model_file":
+                model = {"id": "m", "cid": "bafy", "format": "onnx", "size": 2048, "inputs": [{"name": "x", "dtype": "float32", "shape": ["n", 2]}],
+                         "outputs": [], "nodes": ["anna"]}  # fmt: skip
+                return [model] if name == "models" else model
+            case "cabinets" | "add_cabinet":
+                cabinet = {"name": "c", "rows": 3, "columns": {"a": "float64"}, "format": "csv"}
+                return [cabinet] if name == "cabinets" else cabinet
+            case "put_artifact":
+                return {"cid": "bafk", "size": sum(len(c) for c in args[0])}
+            case "submit":
+                return {"job_id": "job-1", "copies": 1}
+            case "dry_run":
+                return {"accepted": True, "placement": {}, "estimated_cost": 1.0}
+            case "list":
+                return [JOB]
+            case "watch":
+                return self.events()
+            case "get" | "cancel":
+                return {**JOB, "error": {"code": "X", "message": "m", "hint": "h"}}
+            case "result":
+                return {"job_id": "job-1", "pattern": "chained", "status": "completed", "details": {"n": 1}, "tasks": [{"receipt": b"\x01"}],
+                        "cost": 1.0, "result_cid": "bafy", "outputs": self.outputs(kwargs.get("fetch", True))}  # fmt: skip
+            case _:
+                raise AssertionError(name)
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        yield {**JOB, "status": "running"}
+        yield {**JOB, "status": self.status_}
+
+    def outputs(self, fetch: bool) -> dict[str, Any]:
+        big = np.arange(20.0) if fetch else TensorValue(dtype="float64", shape=(20,), cid="bafkbig")
+        return {"y": np.array([1.5, float("nan")]), "text": np.array(["a", "b"], dtype=object), "big": big}
+
+
+@dataclass
+class Shell:
+    home: Home
+    client: FakeClient
+    targets: list[str]
+
+    def __call__(self, *argv: str, stdin: str | None = None) -> Result:
+        return CliRunner().invoke(cli, [*argv, "--home", str(self.home.path)], input=stdin)
+
+    def json(self, *argv: str, exit_code: int = 0, stdin: str | None = None) -> Any:
+        done = self(*argv, "--json", stdin=stdin)
+        assert done.exit_code == exit_code, done.output
+        return json.loads(done.stdout)
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    """A home whose node runs, as far as the command line can tell."""
+    home = Home(tmp_path / "home")
+    home.create()
+    home.write_control(Control(node="unix:/n", orchestrator="unix:/o", pid=os.getpid()))
+    client, targets = FakeClient(), []
+
+    def connect(target: str) -> FakeClient:
+        targets.append(target)
+        return client
+
+    monkeypatch.setattr(common, "node_client", connect)
+    monkeypatch.setattr(common, "orchestrator_client", connect)
+    monkeypatch.delenv("DIM_HOME", raising=False)
+    return Shell(home, client, targets)

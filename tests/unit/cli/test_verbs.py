@@ -1,0 +1,180 @@
+"""Each verb: what it asks, what it prints, how it exits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dimnode.errors import FailedPrecondition, FieldProblem, InvalidArgument, NotFound, NotReady, Unavailable
+from dimnode.home import Home
+from tests.unit.cli.conftest import Shell
+
+FORM = {"pattern": "chained", "config": {"pipeline": [{"step": 1, "model_id": "m"}]}}
+NODE_VERBS = [("status",), ("nodes",), ("stats",), ("invite",), ("model", "list"), ("cabinet", "list")]
+JOB_VERBS = [("jobs",), ("watch", "job-1"), ("cancel", "job-1"), ("describe", "job-1"), ("result", "job-1")]
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> str:
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps(FORM))
+    return str(path)
+
+
+@pytest.mark.parametrize("argv", NODE_VERBS + JOB_VERBS)
+def test_prints_for_people_and_one_json_document(shell: Shell, argv: tuple[str, ...]) -> None:
+    shown = shell(*argv)
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.strip()
+    assert shell.json(*argv)
+
+
+@pytest.mark.parametrize("argv", NODE_VERBS + JOB_VERBS)
+def test_without_a_node_exit_is_3(tmp_path: Path, shell: Shell, argv: tuple[str, ...]) -> None:
+    lonely = Shell(Home(tmp_path / "other"), shell.client, shell.targets)
+    document = lonely.json(*argv, exit_code=3)
+    assert document["error"]["code"] == "UNAVAILABLE"
+    assert "dimnode start" in document["error"]["hint"]
+
+
+def test_node_verbs_use_the_nodes_socket_and_job_verbs_the_orchestrators(shell: Shell) -> None:
+    shell("status")
+    shell("jobs")
+    shell("jobs", "--orchestrator", "h:1")
+    assert shell.targets == ["unix:/n", "unix:/o", "h:1"]
+
+
+@pytest.mark.parametrize("argv", [("watch", "j"), ("result", "j"), ("cancel", "j"), ("describe", "j"), ("stats", "n")])
+def test_unknown_job_or_node_is_3(shell: Shell, argv: tuple[str, ...]) -> None:
+    shell.client.fails = NotFound("there is no such thing")
+    assert shell(*argv).exit_code == 3
+
+
+def test_failures_are_1_and_errors_carry_code_hint_and_fields(shell: Shell, spec: str) -> None:
+    shell.client.fails = NotReady("running", hint="Wait.")
+    done = shell("result", "j")
+    assert done.exit_code == 1
+    assert "Wait." in done.stderr
+    assert not done.stdout
+    shell.client.fails = InvalidArgument("bad", fields=(FieldProblem("config.x", "is not known"),))
+    document = shell.json("submit", spec, exit_code=1)
+    assert document["error"]["fields"] == [{"field": "config.x", "rule": "is not known"}]
+    shell.client.fails = NotFound("no model m")
+    assert shell("submit", spec).exit_code == 1
+    shell.client.fails = Unavailable("no orchestrator")
+    assert shell("submit", spec).exit_code == 3
+    shell.client.fails = FailedPrecondition("no")
+    assert shell("model", "add", spec).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "argv", [("sumbit",), ("submit",), ("stats", "--bogus"), ("watch",), ("jobs", "--limit", "0"), ("model", "add", "/no/such/file")]
+)
+def test_wrong_usage_is_2(shell: Shell, argv: tuple[str, ...]) -> None:
+    assert shell(*argv).exit_code == 2
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{", '{"a": NaN, }'])
+def test_spec_that_is_not_a_json_object_is_2(shell: Shell, tmp_path: Path, content: str) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(content)
+    document = shell.json("submit", str(path), exit_code=2)
+    assert "bad.json" in document["error"]["message"]
+    assert shell("submit", str(tmp_path / "none.json")).exit_code == 2
+    assert shell.client.asked == []
+
+
+def test_submit_prints_the_job_id(shell: Shell, spec: str) -> None:
+    assert shell("submit", spec).stdout.strip() == "job-1"
+    assert shell.json("submit", spec) == {"job_id": "job-1", "copies": 1}
+    assert shell.json("submit", "-", stdin=json.dumps(FORM))["job_id"] == "job-1"
+    assert shell.client.asked[0][1] == (FORM,)
+
+
+def test_dry_run_accepts_nothing(shell: Shell, spec: str) -> None:
+    assert shell.json("submit", spec, "--dry-run")["accepted"] is True
+    assert [name for name, *_ in shell.client.asked] == ["dry_run"]
+
+
+def test_submit_with_data(shell: Shell, spec: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.ones((2, 2), np.float32))
+    shell("submit", spec, "--data", str(tmp_path / "d.npz"))
+    (tmp_path / "d.json").write_text(json.dumps({"x": {"dtype": "float32", "shape": [1], "data": [1]}}))
+    shell("submit", spec, "--data", str(tmp_path / "d.json"))
+    first, second = (args[0]["client_data"]["x"] for _, args, _ in shell.client.asked)
+    assert (first.shape, second.shape) == ((2, 2), (1,))
+
+
+def test_data_that_cannot_be_used_is_2(shell: Shell, spec: str, tmp_path: Path) -> None:
+    for name, content in (("d.npz", b"no"), ("d.json", b'{"x": 1}'), ("d.txt", b"")):
+        (tmp_path / name).write_bytes(content)
+        assert shell("submit", spec, "--data", str(tmp_path / name)).exit_code == 2
+    np.savez(tmp_path / "o.npz", x=np.array([{}], dtype=object))
+    assert shell("submit", spec, "--data", str(tmp_path / "o.npz")).exit_code == 2
+    twice = tmp_path / "twice.json"
+    twice.write_text(json.dumps({**FORM, "client_data": {}}))
+    np.savez(tmp_path / "ok.npz", x=np.ones(1))
+    assert shell("submit", str(twice), "--data", str(tmp_path / "ok.npz")).exit_code == 2
+
+
+def test_wait_keeps_progress_off_stdout(shell: Shell, spec: str) -> None:
+    done = shell("submit", spec, "--wait", "--json")
+    document = json.loads(done.stdout)
+    assert document["outputs"]["y"] == {"dtype": "float64", "shape": [2], "data": [1.5, "NaN"]}
+    assert document["outputs"]["big"]["cid"] == "bafkbig"
+    assert document["tasks"][0]["receipt"] == "01"
+    assert "running" in done.stderr
+
+
+def test_wait_for_a_job_that_fails_is_1(shell: Shell, spec: str) -> None:
+    shell.client.status_ = "failed"
+    assert shell.json("submit", spec, "--wait", exit_code=1)["status"] == "failed"
+    assert shell("watch", "job-1").exit_code == 1
+
+
+def test_result_to_files(shell: Shell, tmp_path: Path) -> None:
+    out = tmp_path / "r.npz"
+    document = shell.json("result", "job-1", "--out", str(out))
+    assert document["outputs"]["big"] == {"dtype": "float64", "shape": [20]}
+    with np.load(out, allow_pickle=False) as found:
+        assert found["big"].tolist() == list(range(20))
+        assert found["text"].tolist() == ["a", "b"]
+    assert shell("result", "job-1", "--out", str(tmp_path / "r.json")).exit_code == 0
+    assert json.loads((tmp_path / "r.json").read_text())["text"]["data"] == ["a", "b"]
+    assert shell("result", "job-1", "--out", str(tmp_path / "r.txt")).exit_code == 2
+
+
+def test_model_add_by_the_node_or_by_an_orchestrator(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"x" * 10)
+    shell.json("model", "add", str(path))
+    name, args, kwargs = shell.client.asked[0]
+    assert (name, args, kwargs["id"]) == ("add_model_file", (str(path),), "net")
+    shell.json("model", "add", str(path), "--id", "a", "--orchestrator", "h:1")
+    assert shell.client.asked[2][1:] == (("bafk",), {"id": "a", "licence": "", "batch_axis": None})
+
+
+def test_cabinet_add_sends_path_and_policy(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("a\n1\n")
+    (tmp_path / "p.json").write_text('{"models": ["m"]}')
+    shell.json("cabinet", "add", "c", str(tmp_path / "d.csv"), "--policy", str(tmp_path / "p.json"))
+    assert shell.client.asked[0][1] == ("c", str(tmp_path / "d.csv"), '{"models": ["m"]}')
+    (tmp_path / "p.json").write_text("{")
+    assert shell("cabinet", "add", "c", str(tmp_path / "d.csv"), "--policy", str(tmp_path / "p.json")).exit_code == 2
+
+
+def test_doctor_tells_of_node_and_settings(shell: Shell) -> None:
+    checks = {c["check"]: c["ok"] for c in shell.json("doctor", exit_code=1)["checks"]}
+    assert checks["node"]
+    assert checks["settings"]
+    assert not checks["orchestrators"]
+    shell.home.clear_control()
+    done = shell("doctor")
+    assert "orchestrator.listen" in done.stdout
+    shell.home.config_path.write_text("[ipfs]\nbackend = 'kubo'\n")
+    assert shell("doctor").exit_code == 1
+    shell.home.config_path.write_text("[x]\n")
+    assert shell("doctor").exit_code == 2

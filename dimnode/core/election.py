@@ -61,6 +61,9 @@ class ElectionSettings:
     """Between beats to a pool member that does not answer."""
     forget: float = 60.0
     """After this long a silent peer is forgotten."""
+    released: float = 60.0
+    """After a release no seat is claimed for this long: longer than a stop may take; a node that released because it
+    could not serve tries again."""
     max_leap: int = 1 << 20
     """A beat whose n is higher than mine by more is refused."""
     max_peers: int = 4096
@@ -165,8 +168,15 @@ class Election:
         self._vacant_since: dict[int, float] = {}
         self._alone = start == "alone"
         self._joining = start != "alone"
-        self._quiet = now + {"alone": 0.0, "lan": settings.lan_wait, "join": settings.join_wait}[start]
-        self._released = False
+        self._wait = {"alone": 0.0, "lan": settings.lan_wait, "join": settings.join_wait}[start]
+        self._quiet = now + self._wait
+        self._released_until = now
+
+    def resume(self, n: int, now: float) -> None:
+        """Begin now, with the persisted term: for a shell that reads its disk after making this."""
+        self.n = max(self.n, n)
+        self._tick_at = now
+        self._quiet = now + self._wait
 
     # --- what the node tells --------------------------------------------------------------------
 
@@ -222,7 +232,7 @@ class Election:
     def persisted(self, n: int, now: float) -> list[Action]:
         """The term of my claim is on disk: the claim takes effect if the seat is still to be had."""
         claim, self._claiming = self._claiming, None
-        if claim is None or claim.n != n or self._released or now < self._quiet:
+        if claim is None or claim.n != n or now < max(self._quiet, self._released_until):
             return []
         if any(c.seat == claim.seat for c in self._claims(now)):
             return []
@@ -246,8 +256,8 @@ class Election:
         return actions + self._send(now)
 
     def release(self, now: float) -> list[Action]:
-        """Give the seat up and never claim again."""
-        self._released = True
+        """Give the seat up and claim none for ``released`` seconds."""
+        self._released_until = now + self.settings.released
         self._claiming = None
         actions = self._drop("released")
         if actions:
@@ -327,7 +337,7 @@ class Election:
 
     def _consider(self, now: float) -> list[Action]:
         self._update_pool(now)
-        if not self.eligible or self._released or self._claiming is not None or now < self._quiet:
+        if not self.eligible or self._claiming is not None or now < max(self._quiet, self._released_until):
             return []
         claims = self._claims(now)
         filled = {c.seat for c in claims}
@@ -361,15 +371,15 @@ class Election:
         peer that was asked and did not answer in time is passed over until it is heard."""
         size = self.settings.orchestrators + self.settings.spare
         pool: list[str] = []
-        for peer in self._ranked():
+        for peer in self._ranked(now):
             if len(pool) == size:
                 break
             if peer == self.me or not self._silent(peer, now):
                 pool.append(peer)
         self._pool = tuple(pool)
 
-    def _ranked(self) -> list[str]:
-        if not self.eligible or self._released:
+    def _ranked(self, now: float) -> list[str]:
+        if not self.eligible or now < self._released_until:
             return list(self._members)
         mine = pool_order(self.me)
         before = [p for p in self._members if pool_order(p) < mine]
@@ -395,9 +405,10 @@ class Election:
 
     def _targets(self, now: float) -> list[str]:
         holders = {c.peer for c in self._claims(now)}
-        if self._observer() and holders and not self._released:
+        released = now < self._released_until
+        if self._observer() and holders and not released:
             return sorted(holders)
-        return sorted((self._core() | holders | (self._peers.keys() if self._released else set())) - {self.me})
+        return sorted((self._core() | holders | (self._peers.keys() if released else set())) - {self.me})
 
     def _core(self) -> set[str]:
         """The pool, and those that would be in it if they answered."""

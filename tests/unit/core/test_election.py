@@ -203,7 +203,7 @@ def test_a_long_pause_drops_the_seat_and_listens() -> None:
     assert any(isinstance(a, Won) for a in run(e, 6.75, 2.0))
 
 
-def test_release_gives_up_tells_all_and_never_claims_again() -> None:
+def test_release_gives_up_tells_all_and_claims_nothing_for_a_minute() -> None:
     e = holder()
     e.on_beat(beat("a"), 0.2)
     actions = e.release(0.3)
@@ -211,7 +211,8 @@ def test_release_gives_up_tells_all_and_never_claims_again() -> None:
     assert isinstance(actions[1], SendBeat)
     assert actions[1].to == ("a",)
     assert e.release(0.4) == []
-    assert not any(isinstance(a, (PersistTerm, Won)) for a in run(e, 0.4, 15.0))
+    assert not any(isinstance(a, (PersistTerm, Won)) for a in run(e, 0.4, 59.0))
+    assert any(isinstance(a, Won) for a in run(e, 59.4, 5.0))
 
 
 def test_release_during_a_claim() -> None:

@@ -1,0 +1,207 @@
+"""The elector (`dimnode.ports.Elector`): a trio shell around `dimnode.core.election`.
+
+Beats travel as requests; the answer is the other side's beat. One request per peer is under way at a time and
+nothing queues: a beat that is late is worth nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import structlog
+import trio
+
+from dimnode.core.election import Action, Election, ElectionSettings, Lost, PersistTerm, SendBeat, Start, Won
+from dimnode.domain import codec
+from dimnode.domain.node import Beat, Seat
+from dimnode.errors import DimError
+from dimnode.ports import Clock, Journal, Registry
+from p2p.api import Network, NetworkError, RemoteFault
+
+log = structlog.get_logger(__name__)
+
+METHOD = "election/beat"
+KEY = "election.n"
+MAX_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ElectorSettings:
+    request_timeout: float = 1.0
+    """Seconds for one beat and its answer."""
+    release_timeout: float = 1.0
+    """Seconds to tell the others that the seat is free."""
+    concurrency: int = 256
+    """Beats of others answered at once."""
+
+
+class SwarmElector:
+    def __init__(
+        self,
+        network: Network,
+        registry: Registry,
+        journal: Journal,
+        clock: Clock,
+        election: ElectionSettings | None = None,
+        settings: ElectorSettings | None = None,
+        *,
+        boot: str,
+        eligible: bool = True,
+        start: Start = "alone",
+    ) -> None:
+        """``start``: whether there may be others to find, see `dimnode.core.election`."""
+        self._network = network
+        self._registry = registry
+        self._journal = journal
+        self._clock = clock
+        self._settings = settings or ElectorSettings()
+        self._election = Election(
+            election or ElectionSettings(), network.peer_id, boot, n=0, now=clock.monotonic(), eligible=eligible, start=start
+        )
+        self._nursery: trio.Nursery | None = None
+        self._in_flight: set[str] = set()
+        self._changed = trio.Event()
+        self._sent = 0
+        self._failed = 0
+        self._peer_events = network.peer_events()
+        network.serve(METHOD, self._serve, self._settings.concurrency)
+
+    # --- dimnode.ports.Elector ------------------------------------------------------------------
+
+    def seats(self) -> tuple[Seat, ...]:
+        return self._election.seats(self._clock.monotonic())
+
+    def mine(self) -> Seat | None:
+        return self._election.mine()
+
+    def term(self) -> int:
+        return self._election.n
+
+    async def wait_seat(self) -> Seat:
+        await trio.lowlevel.checkpoint()
+        while (seat := self._election.mine()) is None:
+            await self._changed.wait()
+        return seat
+
+    async def wait_lost(self, seat: Seat) -> None:
+        await trio.lowlevel.checkpoint()
+        while (mine := self._election.mine()) is not None and (mine.seat, mine.n) == (seat.seat, seat.n):
+            await self._changed.wait()
+
+    def advertise(self, grpc: str, local_only: bool) -> None:
+        self._election.advertise(grpc, local_only)
+
+    async def release(self) -> None:
+        actions = self._election.release(self._clock.monotonic())
+        self._note(actions)
+        with trio.move_on_after(self._settings.release_timeout):
+            async with trio.open_nursery() as nursery:
+                for action in actions:
+                    if isinstance(action, SendBeat):
+                        for peer in action.to:
+                            nursery.start_soon(self._tell, peer, codec.encode(action.beat))
+        await trio.lowlevel.checkpoint()
+
+    # --- more -----------------------------------------------------------------------------------
+
+    def statistics(self) -> Mapping[str, int]:
+        return {"sent": self._sent, "failed": self._failed, **asdict(self._election.statistics)}
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Takes part until cancelled. Raises what the journal raises if the persisted term cannot be read."""
+        stored = await self._journal.get(KEY)
+        self._election.resume(int(stored) if stored else 0, self._clock.monotonic())
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._watch_connections)
+            task_status.started()
+            try:
+                await self._tick_loop(nursery)
+            finally:
+                self._nursery = None
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    async def _tick_loop(self, nursery: trio.Nursery) -> None:
+        while True:
+            views = self._registry.nodes()
+            self._election.members(v.heartbeat.peer_id for v in views if v.state in ("alive", "suspect") and v.heartbeat.eligible)
+            self._do(nursery, self._election.tick(self._clock.monotonic()))
+            await trio.sleep(self._election.settings.beat / 2)
+
+    def _do(self, nursery: trio.Nursery, actions: list[Action]) -> None:
+        self._note(actions)
+        for action in actions:
+            match action:
+                case PersistTerm(n):
+                    nursery.start_soon(self._persist, nursery, n)
+                case SendBeat(to, beat):
+                    data = codec.encode(beat)
+                    for peer in to:
+                        if peer not in self._in_flight:
+                            self._in_flight.add(peer)
+                            nursery.start_soon(self._tell_once, peer, data)
+                case Won() | Lost():
+                    pass
+
+    def _note(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Won(seat):
+                    log.info("seat won", seat=seat.seat, term=seat.n)
+                case Lost(seat, reason):
+                    log.info("seat lost", seat=seat.seat, term=seat.n, reason=reason)
+                case PersistTerm() | SendBeat():
+                    continue
+            self._changed.set()
+            self._changed = trio.Event()
+
+    async def _persist(self, nursery: trio.Nursery, n: int) -> None:
+        try:
+            await self._journal.put(KEY, str(n).encode())
+        except DimError as e:
+            log.warning("term not stored, no seat claimed", term=n, error=str(e))
+            self._election.not_persisted(self._clock.monotonic())
+            return
+        self._do(nursery, self._election.persisted(n, self._clock.monotonic()))
+
+    async def _tell_once(self, peer: str, data: bytes) -> None:
+        try:
+            await self._tell(peer, data)
+        finally:
+            self._in_flight.discard(peer)
+
+    async def _tell(self, peer: str, data: bytes) -> None:
+        self._sent += 1
+        try:
+            answer = await self._network.request(peer, METHOD, data, timeout=self._settings.request_timeout)
+        except NetworkError:
+            self._failed += 1
+            return
+        self._hear(peer, answer)
+
+    def _hear(self, peer: str, data: bytes) -> bool:
+        """Whether it was a beat of this peer; stale ones are, too."""
+        try:
+            beat = codec.decode(data, Beat) if len(data) <= MAX_BYTES else None
+        except codec.CodecError:
+            beat = None
+        if beat is None or beat.peer != peer:
+            self._election.statistics.refused += 1
+            return False
+        self._election.on_beat(beat, self._clock.monotonic())
+        return True
+
+    async def _serve(self, peer: str, data: bytes) -> bytes:
+        await trio.lowlevel.checkpoint()
+        if self._nursery is None:
+            raise RemoteFault("UNAVAILABLE", "the election has not begun here")
+        if not self._hear(peer, data):
+            raise RemoteFault("INVALID_ARGUMENT", "not a beat of yours")
+        return codec.encode(self._election.beat(self._clock.monotonic(), peer))
+
+    async def _watch_connections(self) -> None:
+        async for event in self._peer_events:
+            if not event.connected:
+                self._election.on_disconnect(event.peer, self._clock.monotonic())

@@ -16,6 +16,7 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -62,6 +63,8 @@ def bound(limits: Limits) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != limits.parent:
         os._exit(1)
+    # libraries that ask where temporary files go would try to write one
+    tempfile.tempdir = os.getcwd()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     wanted = {

@@ -90,7 +90,7 @@ def _column(column: Any) -> Array:
 
 
 def _npz(path: Path) -> Content:
-    with np.load(path, allow_pickle=False) as archive:
+    with path.open("rb") as f, np.load(f, allow_pickle=False) as archive:
         content = {name: archive[name] for name in archive.files}
     for name, array in content.items():
         if array.dtype.kind in "US":

@@ -244,7 +244,7 @@ class Daemon:
                 return await self._work(execution)
         except DimError as e:
             error = e
-        except Exception:  # a mistake of ours fails one task, never the node
+        except Exception:  # noqa: BLE001 - a mistake of ours fails one task, never the node; it is logged
             _log.exception("task failed unexpectedly", extra={"job": order.job, "task": order.task})
             error = DimError("the node failed at this task", hint="Its log says more.")
         if error is None and execution.why == "cancelled":
@@ -345,7 +345,7 @@ class Daemon:
         file's name. Raises `InvalidArgument`, `NotFound`, `FailedPrecondition`, `AlreadyExists`, `ResourceExhausted`."""
         name = id or path.stem
         self._shelf.check_id(name)
-        path = Path(os.path.abspath(path))  # noqa: PTH100, ASYNC240 - touches no file
+        path = Path(os.path.abspath(path))  # noqa: ASYNC240 - touches no file
         kind = await trio.to_thread.run_sync(model_formats.recognise, path)
         size = (await trio.to_thread.run_sync(path.stat)).st_size
         schema = await self._pool.inspect(ModelFile(f"file:{path}", kind, path, size))

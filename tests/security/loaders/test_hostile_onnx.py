@@ -1,0 +1,100 @@
+"""ONNX files that are broken or reach for other files. onnxruntime is loaded in this process: it runs no foreign code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from loaders.api import InferenceFailed, InputRejected, ModelRejected
+from loaders.onnx_loader import OnnxLoader
+from loaders.registry import available_loaders, open_loader
+from tests.support.models import WEIGHTS, external_onnx, identity_onnx, linear_onnx, save
+
+
+def load(path: Path):
+    return OnnxLoader().load(path, 1)
+
+
+def test_a_model_tells_its_schema_and_runs(tmp_path: Path) -> None:
+    model = load(linear_onnx(tmp_path / "m.onnx"))
+    assert [(t.name, t.dtype, t.shape) for t in model.schema.inputs] == [("x", "float32", ("N", 4))]
+    x = np.ones((2, 4), np.float32)
+    np.testing.assert_allclose(model.run({"x": x})["y"], x @ WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"), [(TensorProto.STRING, np.array(["ä", "b"], dtype=object)), (TensorProto.FLOAT16, np.array([1, 2], np.float16))]
+)
+def test_text_and_half_floats(tmp_path: Path, kind: int, values: np.ndarray) -> None:
+    assert load(identity_onnx(tmp_path / "m.onnx", kind)).run({"a": values})["b"].tolist() == values.tolist()
+
+
+def test_external_data_is_refused_wherever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = external_onnx(tmp_path / "m.onnx")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelRejected, match="other files"):
+        load(path)
+    model = onnx.load(path, load_external_data=False)
+    inner = helper.make_node("Constant", [], ["c"], value=model.graph.initializer[0])
+    body = helper.make_graph([inner], "b", [], [helper.make_tensor_value_info("c", TensorProto.FLOAT, None)])
+    nodes = [helper.make_node("If", ["go"], ["y"], then_branch=body, else_branch=body)]
+    hidden = save(
+        tmp_path / "h.onnx",
+        nodes,
+        [helper.make_tensor_value_info("go", TensorProto.BOOL, [])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    )
+    with pytest.raises(ModelRejected, match="other files"):
+        load(hidden)
+
+
+def test_broken_files_are_refused_without_paths(tmp_path: Path) -> None:
+    good = linear_onnx(tmp_path / "m.onnx").read_bytes()
+    bad = tmp_path / "bad.onnx"
+    for data in (b"", b"junk", good[: len(good) // 2], b"\xff" * 40, good[:-3]):
+        bad.write_bytes(data)
+        with pytest.raises(ModelRejected) as refused:
+            load(bad)
+        assert str(tmp_path) not in str(refused.value)
+    with pytest.raises(ModelRejected, match="read"):
+        load(tmp_path / "absent.onnx")
+
+
+def test_unknown_operators_and_types_are_refused(tmp_path: Path) -> None:
+    info = helper.make_tensor_value_info
+    node = helper.make_node("NoSuchThing", ["a"], ["b"], domain="evil")
+    with pytest.raises(ModelRejected, match="onnxruntime refused"):
+        load(save(tmp_path / "u.onnx", [node], [info("a", TensorProto.FLOAT, [1])], [info("b", TensorProto.FLOAT, [1])]))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [({}, "missing"), ({"x": np.ones((1, 4)), "y": np.ones(1)}, "no input"), ({"x": np.ones((1, 4))}, "float32"),
+     ({"x": np.ones(4, np.float32)}, "axes"), ({"x": np.ones((1, 5), np.float32)}, "axis 1")],
+)  # fmt: skip
+def test_unfit_inputs(tmp_path: Path, inputs, words: str) -> None:
+    with pytest.raises(InputRejected, match=words):
+        load(linear_onnx(tmp_path / "m.onnx")).run(inputs)
+
+
+def test_failures_inside_are_told_without_paths(tmp_path: Path) -> None:
+    info = helper.make_tensor_value_info
+    node = helper.make_node("Reshape", ["a", "s"], ["b"])
+    path = save(
+        tmp_path / "r.onnx",
+        [node],
+        [info("a", TensorProto.FLOAT, ["N"]), info("s", TensorProto.INT64, [1])],
+        [info("b", TensorProto.FLOAT, None)],
+    )
+    with pytest.raises(InferenceFailed) as failed:
+        load(path).run({"a": np.ones(3, np.float32), "s": np.array([7])})
+    assert "/" not in str(failed.value)
+
+
+def test_registry_knows_without_importing() -> None:
+    assert {"onnx", "builtin"} <= set(available_loaders())
+    assert open_loader("onnx").format == "onnx"

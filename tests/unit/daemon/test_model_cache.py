@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from dimnode.daemon.model_cache import ModelCache
+from dimnode.errors import DataLoss, InvalidArgument, ResourceExhausted, Unavailable
+from p2p.ipfs.api import BadCid, BlockCorrupt, BlockMissing, DiskFull
+
+
+class FakeStore:
+    """Content by CID; counts exports; may fail, or wait."""
+
+    def __init__(self, **content: bytes) -> None:
+        self.content = content
+        self.exports = 0
+        self.error: Exception | None = None
+        self.gate: trio.Event | None = None
+
+    async def export_file(self, cid: str, path: Path, **_: Any) -> int:
+        self.exports += 1
+        path.write_bytes(b"half")
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        path.write_bytes(self.content[cid])
+        return len(self.content[cid])
+
+
+@asynccontextmanager
+async def running_cache(store: FakeStore, folder: Path, max_bytes: int = 100, **more: Any) -> AsyncGenerator[ModelCache]:
+    cache = ModelCache(store, folder, max_bytes=max_bytes, fetch_timeout=1, **more)  # pyright: ignore[reportArgumentType]
+    async with trio.open_nursery() as nursery:
+        await nursery.start(cache.run)
+        yield cache
+        nursery.cancel_scope.cancel()
+
+
+async def get(cache: ModelCache, cid: str, size: int) -> bytes:
+    async with cache.use(cid, "onnx", size, ()) as path:
+        return path.read_bytes()
+
+
+async def test_one_download_serves_all_and_is_kept_over_restarts(tmp_path: Path) -> None:
+    store = FakeStore(a=b"12345")
+    store.gate = trio.Event()
+    got: list[bytes] = []
+
+    async def one(cache: ModelCache) -> None:
+        got.append(await get(cache, "a", 5))
+
+    async with running_cache(store, tmp_path) as cache:
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(one, cache)
+            await trio.testing.wait_all_tasks_blocked()
+            store.gate.set()
+        assert got == [b"12345"] * 5
+    (tmp_path / "left.part").write_bytes(b"x")
+    async with running_cache(store, tmp_path) as cache:
+        assert await get(cache, "a", 5) == b"12345"
+        assert cache.cids() == ("a",)
+        with pytest.raises(DataLoss):
+            await get(cache, "a", 6)
+    assert store.exports == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
+
+
+async def test_least_recently_used_goes_first_but_not_what_is_in_use_or_pinned(tmp_path: Path) -> None:
+    store = FakeStore(a=bytes(40), b=bytes(40), c=bytes(40), d=bytes(40))
+    async with running_cache(store, tmp_path) as cache:
+        for cid in "aba":
+            await get(cache, cid, 40)
+        await get(cache, "c", 40)
+        assert cache.cids() == ("a", "c")
+        cache.pin("a")
+        await get(cache, "d", 40)
+        assert cache.cids() == ("a", "d")
+        async with cache.use("d", "onnx", 40, ()):
+            with pytest.raises(ResourceExhausted, match="in use"):
+                await get(cache, "b", 40)
+        await get(cache, "b", 40)
+        assert sorted(p.stem for p in tmp_path.iterdir()) == ["a", "b"]
+        with pytest.raises(ResourceExhausted, match="larger"):
+            await get(cache, "c", 101)
+        assert cache.statistics()["evicted"] == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(BlockMissing("x"), Unavailable), (BlockCorrupt("x"), DataLoss), (BadCid("x"), InvalidArgument), (DiskFull("x"), ResourceExhausted)],
+)
+async def test_a_failed_download_leaves_nothing_and_can_be_tried_again(tmp_path: Path, error: Exception, kind: type[Exception]) -> None:
+    store = FakeStore(a=b"12345")
+    store.error = error
+    async with running_cache(store, tmp_path) as cache:
+        with pytest.raises(kind):
+            await get(cache, "a", 5)
+        assert list(tmp_path.iterdir()) == []
+        store.error = None
+        with pytest.raises(DataLoss):
+            await get(cache, "a", 7)
+        assert list(tmp_path.iterdir()) == []
+        assert await get(cache, "a", 5) == b"12345"
+
+
+async def test_a_download_ends_with_the_last_who_waits(tmp_path: Path) -> None:
+    store = FakeStore(a=b"12345")
+    store.gate = trio.Event()
+    async with running_cache(store, tmp_path) as cache:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(get, cache, "a", 5)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert cache.statistics()["downloading"] == 0
+        store.gate.set()
+        assert await get(cache, "a", 5) == b"12345"
+
+
+async def test_disk_headroom_is_asked_for(tmp_path: Path) -> None:
+    async with running_cache(FakeStore(a=b"1"), tmp_path, admit=lambda size: "not enough free disk") as cache:
+        with pytest.raises(ResourceExhausted, match="disk"):
+            await get(cache, "a", 1)

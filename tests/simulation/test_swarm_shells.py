@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from dimnode.core.election import ElectionSettings
 from dimnode.domain import codec
@@ -18,8 +19,6 @@ from p2p.api import RemoteFault
 from p2p.memory import MemoryHub
 from tests.support.entries import FakeSigner
 from tests.support.swarm import SwarmNode, heartbeat, model, start_nodes
-
-pytestmark = pytest.mark.usefixtures("autojump_clock")
 
 PEERS = ("p1", "p2", "p3", "p4", "p5")
 
@@ -57,7 +56,7 @@ async def until(condition: object, limit: float) -> float:
 # --- the registry --------------------------------------------------------------------------------
 
 
-async def test_everyone_knows_everyone_soon(hub: MemoryHub, nursery: trio.Nursery) -> None:
+async def test_everyone_knows_everyone_soon(autojump_clock: MockClock, hub: MemoryHub, nursery: trio.Nursery) -> None:
     nodes = await start_nodes(hub, nursery, PEERS)
     await until(lambda: all(len(n.registry.alive()) == 5 for n in nodes.values()), 2)
     assert nodes["p1"].registry.find("p3")[0].heartbeat.name == "name-of-p3"
@@ -65,7 +64,7 @@ async def test_everyone_knows_everyone_soon(hub: MemoryHub, nursery: trio.Nurser
     assert nodes["p1"].registry.find("nobody") == ()
 
 
-async def test_a_newcomer_learns_all_members_from_one_connection(hub: MemoryHub, nursery: trio.Nursery) -> None:
+async def test_a_newcomer_learns_all_members_from_one_connection(autojump_clock: MockClock, hub: MemoryHub, nursery: trio.Nursery) -> None:
     hub.loss = 1.0
     await start_nodes(hub, nursery, PEERS)
     await trio.sleep(2)
@@ -75,7 +74,7 @@ async def test_a_newcomer_learns_all_members_from_one_connection(hub: MemoryHub,
     await until(lambda: len(late.registry.alive()) == 6, 1)
 
 
-async def test_a_crash_is_suspected_then_dead_and_wakes_who_waits(hub: MemoryHub, nursery: trio.Nursery) -> None:
+async def test_a_crash_is_suspected_then_dead_and_wakes_who_waits(autojump_clock: MockClock, hub: MemoryHub, nursery: trio.Nursery) -> None:
     nodes = await start_nodes(hub, nursery, PEERS)
     registry = nodes["p1"].registry
     await until(lambda: len(registry.alive()) == 5, 2)
@@ -88,7 +87,9 @@ async def test_a_crash_is_suspected_then_dead_and_wakes_who_waits(hub: MemoryHub
     assert len(registry.alive()) == 4
 
 
-async def test_a_restart_is_recognised_even_when_the_disk_forgot_the_count(hub: MemoryHub, nursery: trio.Nursery) -> None:
+async def test_a_restart_is_recognised_even_when_the_disk_forgot_the_count(
+    autojump_clock: MockClock, hub: MemoryHub, nursery: trio.Nursery
+) -> None:
     nodes = await start_nodes(hub, nursery, PEERS[:3], incarnation=7)
     await until(lambda: all(len(n.registry.alive()) == 3 for n in nodes.values()), 2)
     nodes["p3"].crash()
@@ -100,7 +101,9 @@ async def test_a_restart_is_recognised_even_when_the_disk_forgot_the_count(hub: 
     assert again.registry.statistics()["clone"] >= 1
 
 
-async def test_changes_go_out_at_once_and_load_with_the_next_heartbeat(hub: MemoryHub, nursery: trio.Nursery) -> None:
+async def test_changes_go_out_at_once_and_load_with_the_next_heartbeat(
+    autojump_clock: MockClock, hub: MemoryHub, nursery: trio.Nursery
+) -> None:
     nodes = await start_nodes(hub, nursery, PEERS)
     await trio.sleep(3.1)
     a, b = nodes["p1"].registry, nodes["p2"].registry
@@ -117,7 +120,9 @@ async def test_changes_go_out_at_once_and_load_with_the_next_heartbeat(hub: Memo
     await until(lambda: b.find("p1") == (), 0.1)
 
 
-async def test_a_suspected_node_speaks_up_after_a_broken_connection(hub: MemoryHub, nursery: trio.Nursery) -> None:
+async def test_a_suspected_node_speaks_up_after_a_broken_connection(
+    autojump_clock: MockClock, hub: MemoryHub, nursery: trio.Nursery
+) -> None:
     nodes = await start_nodes(hub, nursery, PEERS[:3])
     await trio.sleep(2)
     hub.partition(["p3"])
@@ -126,7 +131,7 @@ async def test_a_suspected_node_speaks_up_after_a_broken_connection(hub: MemoryH
     await until(lambda: nodes["p1"].registry.state("p3") == "alive", 2)
 
 
-async def test_hostile_heartbeats_do_no_harm_and_are_counted(hub: MemoryHub, nursery: trio.Nursery) -> None:
+async def test_hostile_heartbeats_do_no_harm_and_are_counted(autojump_clock: MockClock, hub: MemoryHub, nursery: trio.Nursery) -> None:
     nodes = await start_nodes(hub, nursery, ("p1", "p2"))
     mallory = hub.network("mallory")
     hub.connect_all()
@@ -159,7 +164,7 @@ async def test_hostile_heartbeats_do_no_harm_and_are_counted(hub: MemoryHub, nur
             await mallory.request("p1", heartbeats.METHOD, request, timeout=1)
 
 
-async def test_a_replayed_or_rapid_member_changes_nothing(hub: MemoryHub, nursery: trio.Nursery) -> None:
+async def test_a_replayed_or_rapid_member_changes_nothing(autojump_clock: MockClock, hub: MemoryHub, nursery: trio.Nursery) -> None:
     nodes = await start_nodes(hub, nursery, ("p1", "p2"))
     rapid = hub.network("rapid")
     hub.connect_all()
@@ -179,7 +184,7 @@ async def test_a_replayed_or_rapid_member_changes_nothing(hub: MemoryHub, nurser
 # --- the elector ---------------------------------------------------------------------------------
 
 
-async def test_five_nodes_fill_three_seats_and_all_agree(hub: MemoryHub, nursery: trio.Nursery) -> None:
+async def test_five_nodes_fill_three_seats_and_all_agree(autojump_clock: MockClock, hub: MemoryHub, nursery: trio.Nursery) -> None:
     nodes = await start_nodes(hub, nursery, PEERS)
     await until(lambda: settled(nodes), 10)
     await trio.sleep(3)
@@ -189,7 +194,7 @@ async def test_five_nodes_fill_three_seats_and_all_agree(hub: MemoryHub, nursery
         assert node.elector.term() >= 1
 
 
-async def test_alone_a_node_holds_a_seat_at_once(hub: MemoryHub, nursery: trio.Nursery) -> None:
+async def test_alone_a_node_holds_a_seat_at_once(autojump_clock: MockClock, hub: MemoryHub, nursery: trio.Nursery) -> None:
     node = SwarmNode(hub, "p1", start="alone")
     await nursery.start(node.run)
     with trio.fail_after(0.5):
@@ -198,7 +203,7 @@ async def test_alone_a_node_holds_a_seat_at_once(hub: MemoryHub, nursery: trio.N
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_a_killed_holder_is_replaced_and_the_other_seats_stay(seed: int) -> None:
+async def test_a_killed_holder_is_replaced_and_the_other_seats_stay(autojump_clock: MockClock, seed: int) -> None:
     async with MemoryHub(seed=seed, loss=0.1, delay=(0.001, 0.05), notice=0.2) as hub, trio.open_nursery() as nursery:
         nodes = await start_nodes(hub, nursery, PEERS)
         await until(lambda: settled(nodes), 12)
@@ -211,7 +216,7 @@ async def test_a_killed_holder_is_replaced_and_the_other_seats_stay(seed: int) -
         nursery.cancel_scope.cancel()
 
 
-async def test_a_restarted_node_never_uses_a_term_again(hub: MemoryHub, nursery: trio.Nursery) -> None:
+async def test_a_restarted_node_never_uses_a_term_again(autojump_clock: MockClock, hub: MemoryHub, nursery: trio.Nursery) -> None:
     node = SwarmNode(hub, "p1", start="alone")
     await nursery.start(node.run)
     first = await node.elector.wait_seat()
@@ -221,7 +226,7 @@ async def test_a_restarted_node_never_uses_a_term_again(hub: MemoryHub, nursery:
     assert (await again.elector.wait_seat()).n > first.n
 
 
-async def test_release_lets_another_node_take_the_seat(hub: MemoryHub, nursery: trio.Nursery) -> None:
+async def test_release_lets_another_node_take_the_seat(autojump_clock: MockClock, hub: MemoryHub, nursery: trio.Nursery) -> None:
     nodes = await start_nodes(hub, nursery, PEERS[:2], election=ElectionSettings(orchestrators=1))
     await until(lambda: settled(nodes, 1), 10)
     await trio.sleep(1)
@@ -241,7 +246,7 @@ async def test_release_lets_another_node_take_the_seat(hub: MemoryHub, nursery: 
         assert (await other.elector.wait_seat()).n > seat.n
 
 
-async def test_the_advertised_address_reaches_the_others(hub: MemoryHub, nursery: trio.Nursery) -> None:
+async def test_the_advertised_address_reaches_the_others(autojump_clock: MockClock, hub: MemoryHub, nursery: trio.Nursery) -> None:
     nodes = await start_nodes(hub, nursery, PEERS[:2], election=ElectionSettings(orchestrators=1))
     await until(lambda: settled(nodes, 1), 10)
     holder, other = sorted(nodes.values(), key=lambda n: n.elector.mine() is None)
@@ -249,7 +254,7 @@ async def test_the_advertised_address_reaches_the_others(hub: MemoryHub, nursery
     await until(lambda: [(s.grpc, s.local_only) for s in other.elector.seats()] == [("127.0.0.1:50051", True)], 2)
 
 
-async def test_no_seat_without_a_disk_to_write_the_term(hub: MemoryHub, nursery: trio.Nursery) -> None:
+async def test_no_seat_without_a_disk_to_write_the_term(autojump_clock: MockClock, hub: MemoryHub, nursery: trio.Nursery) -> None:
     node = SwarmNode(hub, "p1", start="alone")
     node.journal.disk.full = True
     await nursery.start(node.run)
@@ -262,7 +267,7 @@ async def test_no_seat_without_a_disk_to_write_the_term(hub: MemoryHub, nursery:
         await node.elector.wait_seat()
 
 
-async def test_beats_of_strangers_and_liars_are_refused(hub: MemoryHub, nursery: trio.Nursery) -> None:
+async def test_beats_of_strangers_and_liars_are_refused(autojump_clock: MockClock, hub: MemoryHub, nursery: trio.Nursery) -> None:
     node = SwarmNode(hub, "p1", start="alone")
     mallory = hub.network("mallory")
     hub.connect_all()
@@ -275,7 +280,7 @@ async def test_beats_of_strangers_and_liars_are_refused(hub: MemoryHub, nursery:
     assert node.elector.statistics()["refused"] == 3
 
 
-async def test_ineligible_nodes_watch_but_hold_nothing(hub: MemoryHub, nursery: trio.Nursery) -> None:
+async def test_ineligible_nodes_watch_but_hold_nothing(autojump_clock: MockClock, hub: MemoryHub, nursery: trio.Nursery) -> None:
     watcher = SwarmNode(hub, "p9", eligible=False)
     await nursery.start(watcher.run)
     nodes = await start_nodes(hub, nursery, PEERS[:2])
@@ -285,7 +290,7 @@ async def test_ineligible_nodes_watch_but_hold_nothing(hub: MemoryHub, nursery: 
     assert watcher.elector.statistics()["failed"] == 0
 
 
-async def test_partition_and_healing(hub: MemoryHub, nursery: trio.Nursery) -> None:
+async def test_partition_and_healing(autojump_clock: MockClock, hub: MemoryHub, nursery: trio.Nursery) -> None:
     nodes = await start_nodes(hub, nursery, PEERS)
     await until(lambda: settled(nodes), 10)
     hub.partition(PEERS[:2])

@@ -1,10 +1,10 @@
 """Short-lived certificates for node-to-node TLS.
 
 Every node signs its own certificate and exchanges it over the authenticated libp2p stream, so that the peer id
-vouches for it: no authority is needed. Each certificate is its own trust root, and a root could sign a certificate
-with any name on it. So a name proves nothing here: who calls is decided by the fingerprint of the certificate that was
-exchanged (`CertificateStore.peer_of`), certificates that may sign others are not taken in, and a client
-trusts the certificates of the one peer it dials and no others.
+vouches for it: no authority is needed. Each certificate is its own trust root, and its owner can sign another one with
+any name on it; gRPC's verifier lets that through even if the root says that it may not sign others. So a name proves
+nothing here: who calls is decided by the fingerprint of the certificate that was exchanged (`CertificateStore.peer_of`),
+and a client trusts the certificates of the one peer it dials and no others.
 
 A peer's last two certificates are kept, so that connections survive its rotation.
 """

@@ -40,12 +40,13 @@ def _check_boxes(boxes: Array, height: int, width: int, limits: Limits) -> None:
 
 def _straighten(image: Array, box: Array) -> Array:
     """The box as an upright rectangle, by a perspective transform; at least one pixel each way."""
+    box = np.ascontiguousarray(box, dtype=np.float32)
     width = max(1, int(max(np.linalg.norm(box[0] - box[1]), np.linalg.norm(box[2] - box[3]))))
     height = max(1, int(max(np.linalg.norm(box[0] - box[3]), np.linalg.norm(box[1] - box[2]))))
-    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], dtype=np.float32)
-    transform = cv2.getPerspectiveTransform(np.ascontiguousarray(box, dtype=np.float32), corners)
-    if not np.isfinite(transform).all():
+    if cv2.contourArea(box) <= 0:
         raise InputRejected("input 'boxes' has a box without area")
+    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], dtype=np.float32)
+    transform = cv2.getPerspectiveTransform(box, corners)
     cut = cv2.warpPerspective(image, transform, (width, height), borderMode=cv2.BORDER_REPLICATE, flags=cv2.INTER_CUBIC)
     return np.rot90(cut) if height / width >= UPRIGHT_RATIO else cut
 

@@ -97,12 +97,13 @@ def _popen(args: list[str], cwd: Path, env: Mapping[str, str], fd: int) -> subpr
     )
 
 
-def environment(settings: AgentSettings, cwd: Path) -> dict[str, str]:
+def environment(settings: AgentSettings) -> dict[str, str]:
     """The little that an agent gets to see of the node's environment."""
     passed = {k: os.environ[k] for k in ("PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT") if k in os.environ}
     return {
         **passed,
-        "HOME": str(cwd),
+        # no place where a library could make its cache folder
+        "HOME": os.devnull,
         "LANG": "C.UTF-8",
         "PYTHONUTF8": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -138,7 +139,7 @@ class AgentProcess:
             try:
                 for end in (ours, theirs):
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
-                process = await spawner.start(args, cwd=cwd, env=environment(settings, cwd), fd=theirs.fileno())
+                process = await spawner.start(args, cwd=cwd, env=environment(settings), fd=theirs.fileno())
             except OSError as e:
                 ours.close()
                 raise AgentDied("no agent process could be started") from e

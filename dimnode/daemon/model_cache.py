@@ -160,11 +160,11 @@ class ModelCache:
         finally:
             if download.error is None and not whole:
                 download.error = Unavailable("the download was given up")
-            self._forget(cid, download)
-            download.done.set()
             if not whole:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(lambda: part.unlink(missing_ok=True))
+            self._forget(cid, download)
+            download.done.set()
         self._on_change()
 
     def _forget(self, cid: str, download: _Download) -> None:

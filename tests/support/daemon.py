@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -23,9 +22,7 @@ from p2p.ipfs.memory import MemoryExchange, MemoryStore
 from tests.support.entries import FakeSigner
 
 BALLOT = Ballot(1, "owner", "boot")
-# agents report coverage if the tests do; they may then write that file
-_COVERAGE = {k: v for k, v in os.environ.items() if k.startswith("COVERAGE_PROCESS")}
-AGENTS = AgentSettings(max_agents=3, environment=_COVERAGE, file_bytes=(1 << 24) if _COVERAGE else 0)
+AGENTS = AgentSettings(max_agents=3)
 SETTINGS = DaemonSettings(slots=2, queue_capacity=4, fetch_timeout=2.0, agents=AGENTS, min_free_memory=0, min_free_disk=0)
 
 

@@ -267,3 +267,22 @@ async def test_built_in_steps_are_listed_and_run(tmp_path: Path) -> None:
         done = await finish(bench.daemon, order(ref, ref.manifest_cid, inputs))
         assert done.error is None
         assert to_numpy(done.outputs["texts"]).tolist() == ["a"]
+
+
+async def test_many_tasks_at_once_all_finish_and_chain_once(tmp_path: Path) -> None:
+    async with running_daemon(tmp_path / "home", settings=replace(SETTINGS, queue_capacity=100)) as bench:
+        manifest, manifest_cid = await add(bench, linear_onnx(tmp_path / "m.onnx"))
+        results: list[Attempt] = []
+
+        async def one(n: int) -> None:
+            priority = ("low", "normal", "high", "critical")[n % 4]
+            results.append(await finish(bench.daemon, order(manifest, manifest_cid, {"x": X}, task=f"t{n}", priority=priority)))
+
+        async with trio.open_nursery() as nursery:
+            for n in range(40):
+                nursery.start_soon(one, n)
+        assert [r.status for r in results] == ["completed"] * 40
+        previous = [r.receipt.previous for r in results if r.receipt is not None]
+        assert len(set(previous)) == 40
+        load = bench.daemon.load()
+        assert (load.running, load.queued) == (0, 0)

@@ -53,7 +53,7 @@ def test_a_model_that_crashes_waits_longer_each_time_and_is_refused_for_a_while(
     health.crashed("m", "SIGSEGV", 20)
     assert health.delay("m", 20.5) == 1.5
     health.crashed("m", "SIGSEGV", 30)
-    with pytest.raises(ResourceExhausted, match="3 times in a row.*SIGSEGV") as refused:
+    with pytest.raises(ResourceExhausted, match=r"3 times in a row.*SIGSEGV") as refused:
         health.delay("m", 40)
     assert refused.value.retry_after == 50
     assert health.refused(40) == 1
@@ -86,7 +86,7 @@ def test_conversions_that_keep_the_meaning_are_made(values: list, dtype: str) ->
      ([1], "str"), ([1j], "float64"), ([np.nan], "int32"), ([1e30], "int64")],
 )  # fmt: skip
 def test_conversions_that_do_not_are_refused(values: list, dtype: str) -> None:
-    with pytest.raises(InvalidArgument, match="^x "):
+    with pytest.raises(InvalidArgument, match=r"^x "):
         cast(np.array(values), dtype, "x")
 
 

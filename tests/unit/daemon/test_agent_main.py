@@ -1,0 +1,88 @@
+"""The agent's loop in a thread of this process, over a real socket."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dimnode.daemon.agent_main import Agent, warm_up, zeros
+from dimnode.daemon.agent_protocol import PREFIX, Header, pack, unpack_header, unpack_prefix, unpack_tensors
+from loaders.api import InferenceFailed, ModelSchema, TensorSchema
+from tests.support.models import WEIGHTS, linear_onnx
+
+
+class Peer:
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+
+    def call(self, header: Header, tensors: Mapping[str, Any] | None = None) -> tuple[Header, dict[str, Any]]:
+        for piece in pack(header, tensors or {}):
+            self.connection.sendall(piece)
+        header_size, payload_size = unpack_prefix(self._exactly(PREFIX.size), 1 << 30)
+        reply = unpack_header(self._exactly(header_size))
+        return reply, unpack_tensors(reply.tensors, bytearray(self._exactly(payload_size)))
+
+    def _exactly(self, n: int) -> bytes:
+        data = b""
+        while len(data) < n:
+            data += self.connection.recv(n - len(data))
+        return data
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(10)
+        thread = threading.Thread(target=Agent(theirs, 1).serve)
+        thread.start()
+        yield Peer(ours)
+        ours.close()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_loads_runs_and_answers_errors_without_ending(peer: Peer, tmp_path: Path) -> None:
+    assert peer.call(Header(op="run"))[0].kind == "failed"
+    assert peer.call(Header(op="load", format="coreml", path="x"))[0].kind == "rejected"
+    path = linear_onnx(tmp_path / "m.onnx")
+    loaded, _ = peer.call(Header(op="load", format="onnx", path=str(path), warm=True))
+    assert [t.name for t in loaded.outputs] == ["y", "class"]
+    x = np.ones((3, 4), np.float32)
+    reply, out = peer.call(Header(op="run"), {"x": x})
+    assert reply.op == "result"
+    np.testing.assert_allclose(out["y"], x @ WEIGHTS)
+    assert peer.call(Header(op="run"), {"z": x})[0].kind == "input"
+    big = np.ones((100_000, 4), np.float32)
+    assert peer.call(Header(op="run"), {"x": big})[1]["y"].shape == (100_000, 2)
+
+
+class Failing:
+    schema = ModelSchema((TensorSchema("a", "str", (None,)), TensorSchema("b", "int32", ("N", 2))), ())
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        raise self.error
+
+
+def test_warm_up_minds_no_failure_and_memory_is_told() -> None:
+    made = zeros(Failing.schema)
+    assert made["a"].tolist() == [""]
+    assert made["b"].shape == (1, 2)
+    warm_up(Failing(InferenceFailed("no zeros")))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        agent = Agent(theirs, 1)
+        for error, kind in ((MemoryError(), "memory"), (InferenceFailed("x"), "failed"), (OSError("/secret/path"), "failed")):
+            agent._model = Failing(error)
+            reply, _ = agent._answer(Header(op="run"), {})
+            assert reply.kind == kind
+            assert "secret" not in reply.message

@@ -85,5 +85,6 @@ def _schema(arg: Any) -> TensorSchema:
             f"tensor {arg.name!r} is of type {arg.type}, which cannot leave the model (for scikit-learn: export with zipmap off)"
         )
     # unnamed axes come as None or "unk__N"
-    shape = tuple(None if d is None or (isinstance(d, str) and d.startswith("unk__")) else d for d in arg.shape)
+    # unk__N (onnxruntime) and ? (Paddle's exporter, for several axes of different sizes) are no names of axes
+    shape = tuple(None if d is None or (isinstance(d, str) and (d == "?" or d.startswith("unk__"))) else d for d in arg.shape)
     return TensorSchema(arg.name, dtype, shape)

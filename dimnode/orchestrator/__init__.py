@@ -9,7 +9,7 @@ from dimnode.orchestrator.service import Orchestrator
 from dimnode.orchestrator.settings import OrchestratorSettings
 from dimnode.orchestrator.table import JobTable
 from dimnode.orchestrator.task_runner import TaskRunner
-from dimnode.orchestrator.values import Values
+from dimnode.orchestrator.values import Compute, Values, in_thread
 from dimnode.ports import Clock, DaemonClient, Journal, Models, Registry, Signer
 from p2p.ipfs.api import ContentStore
 
@@ -26,13 +26,14 @@ def build_orchestrator(
     client: DaemonClient,
     clock: Clock,
     settings: OrchestratorSettings,
+    compute: Compute = in_thread,
 ) -> Orchestrator:
     """One term's orchestrator, wired. ``boot`` makes this start's ballots."""
     table = JobTable(journal, signer, settings.keep_finished)
-    values = Values(store, settings.inline_bytes, settings.fetch_timeout)
+    values = Values(store, settings.inline_bytes, settings.fetch_timeout, compute)
     selector = Selector(registry, models)
     runner = TaskRunner(table, client, models, selector, clock, settings)
-    coordinator = Coordinator(table, runner, selector, models, registry, store, values, clock, settings)
+    coordinator = Coordinator(table, runner, selector, models, registry, store, values, clock, settings, compute)
     admission = Admission(swarm, registry, models, selector, values, clock, settings)
     return Orchestrator(signer.peer_id, boot, table, journal, admission, coordinator, selector, store, clock, settings)
 

@@ -4,6 +4,7 @@ blocks, which are harmless."""
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dimnode.domain import codec
@@ -11,6 +12,7 @@ from dimnode.domain.ids import job_id
 from dimnode.domain.job_form import JobForm
 from dimnode.domain.model import ModelManifest
 from dimnode.domain.record import Ballot, Body, Claim, Core
+from dimnode.domain.tensors import TensorValue
 from dimnode.errors import Code, DimError, FieldProblem, InvalidArgument, NotFound
 from dimnode.orchestrator.nodes import gather_facts, models_of, names_of, peer_of, sources_of
 from dimnode.orchestrator.selection import Selector
@@ -20,7 +22,8 @@ from dimnode.ports import Clock, Models, Registry
 from p2p.ipfs.cid import DAG_CBOR, compute
 from patterns.api import PatternError, Plan
 from patterns.engines import make_plan
-from patterns.forms import CLIENT_DATA
+from patterns.forms import CLIENT_DATA, ChainedConfig
+from patterns.sources import visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,10 @@ class Admission:
             raise InvalidArgument(
                 f"client_data {rule}", fields=(FieldProblem("client_data", rule),), hint="Give client_data, or --data FILE."
             )
-        if form.pattern == "chained" or not form.client_data:
+        if not form.client_data:
+            return
+        if isinstance(form.config, ChainedConfig):
+            _check_steps(form.config, form.client_data, manifests)
             return
         inputs = {t.name for m in manifests.values() for t in m.inputs}
         lone = len(form.client_data) == 1 and all(len(m.inputs) == 1 for m in manifests.values())
@@ -131,3 +137,15 @@ class Admission:
             if name not in inputs and not lone:
                 rule = f"is no input of the model; its inputs are {', '.join(sorted(inputs))}"
                 raise InvalidArgument(f"client_data.{name} {rule}", fields=(FieldProblem(f"client_data.{name}", rule),))
+
+
+def _check_steps(config: ChainedConfig, data: Mapping[str, TensorValue], manifests: Mapping[str, ModelManifest]) -> None:
+    """A step that reads only the client's data must find an input of its model there."""
+    for i, step in enumerate(config.pipeline):
+        inputs = [t.name for t in manifests[step.model_id].inputs]
+        if step.sources != (CLIENT_DATA,) or (len(inputs) == 1 and len(data) == 1):
+            continue
+        if not set(visible(data, step.inputs or {}).values()) & set(inputs):
+            rule = f"needs one of {', '.join(inputs)}, and client_data has {', '.join(sorted(data))}"
+            field = f"config.pipeline[{i}].input_source"
+            raise InvalidArgument(f"{field} {rule}", fields=(FieldProblem(field, rule),), hint="Rename tensors with `inputs`.")

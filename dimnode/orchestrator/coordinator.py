@@ -26,7 +26,7 @@ from dimnode.orchestrator.selection import Selector
 from dimnode.orchestrator.settings import OrchestratorSettings
 from dimnode.orchestrator.table import JobTable
 from dimnode.orchestrator.task_runner import TaskRunner, Work
-from dimnode.orchestrator.values import Values
+from dimnode.orchestrator.values import Compute, Values, in_thread
 from dimnode.ports import Clock, Models, Registry
 from p2p.ipfs.api import ContentError, ContentStore
 from patterns.api import Conclusion, Engine, Fail, Finish, PatternError, Progress, Run, Seal, TaskPlan, TaskResult, TaskState, Wait
@@ -47,7 +47,9 @@ class Coordinator:
         values: Values,
         clock: Clock,
         settings: OrchestratorSettings,
+        compute: Compute = in_thread,
     ) -> None:
+        self._compute = compute
         self._table = table
         self._runner = runner
         self._selector = selector
@@ -216,7 +218,7 @@ class _Drive:
 
     async def _conclude(self, engine: Engine, round_: int, keys: tuple[str, ...]) -> Conclusion | Fail:
         results = [await self._result_of(engine, key) for key in keys]
-        return await trio.to_thread.run_sync(engine.conclude, round_, results)
+        return await self._p._compute(engine.conclude, round_, results)
 
     async def _result_of(self, engine: Engine, key: str) -> TaskResult:
         """The sealed attempt of a task (the view prefers it) with its values."""

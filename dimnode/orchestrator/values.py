@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol, TypeVar
 
 import trio
 from numpy.typing import NDArray
@@ -13,12 +13,24 @@ from dimnode.errors import DimError, InvalidArgument, ResourceExhausted, Unavail
 from p2p.ipfs.api import BadCid, ContentError, ContentStore, DiskFull, TooLarge
 
 Array = NDArray[Any]
+T = TypeVar("T")
+
+
+class Compute(Protocol):
+    """Runs a function that takes long off the event loop: a thread, or in tests on virtual time in place."""
+
+    async def __call__(self, fn: Callable[..., T], *args: Any) -> T: ...
+
+
+async def in_thread(fn: Callable[..., T], *args: Any) -> T:
+    return await trio.to_thread.run_sync(fn, *args)
 
 
 class Values:
     """Reads and writes tensors by the inline limit. ``fetch_timeout``: seconds without progress."""
 
-    def __init__(self, store: ContentStore, inline_bytes: int, fetch_timeout: float) -> None:
+    def __init__(self, store: ContentStore, inline_bytes: int, fetch_timeout: float, compute: Compute = in_thread) -> None:
+        self._compute = compute
         self._store = store
         self._inline = inline_bytes
         self._timeout = fetch_timeout
@@ -33,7 +45,7 @@ class Values:
             raise InvalidArgument(f"tensor {value.cid} cannot be used: {e}") from e
         except ContentError as e:
             raise Unavailable(f"tensor {value.cid} cannot be fetched: {e}", hint="The node that has it may be down.") from e
-        return await trio.to_thread.run_sync(from_npy, data)
+        return await self._compute(from_npy, data)
 
     async def read_all(self, values: Mapping[str, TensorValue], providers: Collection[str] = ()) -> dict[str, Array]:
         return {name: await self.read(value, providers) for name, value in values.items()}
@@ -47,7 +59,7 @@ class Values:
         """An inline value by CID if it is above the limit; others unchanged."""
         if value.raw is None or len(value.raw) <= self._inline:
             return value
-        data = await trio.to_thread.run_sync(lambda: to_npy(to_numpy(value)))
+        data = await self._compute(lambda: to_npy(to_numpy(value)))
         try:
             cid = await self._store.add_bytes(data, durable=True)
             await self._store.pin(cid, reason="tensor")

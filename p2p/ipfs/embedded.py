@@ -10,7 +10,7 @@ from libp2p.abc import IHost
 
 from p2p.ipfs.blocks import BlocksOnDisk
 from p2p.ipfs.exchange import open_exchange
-from p2p.ipfs.link import Libp2pLink
+from p2p.ipfs.link import Libp2pLink, OpenStream
 from p2p.ipfs.settings import StoreSettings
 from p2p.ipfs.store import Store
 from p2p.ipfs.traffic import MayServe
@@ -27,13 +27,15 @@ async def open_embedded(
     *,
     host: IHost | None = None,
     connected: Callable[[], Collection[str]] | None = None,
+    open_stream: OpenStream | None = None,
     may_serve: MayServe | None = None,
     settings: StoreSettings | None = None,
 ) -> AsyncGenerator[EmbeddedStore, None]:
     """A store under ``folder`` (made if missing; one process at a time) as long as the block lasts.
 
     ``host``: a running libp2p host; without one the store is local only. ``connected`` gives the ids of
-    the peers that may be asked (default: all that the host is connected to). ``may_serve`` decides for
+    the peers that may be asked (default: all that the host is connected to), ``open_stream`` opens streams to
+    them: give `Libp2pNetwork.peers` and `Libp2pNetwork.open_stream`. ``may_serve`` decides for
     each block and peer whether it is given out (default: yes). The host must outlive the store.
     Raises `OSError` or `sqlite3.Error` when the folder cannot be used.
     """
@@ -44,7 +46,7 @@ async def open_embedded(
         if host is None:
             yield EmbeddedStore("embedded", blocks, None, settings)
             return
-        link = Libp2pLink(host, PROTOCOL, max_message=settings.exchange.max_message)
+        link = Libp2pLink(host, PROTOCOL, max_message=settings.exchange.max_message, open_stream=open_stream)
         peers = connected if connected is not None else _connected_to(host)
         async with open_exchange(link, blocks, settings.exchange, peers, may_serve) as exchange:
             yield EmbeddedStore("embedded", blocks, exchange, settings)

@@ -15,6 +15,7 @@ from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.peer.id import ID
 
+from p2p.api import NetworkError
 from p2p.ipfs.protobuf import Malformed, read_varint
 
 _READ = 256 * 1024
@@ -53,20 +54,34 @@ class Link(Protocol):
     def stop_serving(self) -> None: ...
 
 
-class Libp2pLink:
-    """Streams of one protocol on a libp2p host that somebody else runs."""
+OpenStream = Callable[[str, str], Awaitable[INetStream]]
+"""(peer id, protocol) -> a stream; dials if need be. Raises `NetworkError`."""
 
-    def __init__(self, host: IHost, protocol: str, *, max_message: int) -> None:
+
+class Libp2pLink:
+    """Streams of one protocol on a libp2p host that somebody else runs.
+
+    ``open_stream`` is how they are opened: `Libp2pNetwork.open_stream` knows the peers' addresses and picks
+    the liveliest connection; without it the host's own way is used.
+    """
+
+    def __init__(self, host: IHost, protocol: str, *, max_message: int, open_stream: OpenStream | None = None) -> None:
         self._host = host
         self._protocol = TProtocol(protocol)
         self._max_message = max_message
+        self._open_stream = open_stream or self._ask_host
 
     async def open(self, peer: str) -> MessageStream:
         try:
-            stream = await self._host.new_stream(ID.from_string(peer), [self._protocol])
+            stream = await self._open_stream(peer, self._protocol)
+        except NetworkError as error:
+            raise LinkDown(f"no stream to {peer}: {error}") from error
         except (BaseLibp2pError, OSError, ValueError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise LinkDown(f"no stream to {peer}") from error
         return Libp2pStream(stream, self._max_message)
+
+    async def _ask_host(self, peer: str, protocol: str) -> INetStream:
+        return await self._host.new_stream(ID.from_string(peer), [TProtocol(protocol)])
 
     def serve(self, handler: StreamHandler) -> None:
         async def handle(stream: INetStream) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import tracemalloc
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
-from libp2p.abc import IHost
 
 from p2p.ipfs import cid as cids
 from p2p.ipfs.api import BlockCorrupt, BlockMissing
@@ -17,20 +18,21 @@ from p2p.ipfs.embedded import EmbeddedStore, open_embedded
 from p2p.ipfs.settings import ExchangeSettings, StoreSettings
 from p2p.ipfs.traffic import MayServe
 from p2p.ipfs.wire import Entry, Envelope
+from p2p.network import Libp2pNetwork
 from tests.support.bitswap_peer import scripted_peer, silence
 from tests.support.content_contract import Pair, PairContract
-from tests.support.hosts import connect, name, open_hosts
+from tests.support.networks import opened
 from tests.support.unixfs_reference import CHUNK, pattern
 
 QUICK = StoreSettings(reserve_bytes=0, exchange=ExchangeSettings(stall=1.0, hedge=0.5, tick=0.05, open_timeout=2))
 
 
 class Swarm:
-    """Hosts in a star around the first one, and stores on them."""
+    """Nodes in a star around the first one, and stores on them."""
 
-    def __init__(self, hosts: list[IHost], folder: Path, nursery: trio.Nursery) -> None:
-        self.hosts = hosts
-        self.names = [name(host) for host in hosts]
+    def __init__(self, networks: list[Libp2pNetwork], folder: Path, nursery: trio.Nursery) -> None:
+        self.networks = networks
+        self.names = [network.peer_id for network in networks]
         self._folder = folder
         self._nursery = nursery
 
@@ -40,24 +42,30 @@ class Swarm:
     async def _hold(
         self, index: int, may_serve: MayServe | None, settings: StoreSettings, task_status: trio.TaskStatus[EmbeddedStore]
     ) -> None:
-        async with open_embedded(self._folder / str(index), host=self.hosts[index], may_serve=may_serve, settings=settings) as store:
+        async with embedded_on(self.networks[index], self._folder / str(index), may_serve=may_serve, settings=settings) as store:
             task_status.started(store)
             await trio.sleep_forever()
 
 
+def embedded_on(network: Libp2pNetwork, folder: Path, **options: Any) -> AbstractAsyncContextManager[EmbeddedStore]:
+    options = {"connected": network.peers, "settings": QUICK, **options}
+    return open_embedded(folder, host=network.host, open_stream=network.open_stream, **options)
+
+
 @pytest.fixture
 async def swarm(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Swarm]:
-    async with open_hosts(getattr(request, "param", 3)) as hosts:
-        for host in hosts[1:]:
-            await connect(hosts[0], host)
+    async with AsyncExitStack() as stack:
+        networks = [await stack.enter_async_context(opened(number)) for number in range(1, 1 + getattr(request, "param", 3))]
+        for network in networks[1:]:
+            await networks[0].connect(network.addresses()[0])
         async with trio.open_nursery() as nursery:
-            yield Swarm(hosts, tmp_path / "stores", nursery)
+            yield Swarm(networks, tmp_path / "stores", nursery)
             nursery.cancel_scope.cancel()
 
 
-def open_streams(host: IHost) -> int:
-    network = host.get_network()
-    return sum(len(each.muxed_conn.streams) for peer in network.connections.values() for each in peer)  # type: ignore[attr-defined]
+def open_streams(network: Libp2pNetwork) -> int:
+    connections = network.host.get_network().connections.values()
+    return sum(len(each.muxed_conn.streams) for peer in connections for each in peer)  # type: ignore[attr-defined]
 
 
 class TestEmbeddedPair(PairContract):
@@ -86,7 +94,7 @@ async def test_a_liar_among_providers_costs_nothing_but_time(swarm: Swarm):
     data = pattern(30 * CHUNK)
     good, mine = await swarm.store(2), await swarm.store(0)
     cid = await good.add_bytes(data, durable=False)
-    async with scripted_peer(swarm.hosts[1], lie):
+    async with scripted_peer(swarm.networks[1].host, lie):
         assert await mine.get_bytes(cid, providers=swarm.names[1:3], timeout=10) == data
         assert mine.statistics().refused_blocks >= 1
         assert mine.statistics().blocks == 31, "nothing else was stored"
@@ -97,7 +105,7 @@ async def test_when_only_a_liar_is_left_the_content_is_corrupt(swarm: Swarm):
         return Envelope(blocks=((entry.key[:4], b"not what you asked for"),))
 
     mine = await swarm.store(0)
-    async with scripted_peer(swarm.hosts[1], lie):
+    async with scripted_peer(swarm.networks[1].host, lie):
         with pytest.raises(BlockCorrupt):
             await mine.get_bytes(cids.compute(cids.RAW, b"?").text, providers=[swarm.names[1]], timeout=10)
 
@@ -106,7 +114,7 @@ async def test_a_provider_that_falls_silent_is_replaced(swarm: Swarm):
     data = pattern(12 * CHUNK)
     good, mine = await swarm.store(2), await swarm.store(0)
     cid = await good.add_bytes(data, durable=False)
-    async with scripted_peer(swarm.hosts[1], silence) as dead:
+    async with scripted_peer(swarm.networks[1].host, silence) as dead:
         assert await mine.get_bytes(cid, providers=swarm.names[1:3], timeout=10) == data
         assert dead.seen
 
@@ -121,7 +129,7 @@ async def test_a_provider_that_dies_half_way_is_replaced(swarm: Swarm):
         async def die() -> None:
             while mine.statistics().fetched_blocks < 8:
                 await trio.sleep(0.005)
-            await swarm.hosts[1].close()
+            await swarm.networks[1].host.close()
 
         nursery.start_soon(die)
         assert await mine.get_bytes(cid, providers=swarm.names[1:3], timeout=15) == data
@@ -129,7 +137,7 @@ async def test_a_provider_that_dies_half_way_is_replaced(swarm: Swarm):
 
 async def test_when_the_only_provider_is_silent_the_timeout_ends_it(swarm: Swarm):
     mine = await swarm.store(0)
-    async with scripted_peer(swarm.hosts[1], silence):
+    async with scripted_peer(swarm.networks[1].host, silence):
         with trio.fail_after(8), pytest.raises(BlockMissing):
             await mine.get_bytes(cids.compute(cids.RAW, b"?").text, providers=[swarm.names[1]], timeout=1.5)
 
@@ -152,7 +160,7 @@ async def test_a_large_file_is_fetched_in_bounded_memory(swarm: Swarm, tmp_path:
 
 async def test_unsolicited_blocks_are_refused(swarm: Swarm):
     mine = await swarm.store(0)
-    async with scripted_peer(swarm.hosts[1], silence) as peer:
+    async with scripted_peer(swarm.networks[1].host, silence) as peer:
         spam = cids.compute(cids.RAW, b"spam")
         for blocks in (((spam.prefix, b"spam"),), ((b"\x00\x70\x12\x20", b"v0"),), ((spam.prefix, bytes(3 << 20)),)):
             before = mine.statistics().refused_blocks
@@ -168,21 +176,21 @@ async def test_many_fetches_one_after_the_other_leak_no_streams(swarm: Swarm):
     provider, mine = await swarm.store(1), await swarm.store(0)
     wanted = [await provider.add_bytes(b"%d" % i, durable=False) for i in range(320)]
     await mine.get_bytes(wanted[0], providers=[swarm.names[1]])
-    before = open_streams(swarm.hosts[0])
+    before = open_streams(swarm.networks[0])
     for cid in wanted:
         await mine.get_bytes(cid, providers=[swarm.names[1]], timeout=5)
-    assert open_streams(swarm.hosts[0]) <= before + 2
+    assert open_streams(swarm.networks[0]) <= before + 2
 
 
 async def test_idle_streams_are_closed_and_opened_again(swarm: Swarm):
     settings = dataclasses.replace(QUICK, exchange=dataclasses.replace(QUICK.exchange, idle=0.05))
     provider, mine = await swarm.store(1, settings=settings), await swarm.store(0, settings=settings)
-    before = open_streams(swarm.hosts[0])
+    before = open_streams(swarm.networks[0])
     for text in (b"one", b"two"):
         cid = await provider.add_bytes(text)
         assert await mine.get_bytes(cid, providers=[swarm.names[1]]) == text
         with trio.fail_after(5):
-            while not (mine._exchange.idle and provider._exchange.idle and open_streams(swarm.hosts[0]) <= before):  # type: ignore[union-attr]
+            while not (mine._exchange.idle and provider._exchange.idle and open_streams(swarm.networks[0]) <= before):  # type: ignore[union-attr]
                 await trio.sleep(0.01)
 
 
@@ -217,7 +225,7 @@ async def test_a_cancelled_fetch_leaves_nothing_behind_and_can_be_resumed(swarm:
 async def test_private_blocks_are_given_to_nobody_else(swarm: Swarm):
     allowed = swarm.names[0]
     provider = await swarm.store(1, may_serve=lambda peer, _: peer == allowed)
-    await connect(swarm.hosts[2], swarm.hosts[1])
+    await swarm.networks[2].connect(swarm.networks[1].addresses()[0])
     participant, stranger = await swarm.store(0), await swarm.store(2)
     cid = await provider.put_dag({"private": True})
     with pytest.raises(BlockMissing):
@@ -227,7 +235,7 @@ async def test_private_blocks_are_given_to_nobody_else(swarm: Swarm):
 
 async def test_garbage_on_a_stream_harms_nobody(swarm: Swarm):
     mine, provider = await swarm.store(0), await swarm.store(2)
-    async with scripted_peer(swarm.hosts[1], silence) as peer:
+    async with scripted_peer(swarm.networks[1].host, silence) as peer:
         for garbage in (b"\xff" * 12, b"\x05\xff\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x80\x01abc"):
             stream = await peer.link.open(swarm.names[0])
             await stream.send(garbage)
@@ -241,7 +249,7 @@ async def test_garbage_on_a_stream_harms_nobody(swarm: Swarm):
 
 async def test_an_error_in_the_body_comes_out_as_it_is_and_closed_stores_say_so(swarm: Swarm, tmp_path: Path):
     with pytest.raises(KeyError):
-        async with open_embedded(tmp_path / "x", host=swarm.hosts[0], settings=QUICK) as store:
+        async with embedded_on(swarm.networks[0], tmp_path / "x") as store:
             raise KeyError("mine")
     with pytest.raises(BlockMissing):
         await store.get_bytes(cids.compute(cids.RAW, b"?").text)
@@ -250,7 +258,36 @@ async def test_an_error_in_the_body_comes_out_as_it_is_and_closed_stores_say_so(
 async def test_peers_that_may_be_asked_can_be_chosen(swarm: Swarm, tmp_path: Path):
     provider = await swarm.store(1)
     cid = await provider.add_bytes(b"x")
-    async with open_embedded(tmp_path / "x", host=swarm.hosts[0], connected=lambda: (), settings=QUICK) as store:
+    async with embedded_on(swarm.networks[0], tmp_path / "x", connected=lambda: ()) as store:
         with pytest.raises(BlockMissing):
             await store.get_bytes(cid)
         assert await store.get_bytes(cid, providers=[swarm.names[1]]) == b"x"
+
+
+async def test_a_provider_is_dialled_when_there_is_no_connection(swarm: Swarm):
+    provider, mine = await swarm.store(1), await swarm.store(2)
+    cid = await provider.add_bytes(b"x")
+    assert swarm.names[1] not in swarm.networks[2].peers()
+    swarm.networks[2].add_address(swarm.names[1], swarm.networks[1].addresses())
+    assert await mine.get_bytes(cid, providers=[swarm.names[1]], timeout=5) == b"x"
+
+
+async def test_without_a_network_of_ours_the_hosts_own_streams_are_used(swarm: Swarm, tmp_path: Path):
+    provider = await swarm.store(1)
+    cid = await provider.add_bytes(b"x")
+    async with open_embedded(tmp_path / "x", host=swarm.networks[0].host, settings=QUICK) as store:
+        with pytest.raises(BlockMissing):
+            await store.get_bytes(cids.compute(cids.RAW, b"?").text, providers=["not a peer id", swarm.names[2]])
+        assert await store.get_bytes(cid) == b"x"
+
+
+async def test_a_copy_that_rotted_is_fetched_again(swarm: Swarm, tmp_path: Path):
+    provider, mine = await swarm.store(1), await swarm.store(0)
+    data = pattern(2 * CHUNK)
+    cid = await provider.add_bytes(data)
+    await mine.fetch(cid, providers=[swarm.names[1]])
+    leaf = cids.compute(cids.RAW, data[CHUNK:])
+    (file,) = (tmp_path / "stores" / "0" / "blocks").rglob(leaf.text)
+    file.write_bytes(bytes(CHUNK))
+    assert await mine.get_bytes(cid, providers=[swarm.names[1]]) == data
+    assert file.read_bytes() == data[CHUNK:]

@@ -32,8 +32,8 @@ async def write_until_killed(folder: Path, seed: int, acknowledgements: int) -> 
 async def test_acknowledged_blocks_survive_kill_9(tmp_path: Path):
     chance = random.Random(7)
     acknowledged: list[str] = []
-    for seed in range(4):
-        acknowledged += await write_until_killed(tmp_path / "store", seed, chance.randrange(2, 60))
+    for seed in range(3):
+        acknowledged += await write_until_killed(tmp_path / "store", seed, chance.randrange(2, 40))
         async with open_embedded(tmp_path / "store", settings=StoreSettings(reserve_bytes=0)) as store:
             assert acknowledged
             for cid in acknowledged:

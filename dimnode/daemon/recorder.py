@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
+from dimnode.domain import codec
 from dimnode.domain.record import Attempt, SignedEntry
 from dimnode.errors import DimError, Unavailable
 from dimnode.ports import Journal, Signer
@@ -66,20 +67,25 @@ class Recorder:
 
     async def _write(self, batch: list[_Pending]) -> None:
         head = self._head
-        entries: list[SignedEntry] = []
-        for pending in batch:
-            pending.entry = self._sign(pending.attempt, head)
-            entries.append(pending.entry)
+        entries: dict[int, SignedEntry] = {}
+        for n, pending in enumerate(batch):
+            try:
+                entries[n] = entry = self._sign(pending.attempt, head)
+            except codec.CodecError:
+                pending.error = DimError("the attempt cannot be written down")
+                continue
             if pending.attempt.receipt is not None:
-                head = pending.entry.id
+                head = entry.id
         try:
-            await self._journal.append(entries)
+            await self._journal.append(list(entries.values()))
             if head != self._head:
                 await self._journal.put(HEAD, head.encode())
                 self._head = head
+            for n, entry in entries.items():
+                batch[n].entry = entry
         except DimError as e:
-            for pending in batch:
-                pending.error = type(e)(e.message, hint=e.hint, retry_after=e.retry_after)
+            for n in entries:
+                batch[n].error = type(e)(e.message, hint=e.hint, retry_after=e.retry_after)
         finally:
             for pending in batch:
                 if pending.error is None and pending.entry is None:

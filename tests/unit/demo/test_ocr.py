@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dimnode.demo import data
+from dimnode.demo.assets import DemoAssets
 from dimnode.demo.reference import Reader
 
 PAGE = [
@@ -25,21 +26,22 @@ def reader() -> Reader:
     return Reader(paths["ocr-detect"], paths["ocr-orient"], paths["ocr-recognise"])
 
 
-def lines(read: dict[str, np.ndarray]) -> list[str]:
-    return [t for t, s in zip(read["texts"], read["scores"], strict=True) if s >= CONFIDENT]
+def lines(texts: np.ndarray, scores: np.ndarray) -> list[str]:
+    return [str(t) for t, s in zip(texts, scores, strict=True) if s >= CONFIDENT]
 
 
-def test_a_page_reads_as_rapidocr_reads_it(reader: Reader) -> None:
-    read = reader.read(data.page())
-    assert read["texts"].tolist() == PAGE
-    assert lines(read) == PAGE
+def test_a_page_reads_as_rapidocr_reads_it(assets: DemoAssets) -> None:
+    texts, scores = assets.expected["page.texts"], assets.expected["page.scores"]
+    assert texts.tolist() == PAGE
+    assert lines(texts, scores) == PAGE
 
 
-def test_upside_down_the_orientation_step_decides(reader: Reader) -> None:
-    turned = data.upside_down(data.page())
-    assert len(lines(reader.read(turned))) == 2
-    assert PAGE[1] in lines(reader.read(turned))
-    assert lines(reader.read(turned, turn=False)) == []
+def test_upside_down_the_orientation_step_decides(assets: DemoAssets, reader: Reader) -> None:
+    with_it = lines(assets.expected["turned.texts"], assets.expected["turned.scores"])
+    assert len(with_it) == 2
+    assert PAGE[1] in with_it
+    without = reader.read(assets.inputs["ocr.turned"], turn=False)
+    assert lines(without["texts"], without["scores"]) == []
 
 
 def test_an_empty_page_has_no_lines(reader: Reader) -> None:

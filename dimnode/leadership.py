@@ -14,6 +14,7 @@ from dimnode.orchestrator.service import Orchestrator
 from dimnode.ports import Elector, SwarmApi
 from dimnode.rpc.bridge import Bridge
 from dimnode.rpc.orchestrator_server import OrchestratorServerSettings, RateLimit, is_loopback, serve_orchestrator
+from p2p.groups import collapse
 
 log = structlog.get_logger(__name__)
 
@@ -73,11 +74,12 @@ class Leadership:
 
     async def _term(self, seat: Seat) -> None:
         try:
-            async with trio.open_nursery(strict_exception_groups=False) as leader:
-                leader.start_soon(self._end_when_lost, seat, leader.cancel_scope)
-                orchestrator = self._make()
-                await leader.start(orchestrator.run)
-                await self._serve(orchestrator)
+            with collapse():
+                async with trio.open_nursery() as leader:
+                    leader.start_soon(self._end_when_lost, seat, leader.cancel_scope)
+                    orchestrator = self._make()
+                    await leader.start(orchestrator.run)
+                    await self._serve(orchestrator)
         finally:
             self.orchestrator = None
             self.address = None

@@ -2,48 +2,121 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+
 from dimnode.config import Config
+from dimnode.core.election import ElectionSettings
+from dimnode.core.membership import MembershipSettings
+from dimnode.core.rate_limit import RateLimitSettings
+from dimnode.daemon.settings import AgentSettings, DaemonSettings
+from dimnode.invite import Membership
+from dimnode.leadership import LeadershipSettings
 from dimnode.orchestrator.settings import OrchestratorSettings
-from dimnode.rpc.channels import ChannelSettings
 from dimnode.rpc.orchestrator_server import OrchestratorServerSettings
 from p2p.ipfs.settings import StoreSettings
 from p2p.settings import DialSettings, MdnsSettings, NetworkSettings
 
-
-def network_settings(config: Config, swarm: str, key: str, bootstrap: tuple[str, ...], listen: tuple[str, ...]) -> NetworkSettings:
-    return NetworkSettings(
-        swarm=swarm,
-        listen=listen,
-        announce=config.p2p.announce,
-        psk=key,
-        bootstrap=bootstrap,
-        allow=frozenset(config.swarm.allow),
-        dial=DialSettings(timeout=config.p2p.dial_timeout, backoff_most=config.p2p.redial_max),
-        mdns=MdnsSettings(enabled=config.swarm.mdns),
-    )
+READY_POLL = 0.02
+READY_MARGIN = 5.0
 
 
-def store_settings(config: Config) -> StoreSettings:
-    del config
-    return StoreSettings()
+class Settings:
+    """One method per part."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def network(self, member: Membership, *, any_port: bool = False) -> NetworkSettings:
+        """``any_port``: the listen addresses with port 0."""
+        c = self._config
+        listen = tuple(_any_port(a) for a in c.p2p.listen) if any_port else c.p2p.listen
+        return NetworkSettings(
+            swarm=member.swarm,
+            listen=listen,
+            announce=c.p2p.announce,
+            psk=member.key,
+            bootstrap=member.bootstrap,
+            allow=frozenset(c.swarm.allow),
+            dial=DialSettings(timeout=c.p2p.dial_timeout, backoff_most=c.p2p.redial_max),
+            mdns=MdnsSettings(enabled=c.swarm.mdns),
+        )
+
+    def store(self) -> StoreSettings:
+        return StoreSettings()
+
+    def daemon(self) -> DaemonSettings:
+        d = self._config.daemon
+        slots = d.slots or max(1, os.cpu_count() or 1)
+        threads = d.agent_threads or max(1, (os.cpu_count() or 1) // slots)
+        agents = AgentSettings(
+            max_agents=d.agents,
+            idle_seconds=d.agent_idle,
+            start_timeout=d.agent_start,
+            threads=threads,
+            memory_base=d.agent_memory,
+        )
+        return DaemonSettings(
+            slots=slots,
+            queue_capacity=d.queue,
+            aging_seconds=d.aging,
+            inline_bytes=self._config.jobs.inline_bytes,
+            default_timeout=d.task_timeout,
+            fetch_timeout=self._config.ipfs.fetch_timeout,
+            cache_bytes=d.cache_bytes,
+            min_free_memory=d.memory_reserve,
+            stop_grace=self._config.node.drain / 4,
+            agents=agents,
+        )
+
+    def membership(self) -> MembershipSettings:
+        s = self._config.swarm
+        return MembershipSettings(heartbeat=s.heartbeat, suspect=s.suspect, dead=s.dead, removed=s.removed)
+
+    def election(self) -> ElectionSettings:
+        e = self._config.election
+        return replace(
+            ElectionSettings(),
+            orchestrators=e.orchestrators,
+            beat=e.beat,
+            suspicion=e.silence,
+            pause=e.silence,
+            join_wait=e.solo_after,
+            allow=frozenset(e.allow),
+        )
+
+    def rate_limit(self) -> RateLimitSettings:
+        return RateLimitSettings(rate=self._config.limits.rate, burst=self._config.limits.burst)
+
+    def orchestrator(self) -> OrchestratorSettings:
+        c = self._config
+        return OrchestratorSettings(
+            job_timeout=c.jobs.timeout,
+            retries=c.jobs.retries,
+            max_spec_bytes=c.jobs.max_spec_bytes,
+            inline_bytes=c.jobs.inline_bytes,
+            max_active_jobs=c.orchestrator.max_jobs,
+            fetch_timeout=c.ipfs.fetch_timeout,
+        )
+
+    def leadership(self) -> LeadershipSettings:
+        c = self._config
+        server = OrchestratorServerSettings(max_spec_bytes=c.jobs.max_spec_bytes, insecure_public=c.auth.mode == "open")
+        return LeadershipSettings(
+            listen=c.orchestrator.listen,
+            fallback=c.is_default("orchestrator.listen"),
+            announce=c.orchestrator.announce,
+            server=server,
+        )
+
+    def ready_timeout(self) -> float:
+        """Seconds after which a node calls itself ready although it knows no orchestrator yet."""
+        return self._config.election.solo_after + READY_MARGIN
+
+    def ready_poll(self) -> float:
+        return READY_POLL
 
 
-def orchestrator_settings(config: Config) -> OrchestratorSettings:
-    return OrchestratorSettings(
-        job_timeout=config.jobs.timeout,
-        retries=config.jobs.retries,
-        max_spec_bytes=config.jobs.max_spec_bytes,
-        inline_bytes=config.jobs.inline_bytes,
-        max_active_jobs=config.orchestrator.max_jobs,
-        max_running_jobs=config.orchestrator.max_concurrent,
-        fetch_timeout=config.ipfs.fetch_timeout,
-    )
-
-
-def client_api_settings(config: Config) -> OrchestratorServerSettings:
-    return OrchestratorServerSettings(max_spec_bytes=config.jobs.max_spec_bytes, insecure_public=config.auth.mode == "open")
-
-
-def channel_settings(config: Config) -> ChannelSettings:
-    del config
-    return ChannelSettings()
+def _any_port(address: str) -> str:
+    head, _, _ = address.rpartition("/tcp/")
+    return f"{head}/tcp/0"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,7 +129,7 @@ class Daemon:
 
     # --- tasks -----------------------------------------------------------------------------------
 
-    def run_task(self, order: TaskOrder, caller: str) -> AsyncIterator[TaskUpdate]:
+    def run_task(self, order: TaskOrder, caller: str) -> AsyncGenerator[TaskUpdate, None]:
         """See `dimnode.ports.TaskService`. ``caller`` was authorised by whoever serves the call."""
         return self._run_task(order)
 

@@ -1,0 +1,354 @@
+"""The composition root: builds every part, wires them, starts and stops them in order.
+
+Start: journal, network, content store, gRPC bridge, daemon, registry, elector, the daemon's port, the
+local sockets; then the orchestrator whenever a seat is held. Stop is the reverse, by nesting, after a
+drain in which the seat is released and tasks are handed back.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import structlog
+import trio
+
+from dimnode import PROTOCOL_VERSION
+from dimnode.clock import SystemClock
+from dimnode.config import Config, require_served
+from dimnode.core.rate_limit import RateLimiter
+from dimnode.daemon.service import Change, Daemon
+from dimnode.domain.node import Heartbeat, Load
+from dimnode.errors import FailedPrecondition, ResourceExhausted
+from dimnode.home import Control, Home
+from dimnode.invite import Invite, Membership, make, settle
+from dimnode.leadership import Leadership
+from dimnode.node_api import LocalNode
+from dimnode.orchestrator import Orchestrator, build_orchestrator
+from dimnode.ports import Journal
+from dimnode.rpc.bridge import Bridge, open_bridge
+from dimnode.rpc.channels import open_pool, resolver
+from dimnode.rpc.daemon_client import GrpcDaemonClient
+from dimnode.rpc.daemon_server import NodeIdentity, serve_daemon
+from dimnode.rpc.node_server import serve_node
+from dimnode.rpc.server import RunningServer
+from dimnode.security.certificates import CertificateStore
+from dimnode.settings import Settings
+from dimnode.state.journal import open_journal
+from dimnode.swarm.elector import SwarmElector
+from dimnode.swarm.models import SwarmModels
+from dimnode.swarm.registry import SwarmRegistry
+from dimnode.swarm.relay import Relay
+from p2p.api import PortInUse
+from p2p.identity import Identity, IdentityError, load_or_create
+from p2p.ipfs.embedded import EmbeddedStore, open_embedded
+from p2p.network import Libp2pNetwork, open_network
+
+log = structlog.get_logger(__name__)
+BOOT_COUNT = "boot.count"
+_ANY_PORT = ":0"
+
+
+async def run(config: Config, home: Home, *, join: Sequence[str] = (), announce: Callable[[str], None] = print) -> None:
+    """Runs the node until SIGTERM, SIGINT or cancellation; then it drains for at most ``node.drain``
+    seconds. ``announce`` gets one line when the node can be used. Raises `DimError` for what keeps it
+    from starting."""
+    require_served(config)
+    with home.lock():
+        identity = await trio.to_thread.run_sync(_identity, home)
+        swarm = config.swarm
+        member = await trio.to_thread.run_sync(
+            lambda: settle(home, swarm=swarm.name, key_file=swarm.key_file, bootstrap=swarm.bootstrap, join=join)
+        )
+        async with AsyncExitStack() as stack:
+            node = await Node.open(stack, config, home, identity, member)
+            await node.serve(announce)
+
+
+def _identity(home: Home) -> Identity:
+    try:
+        return load_or_create(home.identity_path)
+    except IdentityError as e:
+        raise FailedPrecondition(str(e)) from e
+
+
+class Node:
+    """Everything that one running node consists of."""
+
+    def __init__(
+        self,
+        config: Config,
+        home: Home,
+        identity: Identity,
+        member: Membership,
+        journal: Journal,
+        network: Libp2pNetwork,
+        store: EmbeddedStore,
+        bridge: Bridge,
+        boots: int,
+    ) -> None:
+        self.clock = SystemClock()
+        self.config = config
+        self.home = home
+        self.member = member
+        self.identity = identity
+        self.journal = journal
+        self.network = network
+        self.store = store
+        self.bridge = bridge
+        self.settings = Settings(config)
+        self.boot = secrets.token_hex(8)
+        self.name = config.node.name or f"{socket.gethostname()}-{identity.peer_id[-6:]}"
+        self.started = self.clock.monotonic()
+        self.certificates = CertificateStore(network, self.clock.wall)
+        self.daemon = Daemon(
+            signer=identity,
+            clock=self.clock,
+            journal=journal,
+            store=store,
+            folder=home.path,
+            settings=self.settings.daemon(),
+            price=config.cost.price,
+            boot=self.boot,
+            on_change=self._daemon_changed,
+        )
+        self.registry = SwarmRegistry(network, identity, self.clock, self._heartbeat(boots), self.settings.membership())
+        self.elector = SwarmElector(
+            network,
+            self.registry,
+            journal,
+            self.clock,
+            self.settings.election(),
+            boot=self.boot,
+            eligible=config.election.eligible,
+            start="join" if member.bootstrap else "lan" if config.swarm.mdns else "alone",
+        )
+        self.models = SwarmModels(self.registry, store, fetch_timeout=config.ipfs.fetch_timeout)
+        self.limiter = RateLimiter(self.settings.rate_limit())
+        self.daemon_address: str | None = None
+        self._leadership: Leadership | None = None
+
+    @classmethod
+    async def open(cls, stack: AsyncExitStack, config: Config, home: Home, identity: Identity, member: Membership) -> Node:
+        """The parts that others are built on, opened in order and closed in reverse by ``stack``."""
+        settings = Settings(config)
+        journal = await stack.enter_async_context(open_journal(home.path / "journal.db"))
+        boots = int(await journal.get(BOOT_COUNT) or 0) + 1
+        await journal.put(BOOT_COUNT, str(boots).encode())
+        network = await stack.enter_async_context(_network(config, settings, identity, member))
+        store = await stack.enter_async_context(
+            open_embedded(home.folder("blocks"), host=network.host, connected=network.peers, settings=settings.store())
+        )
+        bridge = await stack.enter_async_context(open_bridge())
+        return cls(config, home, identity, member, journal, network, store, bridge, boots)
+
+    async def serve(self, announce: Callable[[str], None]) -> None:
+        """Runs all services until told to stop."""
+        self.certificates.serve()
+        resolve = resolver(self._daemon_of, self.network.remote_host)
+        async with (
+            open_pool(self.bridge, self.certificates, resolve, self.clock.monotonic) as pool,
+            trio.open_nursery() as nursery,
+        ):
+            client = GrpcDaemonClient(pool, self.identity.peer_id, self.daemon)
+            await nursery.start(self.daemon.run)
+            nursery.start_soon(self.certificates.run)
+            async with self._daemon_server() as server:
+                self.daemon_address = server.address
+                self._announce_all(server.address)
+                await nursery.start(self.registry.run)
+                await nursery.start(self.elector.run)
+                await self._serve_locally(nursery, client, announce)
+            nursery.cancel_scope.cancel()
+
+    async def _serve_locally(self, nursery: trio.Nursery, client: GrpcDaemonClient, announce: Callable[[str], None]) -> None:
+        api = self._local_node(client)
+        leadership = Leadership(self.elector, self.bridge, lambda: self._orchestrator(client), api, self._limit, self.settings.leadership())
+        relay = Relay(self.network, self.elector, leadership.local)
+        self._leadership = leadership
+        node_socket, relay_socket = self.home.socket_path("node"), self.home.socket_path("orchestrator")
+        async with serve_node(self.bridge, api, node_socket):
+            await nursery.start(relay.run, relay_socket)
+            nursery.start_soon(leadership.run)
+            control = Control(node=f"unix:{node_socket}", orchestrator=f"unix:{relay_socket}", pid=os.getpid())
+            await trio.to_thread.run_sync(self.home.write_control, control)
+            try:
+                await self._until_stopped(leadership, announce)
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(self.home.clear_control)
+
+    # --- life ---
+
+    async def _until_stopped(self, leadership: Leadership, announce: Callable[[str], None]) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._tell_ready, leadership, announce)
+                async for number in signals:
+                    log.info("node.stopping", signal=signal.Signals(number).name)
+                    break
+                nursery.cancel_scope.cancel()
+        await self._drain(leadership)
+
+    async def _tell_ready(self, leadership: Leadership, announce: Callable[[str], None]) -> None:
+        """Ready means that jobs can be submitted: some orchestrator serves, here or elsewhere. After the
+        time that an election takes the node says so in any case: it is up, and still looking."""
+        with trio.move_on_after(self.settings.ready_timeout()):
+            while not (  # noqa: ASYNC110 - two sources, looked at for seconds only
+                leadership.address or any(s.grpc for s in self.elector.seats() if s.peer != self.identity.peer_id)
+            ):
+                await trio.sleep(self.settings.ready_poll())
+        grpc = leadership.address or "-"
+        announce(f"dimnode ready: name={self.name} peer={self.identity.peer_id} swarm={self.member.swarm} grpc={grpc}")
+
+    async def _drain(self, leadership: Leadership) -> None:
+        """Within ``node.drain`` seconds: nothing new is accepted, the seat is free, tasks are handed back."""
+        with trio.move_on_after(self.config.node.drain / 2) as scope:
+            if leadership.orchestrator is not None:
+                leadership.orchestrator.stop_accepting()
+            self.daemon.close_intake()
+            self.registry.announce(leaving=True)
+            await self.elector.release()
+            await self.daemon.wait_idle()
+        if scope.cancelled_caught:
+            log.info("node.handing_back", tasks=len(self.daemon.stats().get("tasks", ())))
+
+    # --- what parts are given ---
+
+    def _heartbeat(self, boots: int) -> Heartbeat:
+        return Heartbeat(
+            peer_id=self.identity.peer_id,
+            name=self.name,
+            swarm=self.member.swarm,
+            protocol=PROTOCOL_VERSION,
+            boot=self.boot,
+            incarnation=boots,
+            seq=0,
+            addresses=self.network.addresses(),
+            daemon="",
+            capabilities=self.daemon.capabilities(),
+            load=Load(),
+            price=self.config.cost.price,
+            eligible=self.config.election.eligible,
+        )
+
+    def _announce_all(self, daemon_address: str) -> None:
+        """The daemon's port as others should dial it: a wildcard means "where you reached me"."""
+        host, _, port = daemon_address.rpartition(":")
+        told = self.config.daemon.announce or (f":{port}" if host in ("0.0.0.0", "[::]", "") else daemon_address)  # noqa: S104 - compared
+        self.registry.announce(
+            daemon=told,
+            load=self.daemon.load(),
+            models=self.daemon.models(),
+            cabinets=self.daemon.cabinets(),
+            addresses=self.network.addresses(),
+        )
+
+    def _daemon_changed(self, change: Change) -> None:
+        match change:
+            case "models":
+                self.registry.announce(models=self.daemon.models())
+            case "cabinets":
+                self.registry.announce(cabinets=self.daemon.cabinets())
+            case "load":
+                self.registry.announce(load=self.daemon.load())
+
+    def _daemon_of(self, peer: str) -> str | None:
+        found = self.registry.find(peer)
+        return found[0].heartbeat.daemon if found else None
+
+    def _authorized(self, peer: str) -> bool:
+        """Tasks come from seat holders and from nodes on the allow-list."""
+        return peer in self.config.election.allow or any(s.peer == peer for s in self.elector.seats())
+
+    def _limit(self, principal: str) -> None:
+        wait = self.limiter.take(principal, self.clock.monotonic())
+        if wait is not None:
+            raise ResourceExhausted("too many requests", hint=f"Try again in {wait:.2f} s.", retry_after=wait)
+
+    def _orchestrator(self, client: GrpcDaemonClient) -> Orchestrator:
+        return build_orchestrator(
+            swarm=self.member.swarm,
+            boot=self.boot,
+            signer=self.identity,
+            journal=self.journal,
+            store=self.store,
+            registry=self.registry,
+            models=self.models,
+            client=client,
+            clock=self.clock,
+            settings=self.settings.orchestrator(),
+        )
+
+    def _local_node(self, client: GrpcDaemonClient) -> LocalNode:
+        return LocalNode(
+            self.member.swarm,
+            self.registry,
+            self.elector,
+            self.models,
+            self.store,
+            self.daemon,
+            client=client,
+            describe=self._describe,
+            make_invite=self._invite,
+            max_artifact_bytes=self.config.daemon.model_bytes,
+            fetch_timeout=self.config.ipfs.fetch_timeout,
+        )
+
+    def _describe(self) -> Mapping[str, Any]:
+        leadership = self._leadership
+        return {
+            "peer_id": self.identity.peer_id,
+            "name": self.name,
+            "listen": list(self.network.addresses()),
+            "grpc": leadership.address if leadership else None,
+            "daemon_grpc": self.daemon_address,
+            "gateway": None,
+            "peers": len(self.network.peers()),
+            "ipfs": {"backend": self.store.backend, "ok": True},
+            "uptime": self.clock.monotonic() - self.started,
+        }
+
+    def _invite(self) -> str:
+        return make(Invite(swarm=self.member.swarm, key=self.member.key, addresses=self.network.addresses()))
+
+    @asynccontextmanager
+    async def _daemon_server(self) -> AsyncGenerator[RunningServer, None]:
+        listen = self.config.daemon.listen
+        identity = NodeIdentity(self.identity.peer_id, self.name, lambda: self.clock.monotonic() - self.started)
+        async with AsyncExitStack() as stack:
+
+            async def open_on(address: str) -> RunningServer:
+                return await stack.enter_async_context(
+                    serve_daemon(self.bridge, self.daemon, self.certificates, self._authorized, identity, address)
+                )
+
+            try:
+                server = await open_on(listen)
+            except FailedPrecondition:
+                if not self.config.is_default("daemon.listen"):
+                    raise
+                log.warning("daemon.port_taken", listen=listen, instead="a free port")
+                server = await open_on(listen.rpartition(":")[0] + _ANY_PORT)
+            yield server
+
+
+@asynccontextmanager
+async def _network(config: Config, settings: Settings, identity: Identity, member: Membership) -> AsyncGenerator[Libp2pNetwork, None]:
+    """The network on the configured addresses; if the default port is taken, on a free one."""
+    async with AsyncExitStack() as stack:
+        wanted = settings.network(member)
+        try:
+            network = await stack.enter_async_context(open_network(identity=identity, settings=wanted))
+        except PortInUse as e:
+            if not config.is_default("p2p.listen"):
+                raise FailedPrecondition(f"p2p.listen: {e}", hint="Set p2p.listen to a free port, or to /tcp/0 for any.") from e
+            log.warning("p2p.port_taken", listen=list(wanted.listen), instead="a free port")
+            free = settings.network(member, any_port=True)
+            network = await stack.enter_async_context(open_network(identity=identity, settings=free))
+        yield network

@@ -8,10 +8,12 @@ score adds what makes a node a good choice now. Both are short functions over pl
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 Reason = str
+_LAST_RESORT = 1e6
+"""Above any score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,22 +145,47 @@ def refusal(c: Candidate, need: Need) -> Reason | None:
     return None
 
 
-def score(c: Candidate, need: Need, reputation: float, cheapest: float, weights: Weights) -> float:
-    """Higher is better. ``reputation`` is in 0..1. A node with twice the work per slot of another has
-    half its capacity, so a queue is never preferred to a free slot for being cheap."""
-    total = weights.capacity * c.slots / (c.slots + c.busy)
-    if need.model_cid in c.warm:
-        total += weights.warm
-    elif need.model_cid in c.cached:
-        total += weights.cached
-    total += weights.reputation * reputation
-    if c.latency is not None:
-        total += weights.latency / (1.0 + 20.0 * c.latency)
-    if c.price > 0:
-        total += weights.price * (cheapest / c.price)
-    else:
-        total += weights.price
-    return total
+def fitting(candidates: Iterable[Candidate], need: Need) -> list[Candidate]:
+    """Those that no filter refuses: the same rules in one pass, since most calls want no reasons."""
+    form, cid, memory = need.format, need.model_cid, need.memory
+    fit = [
+        c
+        for c in candidates
+        if c.state == "alive"
+        and form in c.loaders
+        and not c.leaving
+        and (c.memory_free >= memory or cid in c.warm)
+        and not (c.queue_capacity and c.busy >= c.slots + c.queue_capacity)
+    ]
+    if need.allowed:
+        fit = [c for c in fit if c.peer in need.allowed]
+    if need.cabinet is not None:
+        fit = [c for c in fit if need.cabinet in c.cabinets]
+    if need.gpu:
+        fit = [c for c in fit if c.gpus > 0]
+    if need.budget is not None:
+        fit = [c for c in fit if c.price <= need.budget]
+    return fit
+
+
+def scores(fit: Sequence[Candidate], need: Need, trust: Mapping[str, float], weights: Weights) -> list[float]:
+    """Higher is better. A node with twice the work per slot of another has half its capacity, so a queue is
+    never preferred to a free slot for being cheap. Where a node is free of charge, the others get nothing
+    for their price."""
+    w, cid = weights, need.model_cid
+    cheapest = w.price * min((c.price for c in fit), default=1.0)
+    middle = w.reputation * 0.5
+    found = [
+        w.capacity * c.slots / (c.slots + c.busy)
+        + (w.warm if cid in c.warm else w.cached if cid in c.cached else 0.0)
+        + (cheapest / c.price if c.price > 0 else w.price)
+        + (0.0 if c.latency is None else w.latency / (1.0 + 20.0 * c.latency))
+        + middle
+        for c in fit
+    ]
+    if not trust:
+        return found
+    return [s + w.reputation * (trust.get(c.peer, 0.5) - 0.5) for s, c in zip(found, fit, strict=True)]
 
 
 def place(
@@ -174,20 +201,25 @@ def place(
     Reasons and scores of all nodes are collected only if ``explain``, or if nobody fits. ``reputation``:
     peer id -> 0..1, 0.5 if unknown."""
     known = list(candidates)
-    fit = [c for c in known if refusal(c, need) is None]
-    refused = {c.peer: refusal(c, need) or "" for c in known if refusal(c, need)} if explain or not fit else {}
-    if not fit:
-        return Placement((), refused)
-    weights = weights or Weights()
-    trust = reputation or {}
-    cheapest = min((c.price for c in fit if c.price > 0), default=1.0)
-    preference = {peer: i for i, peer in enumerate(need.allowed)}
-    scored = [
-        (c.peer in need.avoid, -score(c, need, trust.get(c.peer, 0.5), cheapest, weights), preference.get(c.peer, 0), c.peer) for c in fit
-    ]
-    best = heapq.nsmallest(most, scored)
+    fit = fitting(known, need)
+    refused = {c.peer: reason for c in known if (reason := refusal(c, need)) is not None} if explain or not fit else {}
+    points = scores(fit, need, reputation or {}, weights or Weights())
     return Placement(
-        tuple(peer for _, _, _, peer in best),
+        tuple(c.peer for c in _best(fit, points, need, most)),
         refused,
-        {peer: -negative for _, negative, _, peer in scored} if explain else {},
+        {c.peer: s for c, s in zip(fit, points, strict=True)} if explain else {},
     )
+
+
+def _best(fit: Sequence[Candidate], points: Sequence[float], need: Need, most: int) -> list[Candidate]:
+    """Only those that reach the score of the last place are compared in full."""
+    if need.avoid:
+        points = [s - _LAST_RESORT if c.peer in need.avoid else s for s, c in zip(points, fit, strict=True)]
+    if len(fit) > most:
+        bar = heapq.nlargest(most, points)[-1]
+        contenders = [(-s, c) for s, c in zip(points, fit, strict=True) if s >= bar]
+    else:
+        contenders = [(-s, c) for s, c in zip(points, fit, strict=True)]
+    preference = {peer: i for i, peer in enumerate(need.allowed)}
+    best = heapq.nsmallest(most, contenders, key=lambda item: (item[0], preference.get(item[1].peer, 0), item[1].peer))
+    return [c for _, c in best]

@@ -10,10 +10,12 @@ import trio
 
 from dimnode.domain.node import Seat
 from dimnode.errors import DimError
-from dimnode.orchestrator.service import Orchestrator
+from dimnode.orchestrator import Orchestrator
+from dimnode.orchestrator.any_seat import AnySeat, JobAnswers
 from dimnode.ports import Elector, SwarmApi
 from dimnode.rpc.bridge import Bridge
 from dimnode.rpc.orchestrator_server import OrchestratorServerSettings, RateLimit, is_loopback, serve_orchestrator
+from p2p.api import Network
 from p2p.groups import collapse
 
 log = structlog.get_logger(__name__)
@@ -35,6 +37,7 @@ class Leadership:
 
     def __init__(
         self,
+        network: Network,
         elector: Elector,
         bridge: Bridge,
         make: Callable[[], Orchestrator],
@@ -42,6 +45,7 @@ class Leadership:
         rate_limit: RateLimit,
         settings: LeadershipSettings,
     ) -> None:
+        self._network = network
         self._elector = elector
         self._bridge = bridge
         self._make = make
@@ -51,6 +55,7 @@ class Leadership:
         self.orchestrator: Orchestrator | None = None
         self.address: str | None = None
         """``host:port`` of the API while it is served."""
+        JobAnswers(network, lambda: self.orchestrator)
 
     def local(self) -> tuple[str, int] | None:
         """Where this node itself reaches its API."""
@@ -95,9 +100,8 @@ class Leadership:
             await self._serve_on(orchestrator, f"{host}:0")
 
     async def _serve_on(self, orchestrator: Orchestrator, listen: str) -> None:
-        async with serve_orchestrator(
-            self._bridge, orchestrator, self._swarm, listen, self._settings.server, rate_limit=self._limit
-        ) as server:
+        api = AnySeat(orchestrator, self._network, self._elector)
+        async with serve_orchestrator(self._bridge, api, self._swarm, listen, self._settings.server, rate_limit=self._limit) as server:
             self.orchestrator = orchestrator
             self.address = server.address
             advertised = self._settings.announce or server.address

@@ -168,7 +168,9 @@ class Node:
 
     async def _serve_locally(self, nursery: trio.Nursery, client: GrpcDaemonClient, announce: Callable[[str], None]) -> None:
         api = self._local_node(client)
-        leadership = Leadership(self.elector, self.bridge, lambda: self._orchestrator(client), api, self._limit, self.settings.leadership())
+        leadership = Leadership(
+            self.network, self.elector, self.bridge, lambda: self._orchestrator(client), api, self._limit, self.settings.leadership()
+        )
         relay = Relay(self.network, self.elector, leadership.local)
         self._leadership = leadership
         node_socket, relay_socket = self.home.socket_path("node"), self.home.socket_path("orchestrator")

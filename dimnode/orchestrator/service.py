@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -184,7 +184,7 @@ class Orchestrator:
             views = [v for v in await self._table.recent(limit) if v.status != "deleted"]
         return [await self.get(v.job) for v in views]
 
-    async def watch(self, job_id: str) -> AsyncIterator[JobDocument]:
+    async def watch(self, job_id: str) -> AsyncGenerator[JobDocument, None]:
         seen, version = await self._visible(job_id), 0
         last: JobDocument | None = None
         while True:

@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from dimnode.domain.node import Seat
 from dimnode.domain.tensors import to_numpy
-from dimnode.errors import DimError, NotFound, NotReady, Unavailable
+from dimnode.errors import Code, DimError, NotFound, Unavailable
 from dimnode.orchestrator.any_seat import METHOD, AnySeat, JobAnswers
 from dimnode.state.memory_journal import MemoryJournal
 from p2p.api import RemoteFault
@@ -53,8 +53,9 @@ async def test_status_watch_result_and_list_through_the_other_seat(autojump_cloc
     async with two_seats(swarm, MemoryHub(seed=1)) as (a, b):
         job = (await a.submit(form(), "me")).job_id
         assert (await b.get(job))["job_id"] == job
-        with pytest.raises(NotReady):
+        with pytest.raises(DimError) as e:
             await b.result(job)
+        assert e.value.code is Code.NOT_READY
         seen = [d["status"] async for d in b.watch(job)]
         assert seen[-1] == "completed"
         assert len(seen) > 1

@@ -14,7 +14,7 @@ import trio
 
 from p2p.ipfs import cid as cids
 from p2p.ipfs import dagcbor
-from p2p.ipfs.api import BadCid, BlockCorrupt, BlockMissing, StoreStatistics, TooLarge
+from p2p.ipfs.api import BadCid, BlockMissing, ContentError, StoreStatistics, TooLarge
 from p2p.ipfs.blocks import Blocks
 from p2p.ipfs.cid import Cid
 from p2p.ipfs.dag import Budget, Step, Walk, visit
@@ -215,12 +215,12 @@ class Store:
         if len(run) == 1:
             return [await self._need(run[0].cid, providers, timeout)]
         loaded: dict[Cid, bytes] = {}
-        errors: list[BlockMissing | BlockCorrupt] = []
+        errors: list[ContentError] = []
 
         async def load(cid: Cid, scope: trio.CancelScope) -> None:
             try:
                 loaded[cid] = await self._need(cid, providers, timeout)
-            except (BlockMissing, BlockCorrupt) as error:
+            except ContentError as error:
                 errors.append(error)
                 scope.cancel()
 

@@ -140,8 +140,15 @@ def _decode_dag_pb(data: bytes) -> tuple[list[Cid], memoryview]:
 def _decode_link(view: memoryview) -> Cid:
     for number, value in fields(view):
         if number == 1 and not isinstance(value, int):
-            return cids.from_binary(bytes(value))
+            return _linked(bytes(value))
     raise Malformed("a link without a CID")
+
+
+def _linked(binary: bytes) -> Cid:
+    """Links of version 0, which Kubo makes by default, name dag-pb blocks by their hash alone."""
+    if len(binary) == 34 and binary[:2] == b"\x12\x20":
+        return cids.from_digest(cids.DAG_PB, binary[2:])
+    return cids.from_binary(binary)
 
 
 def _decode_meta(view: memoryview) -> tuple[int, int, bytes, list[int]]:

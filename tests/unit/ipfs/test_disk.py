@@ -119,7 +119,7 @@ def test_durable_means_fsynced_whoever_wrote_it(tmp_path: Path, fsyncs: list[str
 
 def test_a_batch_shares_the_fsyncs_of_folders(tmp_path: Path, fsyncs: list[str]):
     disk = open_disk(tmp_path)
-    blocks = [block(bytes([i, j])) for i in range(40) for j in range(50)]
+    blocks = [block(bytes([i, j])) for i in range(20) for j in range(20)]
     disk.put(blocks, durable=False)
     fsyncs.clear()
     disk.sync(each.cid for each in blocks)

@@ -67,6 +67,13 @@ def test_a_wrapped_leaf_holds_its_bytes():
     assert decode_node(bytes_field(1, number_field(1, 2) + bytes_field(2, b"abc"))).size == 3
 
 
+def test_links_of_version_0_name_dag_pb_blocks():
+    wrapped = cids.compute(cids.DAG_PB, b"x")
+    links = bytes_field(2, bytes_field(1, wrapped.binary[2:]) + number_field(3, 9))
+    node = decode_node(links + bytes_field(1, number_field(1, 2) + number_field(3, 5) + number_field(4, 5)))
+    assert [child.cid for child in node.children] == [wrapped]
+
+
 LEAF = cids.compute(cids.RAW, b"x")
 
 

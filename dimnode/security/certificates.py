@@ -167,13 +167,18 @@ class CertificateStore:
         self._own = make_certificate(self._network.peer_id, self._now(), self._settings, self._own.generation + 1)
         self._version += 1
 
+    def _rotate_if_due(self) -> bool:
+        due = self._now() >= self._own.renew_at
+        if due:
+            self.rotate()
+        return due
+
     async def run(self, poll: float = 60.0) -> None:
         """Renews the own certificate at half its life and tells the peers that are connected. ``poll``: seconds between
         looks at the clock, which may jump. Runs until cancelled."""
         while True:
             await trio.sleep(min(poll, max(0.01, self._own.renew_at - self._now())))
-            if self._now() >= self._own.renew_at:
-                self.rotate()
+            if self._rotate_if_due():
                 await self.announce()
 
     async def announce(self) -> None:
@@ -202,6 +207,7 @@ class CertificateStore:
             self.add(peer, data)
         except BadCertificate as e:
             raise RemoteFault("INVALID_ARGUMENT", f"the certificate {e}") from e
+        self._rotate_if_due()
         return self._own.der
 
     async def exchange(self, peer: str) -> None:
@@ -213,6 +219,7 @@ class CertificateStore:
             if self.certificates_of(peer):
                 return
         done = self._exchanging[peer] = trio.Event()
+        self._rotate_if_due()  # a machine that slept may come here before `run` does
         try:
             answer = await self._network.request(peer, METHOD, self._own.der, timeout=self._settings.exchange_timeout)
             self.add(peer, answer)

@@ -7,6 +7,7 @@ from typing import Any
 
 import trio
 
+from dimnode.domain.model import ModelRef
 from dimnode.domain.record import Ballot, SignedEntry
 from dimnode.domain.task import TaskOrder, TaskUpdate
 from dimnode.errors import NotFound, NotReady
@@ -175,8 +176,8 @@ class FakeTasks:
     def stats(self) -> Mapping[str, Any]:
         return {"queue": {"length": 0}, "load": 0.5}
 
-    def models(self) -> tuple[Any, ...]:
-        return ()
+    def models(self) -> tuple[ModelRef, ...]:
+        return (ModelRef(id="m", cid="bafy", manifest_cid="bafm", format="onnx", size=5),)
 
 
 def an_order(**changes: Any) -> TaskOrder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 import trio
@@ -13,6 +14,8 @@ from dimnode.errors import FailedPrecondition, InvalidArgument, PermissionDenied
 from dimnode.rpc.bridge import open_bridge
 from dimnode.rpc.channels import ChannelSettings, resolver
 from dimnode.rpc.daemon_server import NodeIdentity, serve_daemon
+from dimnode.rpc.v1 import daemon_pb2
+from dimnode.rpc.v1.daemon_pb2_grpc import DaemonStub
 from dimnode.security.certificates import CertificateStore
 from tests.support.rpc_fakes import FakeSwitch, FakeTasks, an_order
 from tests.support.tls_nodes import tls_swarm
@@ -41,6 +44,12 @@ async def test_only_trusted_nodes_give_tasks_and_any_known_one_sees_the_health()
         a, _ = await swarm.node("a"), await swarm.node("b", trusted=["c"])
         assert (await a.client.health("b"))["status"] == "ok"
         assert await a.client.stats("b")
+        async with a.pool.channel("b") as channel:
+
+            async def models() -> Any:
+                return await channel.stub(DaemonStub).ListModels(daemon_pb2.ListModelsRequest(), timeout=5)
+
+            assert (await swarm.bridge.aio(models())).models[0].size == 5
         with pytest.raises(PermissionDenied, match="seat"):
             await anext(a.client.run_task("b", an_order()))
         with pytest.raises(PermissionDenied):

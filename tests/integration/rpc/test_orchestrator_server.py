@@ -311,7 +311,7 @@ async def test_stopping_turns_watchers_away_at_once() -> None:
 
 
 async def test_serving_ends_within_its_grace_when_the_scope_around_is_cancelled() -> None:
-    api = FakeApi()
+    api, ended = FakeApi(), trio.Event()
     async with open_bridge() as bridge, trio.open_nursery() as calls:
         channel: Any = None
         with trio.CancelScope() as scope:
@@ -323,6 +323,7 @@ async def test_serving_ends_within_its_grace_when_the_scope_around_is_cancelled(
                         return await OrchestratorStub(channel).GetJob(pb.JobRequest(job_id="slow"))
 
                     await refused(bridge.aio(go()))
+                    ended.set()
 
                 calls.start_soon(call)
                 await api.entered.wait()
@@ -330,6 +331,7 @@ async def test_serving_ends_within_its_grace_when_the_scope_around_is_cancelled(
                 await trio.sleep_forever()
         assert api.cancelled.is_set()
         assert server.dispatcher.running() == 0
+        await ended.wait()
         await bridge.aio(channel.close())
 
 
@@ -387,3 +389,35 @@ async def test_errors_of_coroutines_reach_trio() -> None:
     async with open_bridge() as bridge:
         with pytest.raises(KeyError):
             await bridge.aio(fail())
+
+
+async def test_a_start_that_is_cancelled_leaves_the_port_free() -> None:
+    async with open_bridge() as bridge:
+        address = "127.0.0.1:0"
+        for n in range(12):
+            with trio.move_on_after(0 if n % 2 else 0.002):
+                async with serve_orchestrator(bridge, FakeApi(), FakeSwarm(), address, SETTINGS) as server:
+                    address = server.address
+                    await trio.sleep(0.001)
+            async with serve_orchestrator(bridge, FakeApi(), FakeSwarm(), address, SETTINGS) as server:
+                address = server.address
+
+
+async def test_a_handler_that_outlives_everything_is_refused_when_its_bridge_closes() -> None:
+    api = FakeApi()
+    codes: list[Any] = []
+    async with open_bridge() as bridge, trio.open_nursery() as nursery:
+        async with serve_orchestrator(bridge, api, FakeSwarm(), "127.0.0.1:0", SETTINGS) as server:
+            channel = await bridge.run(grpc.aio.insecure_channel, server.address)
+
+            async def call() -> None:
+                async def go() -> Any:
+                    return await OrchestratorStub(channel).GetJob(pb.JobRequest(job_id="x"), timeout=5)
+
+                codes.append((await refused(bridge.aio(go()))).code())
+
+            bridge.close()
+            nursery.start_soon(call)
+            await until(lambda: bool(codes))
+        assert codes == [grpc.StatusCode.UNAVAILABLE]
+        await bridge.aio(channel.close())

@@ -157,6 +157,14 @@ async def test_the_last_two_certificates_of_a_peer_count_until_they_expire() -> 
     assert a.peer_of(seen[-1]) is None
 
 
+async def test_a_machine_that_slept_past_its_certificate_exchanges_a_new_one() -> None:
+    switch, time = FakeSwitch(), Time()
+    a, b = store(switch, "a", time), store(switch, "b", time)
+    time.now += 2 * SETTINGS.lifetime
+    await a.exchange("b")
+    assert (a.peer_of(b.own.pem), b.peer_of(a.own.pem)) == ("b", "a")
+
+
 async def test_the_number_of_peers_is_bounded_and_the_unused_go_first() -> None:
     switch, time = FakeSwitch(), Time()
     a = store(switch, "a", time, max_peers=3)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -152,11 +152,17 @@ class SwarmPubsub(Pubsub):
         peer = stream.muxed_conn.peer_id
         self.greet(peer)
         try:
-            async for frame in _frames(stream, self.max_inbound_rpc_size):
-                await self._handle(peer, frame)
+            await self._read_frames(peer, stream)
         except Exception:  # broken stream or hostile bytes; either way this stream is over
             log.debug("a gossip stream ended", exc_info=True)
         await stream.reset()
+
+    async def _read_frames(self, peer: ID, stream: INetStream) -> None:
+        buffer = bytearray()
+        while data := await stream.read(READ_BYTES):
+            buffer += data
+            while (frame := take_frame(buffer, self.max_inbound_rpc_size)) is not None:
+                await self._handle(peer, frame)
 
     async def _handle(self, peer: ID, frame: bytes) -> None:
         rpc = rpc_pb2.RPC.FromString(frame)
@@ -260,18 +266,6 @@ class SwarmPubsub(Pubsub):
         for peer in list(swarm_of(cast(BasicHost, self.host)).connections):
             if peer not in self.peers and peer not in self._joining and live_connections(cast(BasicHost, self.host), str(peer)):
                 self._schedule_peer_stream_retry(peer)
-
-
-async def _frames(stream: INetStream, most: int) -> AsyncIterator[bytes]:
-    """Length-prefixed frames of a stream until it ends. Raises ValueError for one that is too long."""
-    buffer = bytearray()
-    while True:
-        while (frame := take_frame(buffer, most)) is not None:
-            yield frame
-        data = await stream.read(READ_BYTES)
-        if not data:
-            return
-        buffer += data
 
 
 def take_frame(buffer: bytearray, most: int) -> bytes | None:

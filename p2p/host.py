@@ -199,7 +199,7 @@ def parse_address(address: str) -> tuple[str, Multiaddr]:
     except Exception as problem:  # multiaddr raises a dozen unrelated types for bad text
         raise Unreachable(f"not an address with a peer id (/ip4/…/tcp/…/p2p/…): {address}") from problem
     peer = str(info.peer_id)
-    if not is_peer_id(peer) or not info.addrs:
+    if not is_peer_id(peer) or not dialable([address]):
         raise Unreachable(f"not the address of a node with an Ed25519 identity: {address}")
     return peer, info.addrs[0]
 

@@ -18,7 +18,13 @@ version moves. `apply` may be called any number of times.
 7. *No logging to the root logger*, which installs a handler that prints to stderr. (``swarm_connection``)
 8. *No signed address record in each gossip message*: making and checking one took half of a message's
    time. `p2p.gossip` leaves the field out. (``env_to_send_in_RPC``)
-9. *Window updates in halves of the window*, not for every read. (``_yamux_release_on_read``)
+9. *A reset is not an end.* Readers of a stream that was reset, or whose connection broke with data unread,
+   saw its regular end: a truncated transfer looked complete. (`YamuxStream.read`, `Yamux.close`)
+10. *A cancelled opening leaves nothing behind.* It kept one of a connection's 256 slots.
+   (`Yamux.open_stream`, `SwarmConn.new_stream`)
+11. *What a reset stream held is freed at once*, as nobody can read it; it was kept for a minute. And a reader
+   that was waiting when its stream ended no longer leaves an event behind. (``_finalize_stream_locked``)
+12. *Window updates in halves of the window*, not for every read. (``_yamux_release_on_read``)
 """
 
 from __future__ import annotations
@@ -37,7 +43,7 @@ import libp2p.transport.tcp.tcp as tcp
 import trio
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.io.utils import read_exactly
-from libp2p.stream_muxer.exceptions import MuxedStreamError
+from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError, MuxedStreamReset
 
 NEEDED_FOR = "0.8.1"
 WRITE_TIMEOUT = 15.0
@@ -48,6 +54,8 @@ RECHECK = 0.5
 _FRAME = yamux.MAX_MESSAGE_SIZE - yamux.HEADER_SIZE
 
 _original_close = yamux.Yamux.close
+_original_finalize = yamux.Yamux._finalize_stream_locked
+_original_read = yamux.YamuxStream.read
 _original_read_exactly = read_exactly
 
 
@@ -71,6 +79,8 @@ async def _close(self: Any, error_code: int = yamux.GO_AWAY_NORMAL) -> None:
             pass
     if patience.cancelled_caught:
         await _force_close(self)
+    for stream in self.streams.values():
+        stream.reset_received |= not stream.recv_closed or bool(self.stream_buffers.get(stream.stream_id))
     await _original_close(self, error_code)
 
 
@@ -106,6 +116,50 @@ async def _write(self: Any, data: bytes) -> None:
         header = struct.pack(yamux.YAMUX_HEADER_FORMAT, 0, yamux.TYPE_DATA, 0, self.stream_id, len(chunk))
         await self.conn._write_frame(header + chunk)
         sent += len(chunk)
+
+
+async def _open_stream(self: Any) -> yamux.YamuxStream:
+    await self.stream_backlog_semaphore.acquire()
+    if self.event_shutting_down.is_set():
+        self.stream_backlog_semaphore.release()
+        raise MuxedStreamError("the connection is closing")
+    number = self.next_stream_id
+    self.next_stream_id += 2
+    stream = yamux.YamuxStream(number, self, True)
+    stream._owns_backlog_slot = True
+    self.streams[number] = stream
+    self.stream_buffers[number] = bytearray()
+    self.stream_events[number] = trio.Event()
+    try:
+        await self._write_frame(struct.pack(yamux.YAMUX_HEADER_FORMAT, 0, yamux.TYPE_WINDOW_UPDATE, yamux.FLAG_SYN, number, 0))
+    except BaseException:  # nothing was sent: see _write_frame
+        self._finalize_stream_locked(stream, fully_closed=True)
+        raise
+    return stream
+
+
+async def _new_stream(self: Any) -> Any:
+    muxed = await self.muxed_conn.open_stream()
+    with trio.CancelScope(shield=True):
+        return await self._add_stream(muxed)
+
+
+async def _read(self: Any, n: int | None = -1) -> bytes:
+    try:
+        return await _original_read(self, n)
+    except MuxedStreamEOF:
+        if self.reset_received or not self.recv_closed:
+            raise MuxedStreamReset("the stream was reset") from None
+        raise
+    finally:
+        if self.stream_id not in self.conn.streams:
+            self.conn.stream_events.pop(self.stream_id, None)
+
+
+def _finalize(self: Any, stream: Any, *, fully_closed: bool) -> None:
+    if fully_closed and stream.reset_received and stream.stream_id in self.stream_buffers:
+        self.stream_buffers[stream.stream_id].clear()
+    _original_finalize(self, stream, fully_closed=fully_closed)
 
 
 async def _no_rtt_loop(self: Any) -> None:
@@ -154,8 +208,12 @@ def apply() -> None:
     targets: list[tuple[Any, str, Any]] = [
         (yamux.Yamux, "_write_frame", _write_frame),
         (yamux.Yamux, "close", _close),
+        (yamux.Yamux, "open_stream", _open_stream),
+        (yamux.Yamux, "_finalize_stream_locked", _finalize),
+        (swarm_connection.SwarmConn, "new_stream", _new_stream),
         (yamux.Yamux, "_measure_rtt_loop", _no_rtt_loop),
         (yamux.YamuxStream, "write", _write),
+        (yamux.YamuxStream, "read", _read),
         (yamux.YamuxStream, "send_window", property(_get_window, _set_window)),
         (yamux, "read_exactly", _read_exactly),
         (yamux, "_yamux_release_on_read", lambda: False),

@@ -16,6 +16,8 @@ from p2p.settings import RequestSettings
 
 log = logging.getLogger(__name__)
 READ_BYTES = 65_536
+MOST_REFUSED = 4096
+"""Refused requests of one stream whose remaining pieces are still to come; an honest asker cancels them."""
 BUSY = "RESOURCE_EXHAUSTED"
 
 
@@ -156,7 +158,7 @@ class _Session:
             self._fault(frame.id, *problem)
             if len(begin.first) < begin.size:
                 self.refused.add(frame.id)
-                if len(self.refused) > self.settings.per_peer:
+                if len(self.refused) > MOST_REFUSED:
                     raise frames.ProtocolViolation("too many refused requests keep sending")
             return
         self.load.requests += 1

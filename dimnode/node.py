@@ -142,7 +142,13 @@ class Node:
         await journal.put(BOOT_COUNT, str(boots).encode())
         network = await stack.enter_async_context(_network(config, settings, identity, member))
         store = await stack.enter_async_context(
-            open_embedded(home.folder("blocks"), host=network.host, connected=network.peers, settings=settings.store())
+            open_embedded(
+                home.folder("blocks"),
+                host=network.host,
+                connected=network.peers,
+                open_stream=network.open_stream,
+                settings=settings.store(),
+            )
         )
         bridge = await stack.enter_async_context(open_bridge())
         return cls(config, home, identity, member, journal, network, store, bridge, boots)

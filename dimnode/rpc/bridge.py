@@ -122,10 +122,10 @@ class Bridge:
         except trio.RunFinishedError:
             _log.debug("trio has ended, a hand-over was dropped")
 
-    async def aio(self, coro: Coroutine[Any, Any, T]) -> T:
-        """Await an asyncio coroutine from trio. A trio cancellation cancels the coroutine and waits until it has
-        ended; a cancellation from within asyncio becomes `Cancelled`."""
-        call = _AioCall(self, coro)
+    async def aio(self, coro: Coroutine[Any, Any, T], *, interruptible: bool = True) -> T:
+        """Await an asyncio coroutine from trio. A trio cancellation cancels the coroutine (unless it is not
+        ``interruptible``) and waits until it has ended; a cancellation from within asyncio becomes `Cancelled`."""
+        call = _AioCall(self, coro, interruptible)
         self.to_asyncio(call.start)
         return await trio.lowlevel.wait_task_rescheduled(call.abort)
 
@@ -164,9 +164,10 @@ class Bridge:
 class _AioCall:
     """One `Bridge.aio`: a coroutine of the loop that a trio task waits for."""
 
-    __slots__ = ("_bridge", "_cancelled", "_coro", "_future", "_raise_cancel", "_task")
+    __slots__ = ("_bridge", "_cancelled", "_coro", "_future", "_interruptible", "_raise_cancel", "_task")
 
-    def __init__(self, bridge: Bridge, coro: Coroutine[Any, Any, Any]) -> None:
+    def __init__(self, bridge: Bridge, coro: Coroutine[Any, Any, Any], interruptible: bool) -> None:
+        self._interruptible = interruptible
         self._bridge = bridge
         self._coro = coro
         self._task = trio.lowlevel.current_task()
@@ -195,6 +196,8 @@ class _AioCall:
 
     # in the trio thread
     def abort(self, raise_cancel: Callable[[], NoReturn]) -> trio.lowlevel.Abort:
+        if not self._interruptible:
+            return trio.lowlevel.Abort.FAILED
         self._raise_cancel = raise_cancel
         self._bridge.to_asyncio(self._cancel)
         return trio.lowlevel.Abort.FAILED  # rescheduled when the coroutine has ended

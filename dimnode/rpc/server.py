@@ -63,9 +63,8 @@ async def serve(
     while the block runs. Leaving it refuses new calls at once, lets running ones end within ``settings.grace``
     and cancels the rest. Raises `FailedPrecondition` naming ``settings.setting`` if the address cannot be used."""
     dispatcher = Dispatcher(bridge)
-    with trio.CancelScope(shield=True):  # pyright: ignore[reportCallIssue]
-        # grpc.aio cannot be stopped in the middle of its start, which takes milliseconds: it would keep the port.
-        running = await bridge.aio(_start(dispatcher, services, listen, settings, credentials))
+    # grpc.aio cannot be stopped in the middle of its start, which takes milliseconds: it would keep the port.
+    running = await bridge.aio(_start(dispatcher, services, listen, settings, credentials), interruptible=False)
     try:
         yield RunningServer(running.address, dispatcher)
     finally:

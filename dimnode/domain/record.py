@@ -7,7 +7,8 @@ are carried along unchanged, so that versions can differ.
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -169,28 +170,53 @@ Body = Core | Claim | PlanEntry | Assign | Attempt | Void | SealEntry | OutcomeE
 KINDS = frozenset({"core", "claim", "plan", "assign", "attempt", "void", "seal", "outcome", "status"})
 
 
-class SignedEntry(msgspec.Struct, frozen=True):
-    """The wire and disk form. The signature is Ed25519 over ``SIGNING_PREFIX + payload``."""
+class SignedEntry(msgspec.Struct, frozen=True, dict=True):
+    """The wire and disk form. The signature is Ed25519 over ``SIGNING_PREFIX + payload``.
+
+    Immutable, so its id and its decoded body are made once (``dict=True`` gives them a place)."""
 
     payload: bytes
     author: str
     signature: bytes
 
-    @property
+    @cached_property
     def id(self) -> EntryId:
         """sha-256 over author and payload; the signature is not part of it."""
         return EntryId(hashlib.sha256(self.author.encode() + b"\0" + self.payload).hexdigest())
 
     def body(self) -> Body | Unknown:
         """Raises `codec.CodecError` if the payload is not an entry at all."""
+        return self._body
+
+    @cached_property
+    def _body(self) -> Body | Unknown:
         plain = codec.decode_plain(self.payload)
-        if not isinstance(plain, dict) or not isinstance(plain.get("type"), str):  # pyright: ignore[reportUnknownMemberType]
+        if not isinstance(plain, dict) or not isinstance(plain.get("type"), str):
             raise codec.CodecError("entry has no type")
         kind: str = plain["type"]
         if kind not in KINDS:
-            job = plain.get("job", "")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+            job = plain.get("job", "")
             return Unknown(kind=kind, job=job if isinstance(job, str) else "")
-        return codec.decode(self.payload, Body)
+        try:
+            return msgspec.convert(plain, Body, builtin_types=(bytes,))
+        except msgspec.ValidationError as e:
+            raise codec.CodecError(str(e)) from e
+
+    @classmethod
+    def of(cls, body: Body, payload: bytes, author: str, signature: bytes) -> SignedEntry:
+        """The entry of a body that was just encoded to ``payload``: it need not be decoded again."""
+        entry = cls(payload, author, signature)
+        cast("dict[str, Any]", entry.__dict__)["_body"] = body
+        return entry
 
 
 SIGNING_PREFIX = b"dim-entry-v1:"
+
+
+def kind_of(body: Body | Unknown) -> str:
+    """The tag that the body is stored under."""
+    if isinstance(body, Unknown):
+        return body.kind
+    tag = type(body).__struct_config__.tag
+    assert isinstance(tag, str)
+    return tag

@@ -32,6 +32,8 @@ class Prepared:
 
     job: str
     core: Core
+    repeatable: bool
+    """The client may submit it again: its id follows from an idempotency key."""
 
     def entries(self, ballot: Ballot, at: float) -> list[Body]:
         """What makes it accepted and this node its owner."""
@@ -84,6 +86,7 @@ class Admission:
                 timeout=timeout,
                 nonce=nonce,
             ),
+            repeatable=form.form.idempotency_key is not None,
         )
 
     async def check(self, form: JobForm, *, dry_run: bool) -> dict[str, ModelManifest]:

@@ -109,7 +109,6 @@ class _Drive:
         return self._p._table.view(self._job)
 
     async def run(self) -> None:
-        await self._enter("scheduling")
         engine = await self._plan()
         async with trio.open_nursery() as nursery:
             tasks = trio.CapacityLimiter(self._p._settings.max_tasks_per_job)
@@ -149,7 +148,8 @@ class _Drive:
                     self._work.waiting["plan"] = e.message
                     await self._p._registry.wait_changed(version)
             self._work.waiting.pop("plan", None)
-            await self._p._table.append(self._job, PlanEntry(job=self._job, ballot=self._ballot, plan=plan_to_plain(plan)))
+            # Durable with the first assignment, which is before anything follows from it.
+            self._p._table.note(self._job, PlanEntry(job=self._job, ballot=self._ballot, plan=plan_to_plain(plan)))
             stored = self._view().plan
         assert stored is not None
         plan = plan_from_plain(stored)
@@ -229,7 +229,7 @@ class _Drive:
         )
 
     async def _finish(self, engine: Engine, finish: Finish) -> None:
-        await self._enter("aggregating")
+        self._enter("aggregating")
         conclusion = await self._conclude(engine, finish.round, finish.keys)
         if isinstance(conclusion, Fail):
             await self.fail(_error_of(conclusion, self._work))
@@ -286,13 +286,13 @@ class _Drive:
         self._changed.set()
         log.info("job.finished", job=self._job, status=status, code=error.code if error else None)
 
-    async def _stage(self, stage: str) -> None:
+    def _stage(self, stage: str) -> None:
         """A task told its stage: the job is at least there."""
         status: JobStatus | None = "fetching" if stage == "fetching" else "running" if stage == "running" else None
         if status is not None:
-            await self._enter(status)
+            self._enter(status)
 
-    async def _enter(self, status: JobStatus) -> None:
+    def _enter(self, status: JobStatus) -> None:
         """Statuses only go forward."""
         view = self._view()
         if view.terminal or (_ORDER.index(status) <= _ORDER.index(view.status) and status != "scheduling"):
@@ -300,7 +300,7 @@ class _Drive:
         if view.status == status:
             return
         entry = StatusEntry(job=self._job, ballot=self._ballot, status=status, at=self._p._clock.wall(), elapsed=self.elapsed())
-        await self._p._table.append(self._job, entry)
+        self._p._table.note(self._job, entry)
 
 
 _ORDER: tuple[str, ...] = ("queued", "scheduling", "fetching", "running", "aggregating", "completed", "failed", "cancelled", "expired")

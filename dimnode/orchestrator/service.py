@@ -117,6 +117,7 @@ class Orchestrator:
                 return
             with trio.CancelScope() as scope:
                 self._scopes[job] = scope
+                await self._publish_spec(job)
                 await self._coordinator.drive(job, ballot)
         finally:
             self._scopes.pop(job, None)
@@ -135,7 +136,7 @@ class Orchestrator:
         prepared = [form if isinstance(form, Exception) else await self._prepare(form, principal) for form in forms]
         new: dict[str, Prepared] = {}
         for p in prepared:
-            if isinstance(p, Prepared) and p.job not in new and not await self._table.exists(p.job):
+            if isinstance(p, Prepared) and p.job not in new and not (p.repeatable and await self._table.exists(p.job)):
                 new[p.job] = p
         self._admit(len(new))
         ballot = Ballot(1, self._me, self._boot)
@@ -144,8 +145,6 @@ class Orchestrator:
         for p in new.values():
             self._counters["accepted"] += 1
             self._enqueue(p.job, p.core.priority, ballot)
-        for p in new.values():
-            await self._publish_spec(p)
         return [Accepted(p.job, 1) if isinstance(p, Prepared) else p for p in prepared]
 
     async def _prepare(self, form: JobForm, principal: str) -> Prepared | Exception:
@@ -166,12 +165,14 @@ class Orchestrator:
                 retry_after=1.0,
             )
 
-    async def _publish_spec(self, prepared: Prepared) -> None:
-        """The spec as an IPFS block. The journal has it durably, so this copy need not wait for a disk."""
+    async def _publish_spec(self, job: str) -> None:
+        """The spec as an IPFS block. The journal has it durably, so nobody waits for this copy."""
+        core = self._table.view(job).core
         try:
-            await self._store.put_dag_bytes(prepared.core.spec, durable=False)
+            if core is not None:
+                await self._store.put_dag_bytes(core.spec, durable=False)
         except ContentError as e:
-            log.warning("job.spec_not_published", job=prepared.job, reason=str(e))
+            log.warning("job.spec_not_published", job=job, reason=str(e))
 
     async def get(self, job_id: str) -> JobDocument:
         await self._visible(job_id)

@@ -1,7 +1,8 @@
 """The jobs this orchestrator knows: records in memory, entries in the journal, watchers told.
 
-The journal is the truth. A record changes in memory only after its entries are durable there, so
-nothing is ever shown that a crash could take back.
+The journal is the truth: decisions change a record only after they are durable there, so nothing is ever
+done that a crash could take back. Facts that can be had again (what another node signed, how far a job got)
+are noted at once and become durable together with the next decision.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from dimnode.security.signing import sign_entry
 
 
 class _Job:
-    __slots__ = ("changed", "record", "version")
+    __slots__ = ("changed", "noted", "record", "version")
 
     def __init__(self, record: Record) -> None:
         self.record = record
+        self.noted: list[SignedEntry] = []
+        """Entries that the journal does not have yet."""
         self.version = 0
         self.changed = trio.Event()
 
@@ -58,16 +61,30 @@ class JobTable:
         return self._known(job).record
 
     async def append(self, job: str, *bodies: Body) -> JobView:
-        """Sign, make durable, add, tell watchers."""
-        return await self.add(job, [sign_entry(body, self._signer) for body in bodies])
-
-    async def add(self, job: str, entries: Sequence[SignedEntry]) -> JobView:
-        """The same for entries that are signed already."""
-        await self._journal.append(entries)
+        """Sign, make durable together with all that was noted, add, tell watchers."""
+        entries = [sign_entry(body, self._signer) for body in bodies]
+        state = self._known(job)
+        noted, state.noted = state.noted, []
+        try:
+            await self._journal.append([*noted, *entries])
+        except BaseException:
+            state.noted = [*noted, *state.noted]
+            raise
+        before = state.record.ids()
         seen = self._apply(job, entries)
-        if seen.terminal:
-            await self._forget_compacted(job, entries)
+        if dropped := before - state.record.ids():
+            state.noted = [e for e in state.noted if e.id not in dropped]
+            await self._journal.discard(job, sorted(dropped))
         return seen
+
+    def note(self, job: str, body: Body) -> JobView:
+        """Sign and add now; durable with the next `append`. For what may be lost in a crash."""
+        return self.note_signed(job, sign_entry(body, self._signer))
+
+    def note_signed(self, job: str, entry: SignedEntry) -> JobView:
+        """The same for an entry of another node."""
+        self._known(job).noted.append(entry)
+        return self._apply(job, [entry])
 
     async def create(self, jobs: Sequence[tuple[str, Sequence[Body]]]) -> None:
         """New jobs, all in one transaction."""
@@ -99,13 +116,6 @@ class JobTable:
         state.changed.set()
         state.changed = trio.Event()
         return seen
-
-    async def _forget_compacted(self, job: str, entries: Sequence[SignedEntry]) -> None:
-        """What compaction dropped from memory goes from the journal too."""
-        kept = self._known(job).record.ids()
-        stored = {e.id for e in await self._journal.load(job)} | {e.id for e in entries}
-        if dropped := sorted(stored - kept):
-            await self._journal.discard(job, dropped)
 
     def _file(self, job: str, state: _Job, *, finished: bool) -> None:
         if not finished:

@@ -7,7 +7,7 @@ executor and added to the record as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -45,7 +45,7 @@ class Work:
     """Task key -> why it failed for good."""
     waiting: dict[str, str] = field(default_factory=dict)
     """Task key -> what it waits for."""
-    stage: Callable[[str], Awaitable[None]] | None = None
+    stage: Callable[[str], None] | None = None
 
 
 @dataclass(slots=True)
@@ -171,7 +171,7 @@ class TaskRunner:
             if e.code in (Code.INTERNAL, Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.ABORTED):
                 return e
             raise
-        return await self._judge(work, order, node, entry)
+        return self._judge(work, order, node, entry)
 
     def _order(
         self, work: Work, plan: TaskPlan, ref: ModelRef, inputs: tuple[TaskInput, ...], assign: Assign, deadline: float
@@ -229,7 +229,7 @@ class TaskRunner:
                 if update.entry is not None:
                     received.append(update.entry)
                 elif work.stage is not None:
-                    await work.stage(update.stage)
+                    work.stage(update.stage)
 
     async def _cancel_when_dead(self, node: str, scope: trio.CancelScope) -> None:
         await self._selector.wait_dead(node)
@@ -242,7 +242,7 @@ class TaskRunner:
             except DimError as e:
                 log.debug("task.cancel_not_confirmed", job=order.job, task=order.task, node=node, reason=e.message)
 
-    async def _judge(self, work: Work, order: TaskOrder, node: str, entry: SignedEntry) -> DimError | None:
+    def _judge(self, work: Work, order: TaskOrder, node: str, entry: SignedEntry) -> DimError | None:
         try:
             body = check_entry(entry, verify)
         except EntryRefused as e:
@@ -255,7 +255,7 @@ class TaskRunner:
             node,
         ):
             return Unavailable(f"node {self._selector.name(node)} answered for another task")
-        await self._table.add(work.job, [entry])
+        self._table.note_signed(work.job, entry)
         if body.status == "completed":
             return None
         error = body.error

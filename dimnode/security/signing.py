@@ -12,7 +12,7 @@ from p2p.identity import verify as verify_with_peer_id
 def sign_entry(body: Body, signer: Signer) -> SignedEntry:
     """The entry of ``body`` by this node. Raises `codec.CodecError` if it cannot be encoded (NaN, say)."""
     payload = codec.encode(body)
-    return SignedEntry(payload, signer.peer_id, signer.sign(SIGNING_PREFIX + payload))
+    return SignedEntry.of(body, payload, signer.peer_id, signer.sign(SIGNING_PREFIX + payload))
 
 
 def verify_entry(entry: SignedEntry, verify: Verify = verify_with_peer_id) -> bool:

@@ -11,6 +11,7 @@ stays as it was.
 from __future__ import annotations
 
 import sqlite3
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ class JournalSettings:
     """Seconds to wait for another process that holds the file (a backup, say)."""
     check_bytes: int = 256 * 1024 * 1024
     """A file up to this size is checked for damage when it is opened; a larger one when it is read."""
+    remembered_ballots: int = 10_000
+    """Jobs whose highest ballot is known without a look at the disk."""
     max_pages: int | None = None
     """Bound of the file in SQLite pages (4 KiB); None: the disk's."""
 
@@ -105,6 +108,7 @@ class SqliteJournal:
         self._reading = trio.Lock()
         self._closing = False
         self._closed = trio.Event()
+        self._ballots: OrderedDict[str, Ballot] = OrderedDict()
         self._counts = JournalStatistics()
 
     def statistics(self) -> JournalStatistics:
@@ -141,10 +145,13 @@ class SqliteJournal:
         await self._write(lambda c: c.execute(statement, (key, value)) and None)
 
     async def raise_ballot(self, job: str, ballot: Ballot) -> Ballot:
-        found = await self._read("SELECT n, peer, boot FROM ballots WHERE job = ?", (job,))
-        if found and Ballot(*found[0]) >= ballot:
-            return Ballot(*found[0])
-        return await self._write(lambda c: _raise(c, job, ballot))
+        known = self._ballots.get(job)
+        if known is None or known < ballot:
+            known = await self._write(lambda c: _raise(c, job, ballot))
+            self._ballots[job] = max(known, self._ballots.get(job, known))
+            while len(self._ballots) > self._settings.remembered_ballots:
+                self._ballots.popitem(last=False)
+        return known
 
     async def aclose(self) -> None:
         """Writes what is in line, then refuses further calls. `open_journal` closes the file."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from dimnode.domain import codec
-from dimnode.domain.record import SignedEntry
+from dimnode.domain.record import SignedEntry, kind_of
 from dimnode.errors import DataLoss, FailedPrecondition, InvalidArgument
 
 VERSION = 1
@@ -42,14 +42,12 @@ class Row:
 def row(entry: SignedEntry) -> Row:
     """Raises `InvalidArgument` if the payload is not an entry."""
     try:
-        plain = codec.decode_plain(entry.payload)
+        body = entry.body()
     except codec.CodecError as e:
-        raise InvalidArgument("record entry is not DAG-CBOR") from e
-    match plain:
-        case {"type": str(kind), "job": str(job)}:
-            return Row(job, entry.id, kind, entry)
-        case _:
-            raise InvalidArgument("record entry has no type or no job")
+        raise InvalidArgument("this is not a record entry") from e
+    if not body.job:
+        raise InvalidArgument("record entry has no job")
+    return Row(body.job, entry.id, kind_of(body), entry)
 
 
 def prepare(connection: sqlite3.Connection, migrations: Mapping[int, Migration] = MIGRATIONS, version: int = VERSION) -> None:

@@ -10,7 +10,8 @@ that a holder that dies is replaced, and that joiners and flapping links displac
 - A seat is vacant if no live peer claims it or vouches for one that does: one broken link does not make two
   holders.
 - Of two claims of one seat the lower (support, n, peer, boot) resigns; support is the largest live set of the
-  tenure, so the side of more incumbents wins.
+  tenure, so the side of more incumbents wins. It does not grow while a rival is seen: those who have just met would
+  count each other's side as their own.
 - The pool's rank r claims the r-th vacancy after one beat; ranks beyond the vacancies wait ``step`` longer each.
 - A claim takes effect once its term is on disk: `PersistTerm` out, `persisted` in.
 - A gap in my own ticks (pause, suspension) drops the seat: others had to assume that I died.
@@ -324,11 +325,12 @@ class Election:
 
     def _defend(self, now: float) -> list[Action]:
         assert self._claim is not None
-        support = max(self._claim.support, len(self.live(now)) + 1)
-        if support > self._claim.support:
-            self._claim = msgspec.structs.replace(self._claim, support=support)
-        mine = claim_key(self._claim)
-        if any(c.seat == self._claim.seat and claim_key(c) > mine for c in self._claims(now)):
+        rivals = [c for c in self._claims(now) if c.seat == self._claim.seat]
+        if not rivals:
+            support = max(self._claim.support, len(self.live(now)) + 1)
+            if support > self._claim.support:
+                self._claim = msgspec.structs.replace(self._claim, support=support)
+        elif any(claim_key(c) > claim_key(self._claim) for c in rivals):
             self._vacant_since.clear()
             self._quiet = now + 2 * self.settings.beat
             self._told.clear()

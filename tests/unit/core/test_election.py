@@ -131,14 +131,34 @@ def test_the_lower_claim_resigns_at_once_and_says_so() -> None:
 
 def test_the_higher_claim_stays_and_support_only_grows() -> None:
     e = holder()
-    for i, peer in enumerate("abc"):
-        e.on_beat(beat(peer, claim=seat(peer, support=2) if peer == "a" else None), 0.3 + i / 100)
+    for i, peer in enumerate("bc"):
+        e.on_beat(beat(peer), 0.3 + i / 100)
     e.tick(0.5)
+    e.on_beat(beat("a", claim=seat("a", support=2)), 0.6)
+    e.tick(0.75)
     mine = e.mine()
     assert mine is not None
-    assert mine.support == 4
-    run(e, 0.5, 5.0)
+    assert mine.support == 3
+    run(e, 0.75, 5.0)
     assert e.mine() == mine
+
+
+def test_a_holder_that_came_up_alone_does_not_count_the_incumbents_side_as_its_own() -> None:
+    e = holder(n=8)
+    incumbent = seat("a", n=2, support=2)
+    e.on_beat(beat("a", claim=incumbent), 0.4)
+    e.on_beat(beat("c", vouch=(incumbent,)), 0.4)
+    assert Lost in kinds(e.tick(0.5))
+
+    defender = holder()
+    for i, peer in enumerate("ac"):
+        defender.on_beat(beat(peer), 0.3 + i / 100)
+    defender.tick(0.5)
+    defender.on_beat(beat("z", claim=seat("z", n=1, support=1)), 0.6)
+    assert Lost not in kinds(defender.tick(0.75))
+    mine = defender.mine()
+    assert mine is not None
+    assert mine.support == 3
 
 
 def test_support_decides_then_term_then_peer() -> None:

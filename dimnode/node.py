@@ -130,6 +130,7 @@ class Node:
         )
         self.models = SwarmModels(self.registry, store, fetch_timeout=config.ipfs.fetch_timeout)
         self.limiter = RateLimiter(self.settings.rate_limit())
+        self._load_changed = trio.Event()
         self.daemon_address: str | None = None
         self._leadership: Leadership | None = None
 
@@ -164,6 +165,7 @@ class Node:
             client = GrpcDaemonClient(pool, self.identity.peer_id, self.daemon)
             await nursery.start(self.daemon.run)
             nursery.start_soon(self.certificates.run)
+            nursery.start_soon(self._tell_load)
             async with self._daemon_server() as server:
                 self.daemon_address = server.address
                 self._announce_all(server.address)
@@ -264,7 +266,15 @@ class Node:
             case "cabinets":
                 self.registry.announce(cabinets=self.daemon.cabinets())
             case "load":
-                self.registry.announce(load=self.daemon.load())
+                self._load_changed.set()
+
+    async def _tell_load(self) -> None:
+        """The load goes into the heartbeat, at most so often: it changes with every task."""
+        while True:
+            await self._load_changed.wait()
+            self._load_changed = trio.Event()
+            self.registry.announce(load=self.daemon.load())
+            await trio.sleep(self.settings.load_interval())
 
     def _daemon_of(self, peer: str) -> str | None:
         found = self.registry.find(peer)

@@ -118,6 +118,10 @@ class Registry(Protocol):
 
     async def wait_changed(self, since: int) -> int: ...
 
+    async def wait_gone(self, peer: str) -> None:
+        """Returns when the node is dead, removed or unknown."""
+        ...
+
     def announce(
         self,
         *,

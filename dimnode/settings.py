@@ -113,6 +113,10 @@ class Settings:
         """Seconds after which a node calls itself ready although it knows no orchestrator yet."""
         return self._config.election.solo_after + READY_MARGIN
 
+    def load_interval(self) -> float:
+        """Least seconds between two changes of the load that the heartbeat tells."""
+        return self._config.swarm.heartbeat / 2
+
     def ready_poll(self) -> float:
         return READY_POLL
 

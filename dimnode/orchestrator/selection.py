@@ -54,12 +54,7 @@ class Selector:
 
     async def wait_dead(self, peer: str) -> None:
         """Returns when the node is dead, removed or unknown."""
-        while True:
-            version = self._registry.changed()
-            found = self._registry.find(peer)
-            if not found or found[0].state in ("dead", "removed"):
-                return
-            await self._registry.wait_changed(version)
+        await self._registry.wait_gone(peer)
 
     def providers(self, ref: ModelRef, producers: Iterable[str]) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*producers, *self._models.holders(ref.cid)[:16])))

@@ -18,7 +18,7 @@ class OrchestratorSettings:
     """A result document up to this size is kept in the job's record as well as in IPFS."""
     max_active_jobs: int = 20_000
     """Accepted and unfinished jobs; more are refused with RESOURCE_EXHAUSTED."""
-    max_running_jobs: int = 1_000
+    max_running_jobs: int = 256
     """Jobs driven at once; the others are queued by priority."""
     max_tasks_per_job: int = 64
     """Tasks of one job that are dispatched at once."""

@@ -70,6 +70,8 @@ class SwarmRegistry:
         self._speak = trio.Event()
         self._views: tuple[int, tuple[NodeView, ...]] = (0, ())
         self._exchanging: set[str] = set()
+        self._gone: dict[str, trio.Event] = {}
+        """Set when that peer is dead, has left or is removed; only for peers that somebody waits for."""
         self._limit = trio.CapacityLimiter(self._settings.exchanges)
         self._inbox = network.subscribe(heartbeats.TOPIC, self._validate)
         self._peer_events = network.peer_events()
@@ -100,6 +102,11 @@ class SwarmRegistry:
         while self._version <= since:
             await self._changed.wait()
         return self._version
+
+    async def wait_gone(self, peer: str) -> None:
+        await trio.lowlevel.checkpoint()
+        while self.state(peer) not in ("dead", "removed"):
+            await self._gone.setdefault(peer, trio.Event()).wait()
 
     def announce(
         self,
@@ -229,6 +236,8 @@ class SwarmRegistry:
         for event in events:
             if event.change in (Change.LEFT, Change.REMOVED):
                 self._signed.pop(event.peer, None)
+            if event.change in (Change.DIED, Change.LEFT, Change.REMOVED) and (gone := self._gone.pop(event.peer, None)):
+                gone.set()
             if event.change is not Change.UPDATED:
                 log.info("member", peer=event.peer, change=event.change.value)
         if events:

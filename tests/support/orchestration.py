@@ -114,6 +114,10 @@ class FakeSwarm:
             await self._changed.wait()
         return self.version
 
+    async def wait_gone(self, peer: str) -> None:
+        while self.by_peer[peer].state not in ("dead", "removed"):
+            await self._changed.wait()
+
     def announce(self, **changes: Any) -> None:
         del changes
 

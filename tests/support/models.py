@@ -46,24 +46,24 @@ def identity_onnx(path: Path, kind: int = TensorProto.STRING) -> Path:
     )
 
 
-def slow_onnx(path: Path, rounds: int = 2_000_000_000) -> Path:
-    """x float32 [1] -> y: a loop that practically never ends."""
+def slow_onnx(path: Path, rounds: int = 2_000_000_000, *, batch: str | int = 1) -> Path:
+    """x float32 [batch] -> y = x + rounds: a loop that by default practically never ends."""
     body = helper.make_graph(
         [helper.make_node("Add", ["v_in", "one"], ["v_out"]), helper.make_node("Identity", ["go_in"], ["go_out"])],
         "body",
         [
             helper.make_tensor_value_info("i", TensorProto.INT64, []),
             helper.make_tensor_value_info("go_in", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("v_in", TensorProto.FLOAT, [1]),
+            helper.make_tensor_value_info("v_in", TensorProto.FLOAT, [batch]),
         ],
-        [helper.make_tensor_value_info("go_out", TensorProto.BOOL, []), helper.make_tensor_value_info("v_out", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("go_out", TensorProto.BOOL, []), helper.make_tensor_value_info("v_out", TensorProto.FLOAT, [batch])],
         [numpy_helper.from_array(np.ones(1, np.float32), "one")],
     )
     return save(
         path,
         [helper.make_node("Loop", ["rounds", "go", "x"], ["y"], body=body)],
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch])],
         [numpy_helper.from_array(np.array(rounds, np.int64), "rounds"), numpy_helper.from_array(np.array(True), "go")],
     )
 

@@ -6,6 +6,7 @@ one transaction.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -77,13 +78,15 @@ class Recorder:
             if pending.attempt.receipt is not None:
                 head = entry.id
         try:
-            await self._journal.append(list(entries.values()))
-            if head != self._head:
-                await self._journal.put(HEAD, head.encode())
-                self._head = head
+            async with trio.open_nursery() as nursery:  # side by side, so that both share one transaction
+                nursery.start_soon(self._journal.append, list(entries.values()))
+                if head != self._head:
+                    nursery.start_soon(self._journal.put, HEAD, head.encode())
+            self._head = head
             for n, entry in entries.items():
                 batch[n].entry = entry
-        except DimError as e:
+        except* DimError as group:
+            e = next(leaves(group))
             for n in entries:
                 batch[n].error = type(e)(e.message, hint=e.hint, retry_after=e.retry_after)
         finally:
@@ -97,3 +100,12 @@ class Recorder:
             receipt = msgspec.structs.replace(attempt.receipt, previous=previous)
             attempt = msgspec.structs.replace(attempt, receipt=receipt)
         return sign_entry(attempt, self._signer)
+
+
+def leaves(group: BaseExceptionGroup[DimError]) -> Iterator[DimError]:
+    """The errors in nested groups."""
+    for e in group.exceptions:
+        if isinstance(e, BaseExceptionGroup):
+            yield from leaves(e)
+        else:
+            yield e

@@ -19,12 +19,15 @@ version moves. `apply` may be called any number of times.
 8. *No signed address record in each gossip message*: making and checking one took half of a message's
    time. `p2p.gossip` leaves the field out. (``env_to_send_in_RPC``)
 9. *A reset is not an end.* Readers of a stream that was reset, or whose connection broke with data unread,
-   saw its regular end: a truncated transfer looked complete. (`YamuxStream.read`, `Yamux.close`)
+   saw its regular end: a truncated transfer looked complete. And a cancelled read lost the data that it had
+   taken already. (`YamuxStream.read`, `Yamux.close`)
 10. *A cancelled opening leaves nothing behind.* It kept one of a connection's 256 slots.
    (`Yamux.open_stream`, `SwarmConn.new_stream`)
 11. *What a reset stream held is freed at once*, as nobody can read it; it was kept for a minute. And a reader
    that was waiting when its stream ended no longer leaves an event behind. (``_finalize_stream_locked``)
 12. *Window updates in halves of the window*, not for every read. (``_yamux_release_on_read``)
+13. *A window of 4 MiB at the most*: any small reads doubled it until each stream might hold 16 MiB unread.
+   (``MAX_WINDOW_SIZE``)
 """
 
 from __future__ import annotations
@@ -49,13 +52,14 @@ NEEDED_FOR = "0.8.1"
 WRITE_TIMEOUT = 15.0
 """Seconds for one frame to reach the kernel. Health checks find a silent peer long before."""
 GOODBYE_TIMEOUT = 0.5
+MAX_WINDOW = 4 * 1024 * 1024
+READ_ALL = 1 << 30
 RECHECK = 0.5
 """Seconds between looks whether a stream that waits for its window was closed meanwhile."""
 _FRAME = yamux.MAX_MESSAGE_SIZE - yamux.HEADER_SIZE
 
 _original_close = yamux.Yamux.close
 _original_finalize = yamux.Yamux._finalize_stream_locked
-_original_read = yamux.YamuxStream.read
 _original_read_exactly = read_exactly
 
 
@@ -145,8 +149,12 @@ async def _new_stream(self: Any) -> Any:
 
 
 async def _read(self: Any, n: int | None = -1) -> bytes:
+    most = n if n is not None and n > 0 else READ_ALL
     try:
-        return await _original_read(self, n)
+        data = await self.conn.read_stream(self.stream_id, most)
+        with trio.CancelScope(shield=True):
+            await self._auto_tune_and_send_window_update(bytes_read=len(data))
+        return data
     except MuxedStreamEOF:
         if self.reset_received or not self.recv_closed:
             raise MuxedStreamReset("the stream was reset") from None
@@ -216,6 +224,7 @@ def apply() -> None:
         (yamux.YamuxStream, "read", _read),
         (yamux.YamuxStream, "send_window", property(_get_window, _set_window)),
         (yamux, "read_exactly", _read_exactly),
+        (yamux, "MAX_WINDOW_SIZE", MAX_WINDOW),
         (yamux, "_yamux_release_on_read", lambda: False),
         (tcp, "_open_reuseport_listeners", _open_exclusive_listeners),
         (swarm_connection, "logging", logging.getLogger("libp2p.network.swarm_connection")),

@@ -33,33 +33,35 @@ class TunnelStream(trio.abc.HalfCloseableStream):
     def __init__(self, stream: Stream, retire: Callable[[TunnelStream, bool], None]) -> None:
         self._stream = stream
         self._retire = retire
-        self._sending = trio.StrictFIFOLock()
-        self._receiving = False
+        self._sending: trio.CancelScope | None = None
+        self._receiving: trio.CancelScope | None = None
         self._sent_eof = False
         self._got_eof = False
         self._broken = False
         self._closed = False
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        if self._closed or self._sent_eof:
-            raise trio.ClosedResourceError("this side is closed")
-        if self._sending.locked():
-            raise trio.BusyResourceError("another task is sending")
-        async with self._sending:
-            self._check()
-            await self._write(bytes(data))
-
-    async def _write(self, data: bytes) -> None:
-        done = False
+        await trio.lowlevel.checkpoint()
+        self._check_sending()
+        if self._sent_eof:
+            raise trio.ClosedResourceError("this side has ended")
+        whole = False
         try:
-            await self._stream.write(data)
-            done = True
-        except trio.Cancelled:
-            raise
+            with trio.CancelScope() as self._sending:
+                await self._stream.write(bytes(data))
+                whole = True
         except Exception as problem:
             raise trio.BrokenResourceError("the tunnel broke") from problem
         finally:
-            self._broken |= not done  # some of the data may be on its way: nothing can follow it
+            self._sending = None
+            self._broken |= not whole  # some of the data may be on its way: nothing can follow it
+        self._check_open()
+
+    def _check_sending(self) -> None:
+        self._check_open()
+        if self._sending is not None:
+            raise trio.BusyResourceError("another task is sending")
+        self._check()
 
     async def wait_send_all_might_not_block(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -67,22 +69,18 @@ class TunnelStream(trio.abc.HalfCloseableStream):
 
     async def send_eof(self) -> None:
         await trio.lowlevel.checkpoint()
-        if self._closed:
-            raise trio.ClosedResourceError("this side is closed")
-        if self._sending.locked():
-            raise trio.BusyResourceError("another task is sending")
+        self._check_sending()
         if self._sent_eof:
             return
-        self._check()
         self._sent_eof = True
+        whole = False
         try:
             await self._stream.close_write()
-        except trio.Cancelled:
-            self._broken = True
-            raise
+            whole = True
         except Exception as problem:
-            self._broken = True
             raise trio.BrokenResourceError("the tunnel broke") from problem
+        finally:
+            self._broken |= not whole
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         if max_bytes is not None and max_bytes < 1:
@@ -91,28 +89,28 @@ class TunnelStream(trio.abc.HalfCloseableStream):
         self._check()
         if self._got_eof:
             return b""
-        if self._receiving:
+        if self._receiving is not None:
             raise trio.BusyResourceError("another task is receiving")
-        self._receiving = True
+        data = b""
         try:
-            data = await self._stream.read(max_bytes or READ_BYTES)
+            with trio.CancelScope() as self._receiving:
+                data = await self._stream.read(max_bytes or READ_BYTES)
         except StreamEOF:
-            data = b""
-        except trio.Cancelled:
-            raise
+            self._got_eof = True
         except Exception as problem:
             self._broken = True
-            raise (trio.ClosedResourceError if self._closed else trio.BrokenResourceError)("the tunnel broke") from problem
+            raise trio.BrokenResourceError("the tunnel broke") from problem
         finally:
-            self._receiving = False
-        if self._closed:
-            raise trio.ClosedResourceError("this side is closed")
-        self._got_eof = not data
+            self._receiving = None
+        self._check_open()
         return data
 
-    def _check(self) -> None:
+    def _check_open(self) -> None:
         if self._closed:
             raise trio.ClosedResourceError("this side is closed")
+
+    def _check(self) -> None:
+        self._check_open()
         if self._broken:
             raise trio.BrokenResourceError("the tunnel broke")
 
@@ -122,7 +120,11 @@ class TunnelStream(trio.abc.HalfCloseableStream):
         if not self._closed:
             self._closed = True
             cancelled = trio.current_effective_deadline() <= trio.current_time()
-            self._retire(self, not (self._broken or cancelled))
+            graceful = not (self._broken or cancelled or self._sending)
+            for scope in (self._sending, self._receiving):
+                if scope is not None:
+                    scope.cancel()
+            self._retire(self, graceful)
         await trio.lowlevel.checkpoint()
 
     async def _finish(self, graceful: bool, linger: float) -> None:

@@ -71,7 +71,9 @@ $(DEMO): $(BASE) requirements/demo.lock pyproject.toml
 	else set -x; $(PIP) -r requirements/demo.lock && $(PIP) -e .; fi
 	@touch $@
 
+# trio-typing (which libp2p needs at run time) brings outdated stubs that hide trio's own types from the type checker.
 $(DEV): $(BASE) requirements/dev.lock pyproject.toml
 	$(PIP) -r requirements/dev.lock
 	$(PIP) -e .
+	rm -rf $(VENV)/lib/python*/site-packages/trio-stubs
 	@touch $@

@@ -164,10 +164,10 @@ class CostSection(Section):
 
 
 class LimitsSection(Section):
-    """Rate limits of the client API: planned. start refuses other values than 0."""
+    """Rate limits of the client API, per client; until clients can authenticate, all of a node's count as one."""
 
     rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(default=0.0, description="Calls per second and client. 0: no limit.")
-    burst: CountOrNone = Field(default=0, description="Calls at once above the rate. 0: no limit.")
+    burst: CountOrNone = Field(default=0, description="Calls at once above the rate. 0: what one second allows.")
 
 
 class TlsSection(Section):

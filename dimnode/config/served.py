@@ -15,11 +15,7 @@ def unserved(config: Config) -> tuple[FieldProblem, ...]:
             problems.append(FieldProblem(key, f'"{value}" is not served by this version'))
     if config.jobs.replicas > 1:
         problems.append(FieldProblem("jobs.replicas", "copies on other nodes are not served by this version; use 1"))
-    no_limits, no_tls = (
-        "rate limits are not served by this version; use 0",
-        "TLS of the client API is not served by this version; leave it empty",
-    )
-    problems += [FieldProblem(f"limits.{key}", no_limits) for key in ("rate", "burst") if getattr(config.limits, key)]
+    no_tls = "TLS of the client API is not served by this version; leave it empty"
     problems += [FieldProblem(f"tls.{key}", no_tls) for key in ("cert", "key", "client_ca") if getattr(config.tls, key)]
     host, _ = split_host_port(config.orchestrator.listen)
     if config.auth.mode == "local" and not is_loopback(host):

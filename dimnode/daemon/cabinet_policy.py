@@ -55,7 +55,9 @@ def parse(document: Mapping[str, Any] | None) -> Policy:
             problems.append(FieldProblem(f"policy.{name}", str(e)))
     if problems:
         raise InvalidArgument(
-            "; ".join(f"{p.field} {p.rule}" for p in problems), fields=tuple(problems), hint="See the section on cabinets in docs/guide.md."
+            "; ".join(f"{p.field} {p.rule}" for p in problems),
+            fields=tuple(problems),
+            hint="See the section on cabinets in docs/user-guide.md.",
         )
     if values.get("outputs") == "aggregates":
         values.setdefault("min_rows", MIN_ROWS_OF_AGGREGATES)

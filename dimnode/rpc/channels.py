@@ -200,7 +200,7 @@ class ChannelPool:
         pooled = [*self._channels.values(), *self._retired]
         self._channels.clear()
         self._retired.clear()
-        with trio.CancelScope(shield=True):  # pyright: ignore[reportCallIssue]
+        with trio.CancelScope(shield=True):
             for one in pooled:
                 await self.bridge.aio(one.channel.close())
 

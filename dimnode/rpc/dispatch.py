@@ -84,7 +84,7 @@ class _Job:
         self._done = done
         """(value, error); called once, in trio."""
         self._error: DimError | None = None
-        self.scope = trio.CancelScope()  # pyright: ignore[reportCallIssue]
+        self.scope = trio.CancelScope()
 
     def start(self) -> None:
         self._dispatcher.admit(self)

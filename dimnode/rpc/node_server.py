@@ -81,7 +81,7 @@ async def serve_node(bridge: Bridge, api: NodeApi, path: Path, settings: ServerS
         try:
             yield running
         finally:
-            with trio.CancelScope(shield=True):  # pyright: ignore[reportCallIssue]
+            with trio.CancelScope(shield=True):
                 await trio.Path(path).unlink(missing_ok=True)
 
 

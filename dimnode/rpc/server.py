@@ -69,7 +69,7 @@ async def serve(
         yield RunningServer(running.address, dispatcher)
     finally:
         # Draining goes on when the scope around is cancelled (a seat was lost); the grace bounds it.
-        with trio.CancelScope(shield=True):  # pyright: ignore[reportCallIssue]
+        with trio.CancelScope(shield=True):
             dispatcher.end_endless()
             await bridge.aio(running.stop(settings.grace))
             await dispatcher.finish()

@@ -56,7 +56,7 @@ class Relay:
             await trio.serve_listeners(self._serve_local, [listener], task_status=_Started(task_status))
         finally:
             with trio.CancelScope(shield=True):
-                    await trio.Path(path).unlink(missing_ok=True)
+                await trio.Path(path).unlink(missing_ok=True)
 
     async def _serve_local(self, client: trio.SocketStream) -> None:
         async with self._limit, client:

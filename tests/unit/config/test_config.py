@@ -209,8 +209,6 @@ def test_defaults_are_served() -> None:
         "election.mode=majority",
         "auth.mode=token",
         "jobs.replicas=2",
-        "limits.rate=5",
-        "limits.burst=5",
         "tls.cert=x.pem",
         "orchestrator.listen=0.0.0.0:50051",
     ],

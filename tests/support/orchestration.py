@@ -168,7 +168,14 @@ class FakeSwarm:
         yield TaskUpdate(stage="finished", entry=await self._attempt(node, order, error))
 
     async def _attempt(self, node: FakeNode, order: TaskOrder, error: DimError | None) -> Any:
-        common = dict(job=order.job, ballot=order.ballot, task=order.task, attempt=order.attempt, task_key=order.task_key, node=node.peer)
+        common: dict[str, Any] = {
+            "job": order.job,
+            "ballot": order.ballot,
+            "task": order.task,
+            "attempt": order.attempt,
+            "task_key": order.task_key,
+            "node": node.peer,
+        }
         signer = identity(node.forge) if node.forge else node.identity
         if error is not None:
             info = ErrorInfo(code=error.code.value, message=error.message)

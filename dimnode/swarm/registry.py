@@ -236,8 +236,10 @@ class SwarmRegistry:
         for event in events:
             if event.change in (Change.LEFT, Change.REMOVED):
                 self._signed.pop(event.peer, None)
-            if event.change in (Change.DIED, Change.LEFT, Change.REMOVED) and (gone := self._gone.pop(event.peer, None)):
-                gone.set()
+            if event.change in (Change.DIED, Change.LEFT, Change.REMOVED):
+                gone = self._gone.pop(event.peer, None)
+                if gone is not None:
+                    gone.set()
             if event.change is not Change.UPDATED:
                 log.info("member", peer=event.peer, change=event.change.value)
         if events:

@@ -87,6 +87,22 @@ async def test_a_crash_is_suspected_then_dead_and_wakes_who_waits(autojump_clock
     assert len(registry.alive()) == 4
 
 
+async def test_whoever_waits_for_a_node_to_be_gone_is_woken_when_it_is_dead(
+    autojump_clock: MockClock, hub: MemoryHub, nursery: trio.Nursery
+) -> None:
+    nodes = await start_nodes(hub, nursery, PEERS)
+    registry = nodes["p1"].registry
+    await until(lambda: len(registry.alive()) == 5, 2)
+    began = trio.current_time()
+    async with trio.open_nursery() as waiters:
+        waiters.start_soon(registry.wait_gone, "p2")
+        waiters.start_soon(registry.wait_gone, "p2")
+        nodes["p2"].crash()
+    assert trio.current_time() - began < 10
+    assert registry.state("p2") == "dead"
+    await registry.wait_gone("p2")
+
+
 async def test_a_restart_is_recognised_even_when_the_disk_forgot_the_count(
     autojump_clock: MockClock, hub: MemoryHub, nursery: trio.Nursery
 ) -> None:

@@ -6,6 +6,7 @@ when that does not come.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -128,10 +129,8 @@ class RealNode:
         """For the end of a test: the node and all that it started are gone."""
         if self.process is None:
             return
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._closed(self.process.wait(10))
 
     def _closed(self, code: int) -> int:

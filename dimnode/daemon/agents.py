@@ -94,7 +94,17 @@ class AgentPool:
 
     async def run(self, model: ModelFile, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """One inference. Raises `InvalidArgument` (the inputs do not fit), `FailedPrecondition` (the model is
-        refused), `InferenceError`, `AgentCrashed`, `ResourceExhausted`. Cancelling kills the agent."""
+        refused), `InferenceError`, `AgentCrashed`, `ResourceExhausted`. Cancelling kills the agent.
+
+        An agent that dies on its first word after idling may have been dying already, which nobody can tell
+        from outside: a fresh one is asked once more."""
+        agent = await self._acquire(model, warm=False)
+        reused = agent.idle_since > 0
+        try:
+            return (await self._call(agent, model, Header(op="run"), inputs))[1]
+        except AgentCrashed:
+            if not reused:
+                raise
         agent = await self._acquire(model, warm=False)
         return (await self._call(agent, model, Header(op="run"), inputs))[1]
 

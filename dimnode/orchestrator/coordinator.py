@@ -21,7 +21,7 @@ from dimnode.domain.record import Ballot, ErrorInfo, JobStatus, OutcomeEntry, Pl
 from dimnode.domain.tensors import TensorValue
 from dimnode.errors import Code, DimError, Fenced, NotFound
 from dimnode.orchestrator.documents import finite, result_plain
-from dimnode.orchestrator.nodes import gather_facts, models_of
+from dimnode.orchestrator.nodes import gather_facts, model_facts, models_of
 from dimnode.orchestrator.selection import Selector
 from dimnode.orchestrator.settings import OrchestratorSettings
 from dimnode.orchestrator.table import JobTable
@@ -29,7 +29,7 @@ from dimnode.orchestrator.task_runner import TaskRunner, Work
 from dimnode.orchestrator.values import Compute, Values, in_thread
 from dimnode.ports import Clock, Models, Registry
 from p2p.ipfs.api import ContentError, ContentStore
-from patterns.api import Conclusion, Engine, Fail, Finish, PatternError, Progress, Run, Seal, TaskPlan, TaskResult, TaskState, Wait
+from patterns.api import Conclusion, Engine, Fail, Finish, PatternError, Plan, Progress, Run, Seal, TaskPlan, TaskResult, TaskState, Wait
 from patterns.engines import make_engine, make_plan, plan_from_plain, plan_to_plain
 
 log = structlog.get_logger(__name__)
@@ -133,20 +133,9 @@ class _Drive:
         """The engine on the plan in the record, or on one made now and recorded. Waits while the swarm
         has not what the job needs."""
         manifests = await self._manifests()
-        facts = gather_facts(self._form, manifests, self._p._registry)
         stored = self._view().plan
         if stored is None:
-            while True:
-                version = self._p._registry.changed()
-                facts = gather_facts(self._form, manifests, self._p._registry)
-                try:
-                    plan = make_plan(self._form.pattern, self._form.config, facts)
-                    break
-                except PatternError as e:
-                    if e.code != Code.UNAVAILABLE.value:
-                        raise
-                    self._work.waiting["plan"] = e.message
-                    await self._p._registry.wait_changed(version)
+            plan = await self._new_plan(manifests)
             self._work.waiting.pop("plan", None)
             # Durable with the first assignment, which is before anything follows from it.
             self._p._table.note(self._job, PlanEntry(job=self._job, ballot=self._ballot, plan=plan_to_plain(plan)))
@@ -154,7 +143,19 @@ class _Drive:
         assert stored is not None
         plan = plan_from_plain(stored)
         self._models_by_key = {t.key: t.model for t in plan.tasks}
-        return make_engine(self._form.pattern, self._form.config, plan, facts.models)
+        return make_engine(self._form.pattern, self._form.config, plan, {name: model_facts(name, m) for name, m in manifests.items()})
+
+    async def _new_plan(self, manifests: dict[str, ModelManifest]) -> Plan:
+        """Nodes that the form names were known when the job was accepted: they are waited for, too."""
+        while True:
+            version = self._p._registry.changed()
+            try:
+                return make_plan(self._form.pattern, self._form.config, gather_facts(self._form, manifests, self._p._registry))
+            except (PatternError, NotFound) as e:
+                if e.code not in (Code.UNAVAILABLE, Code.NOT_FOUND):
+                    raise
+                self._work.waiting["plan"] = e.message
+            await self._p._registry.wait_changed(version)
 
     async def _manifests(self) -> dict[str, ModelManifest]:
         out: dict[str, ModelManifest] = {}

@@ -20,7 +20,7 @@ from dimnode.domain.model import ModelManifest, ModelRef
 from dimnode.domain.record import Assign, Attempt, Ballot, SignedEntry
 from dimnode.domain.task import TaskInput, TaskOrder
 from dimnode.domain.tensors import TensorValue
-from dimnode.errors import Code, DimError, Fenced, InvalidArgument, ResourceExhausted, TaskFailed, Unavailable
+from dimnode.errors import Code, DimError, Fenced, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted, TaskFailed, Unavailable
 from dimnode.orchestrator.inputs import cabinet_of, inputs_of, task_key
 from dimnode.orchestrator.selection import Selector
 from dimnode.orchestrator.settings import OrchestratorSettings
@@ -45,6 +45,8 @@ class Work:
     """Task key -> why it failed for good."""
     waiting: dict[str, str] = field(default_factory=dict)
     """Task key -> what it waits for."""
+    placed: dict[str, str] = field(default_factory=dict[str, str])
+    """Task key -> the node that it was given to last, while it is not done."""
     stage: Callable[[str], None] | None = None
 
 
@@ -56,6 +58,8 @@ class _Tries:
     failed_nodes: list[str] = field(default_factory=list)
     last: DimError | None = None
     refusals: int = 0
+    unwilling: set[str] = field(default_factory=set[str])
+    """Nodes that do not believe that this one holds a seat: one that just won it is not known everywhere yet."""
 
 
 class TaskRunner:
@@ -95,10 +99,10 @@ class TaskRunner:
                 hint="Raise the step's timeout, or free the node.",
             )
         work.waiting.pop(plan.key, None)
+        work.placed.pop(plan.key, None)
 
     async def _until_done(self, work: Work, plan: TaskPlan, tries: _Tries, deadline: float) -> None:
-        ref = self._models.resolve(plan.model)
-        manifest = await self._models.manifest(ref)
+        ref, manifest = await self._model(work, plan)
         inputs = inputs_of(plan, manifest, work.form, lambda key: self._done(work.job, key), work.aggregates)
         retries = work.form.form.retries if work.form.form.retries is not None else self._settings.retries
         while True:
@@ -109,9 +113,12 @@ class TaskRunner:
             tries.last = error
             if isinstance(error, Fenced):
                 raise error
-            if isinstance(error, ResourceExhausted):
+            if isinstance(error, (ResourceExhausted, PermissionDenied)):
                 tries.refusals += 1
-                work.waiting[plan.key] = f"node {self._selector.name(node)}, which is busy"
+                why = "is busy" if isinstance(error, ResourceExhausted) else "does not take tasks from this orchestrator"
+                work.waiting[plan.key] = f"node {self._selector.name(node)}, which {why}"
+                if isinstance(error, PermissionDenied):
+                    tries.unwilling.add(node)
             else:
                 tries.failed_nodes.append(node)
                 log.info("task.attempt_failed", job=work.job, task=plan.key, node=node, code=error.code.value, reason=error.message)
@@ -123,15 +130,31 @@ class TaskRunner:
         s = self._settings
         return min(s.retry_backoff_max, s.retry_backoff * 2 ** max(0, min(count, 16) - 1))
 
+    async def _model(self, work: Work, plan: TaskPlan) -> tuple[ModelRef, ModelManifest]:
+        """Waits while no live node has the model: it was known when the job was accepted."""
+        while True:
+            version = self._selector.version()
+            try:
+                ref = self._models.resolve(plan.model)
+                return ref, await self._models.manifest(ref)
+            except (NotFound, Unavailable) as e:
+                work.waiting[plan.key] = f"model {plan.model}: {e.message}"
+            await self._selector.wait_changed(version)
+
     async def _place(self, work: Work, plan: TaskPlan, ref: ModelRef, manifest: ModelManifest, tries: _Tries) -> str:
-        """The best node now; waits for one to appear. A node that failed this task is taken again only
-        if there is no other."""
+        """The best node now; waits for one to appear. The tasks of one job go to different nodes where there are
+        enough; a node that failed this task is taken again only if there is no other."""
         while True:
             version = self._selector.version()
             budget = self._selector.budget_left(work.form, self._table.view(work.job))
-            choice = self._selector.choose(plan, ref, manifest, budget, avoid=tuple(tries.failed_nodes))
+            no_good = {*tries.failed_nodes, *tries.unwilling}
+            taken = {peer for task, peer in work.placed.items() if task != plan.key} - no_good
+            choice = self._selector.choose(plan, ref, manifest, budget, avoid=no_good | taken)
+            if choice.node in no_good and taken:
+                choice = self._selector.choose(plan, ref, manifest, budget, avoid=no_good)
             if choice.node is not None:
                 work.waiting.pop(plan.key, None)
+                work.placed[plan.key] = choice.node
                 return choice.node
             work.waiting[plan.key] = choice.reason
             await self._selector.wait_changed(version)
@@ -165,7 +188,7 @@ class TaskRunner:
         try:
             with self._selector.sent(node):
                 entry = await self._follow(work, node, order)
-        except (Unavailable, ResourceExhausted, Fenced) as e:
+        except (Unavailable, ResourceExhausted, Fenced, PermissionDenied) as e:
             return e
         except DimError as e:
             if e.code in (Code.INTERNAL, Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.ABORTED):
@@ -201,12 +224,13 @@ class TaskRunner:
         """The signed attempt. A node that is seen to die, or that is silent past the deadline, is
         `Unavailable`. When cancelled, the node is told."""
         received: list[SignedEntry] = []
+        dead = trio.Event()
         grace = math.inf if order.timeout is None else order.timeout + self._settings.deadline_grace
         answered = False
         try:
             with trio.move_on_after(grace):
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._cancel_when_dead, node, nursery.cancel_scope)
+                    nursery.start_soon(self._cancel_when_dead, node, dead, nursery.cancel_scope)
                     await self._receive(work, node, order, received)
                     answered = True
                     nursery.cancel_scope.cancel()
@@ -217,7 +241,7 @@ class TaskRunner:
             answered = True
             raise _first(refusals) from None
         finally:
-            if not answered:
+            if not answered and not dead.is_set():
                 await self._tell_cancelled(node, order)
         if not received:
             raise Unavailable(f"node {self._selector.name(node)} went silent while it worked on {order.task}")
@@ -231,8 +255,9 @@ class TaskRunner:
                 elif work.stage is not None:
                     work.stage(update.stage)
 
-    async def _cancel_when_dead(self, node: str, scope: trio.CancelScope) -> None:
+    async def _cancel_when_dead(self, node: str, dead: trio.Event, scope: trio.CancelScope) -> None:
         await self._selector.wait_dead(node)
+        dead.set()
         scope.cancel()
 
     async def _tell_cancelled(self, node: str, order: TaskOrder) -> None:

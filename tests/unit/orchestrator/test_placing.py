@@ -1,0 +1,108 @@
+"""Where the tasks of one job go, and what an orchestrator that has just come up must not take for a failure."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import trio
+from trio.testing import MockClock
+
+from dimnode.domain.job_form import JobForm, parse_job_form
+from dimnode.domain.tensors import from_numpy, to_json
+from dimnode.errors import PermissionDenied
+from dimnode.orchestrator import Orchestrator, OrchestratorSettings
+from dimnode.state.memory_journal import MemoryJournal
+from tests.support.orchestration import FakeNode, FakeSwarm
+
+
+async def double_model(swarm: FakeSwarm) -> None:
+    await swarm.add_model("double", lambda a: {"y": a["x"] * 2}, {"x": ("N", 2)}, {"y": ("N", 2)})
+
+
+def form(**changes: Any) -> JobForm:
+    base: dict[str, Any] = {
+        "pattern": "chained",
+        "config": {"pipeline": [{"step": 1, "model_id": "double"}]},
+        "client_data": {"x": to_json(from_numpy(np.ones((3, 2), np.float32)))},
+    }
+    return parse_job_form({**base, **changes})
+
+
+@asynccontextmanager
+async def running(swarm: FakeSwarm, journal: MemoryJournal | None = None) -> AsyncIterator[Orchestrator]:
+    orchestrator = swarm.orchestrator(journal or MemoryJournal(), OrchestratorSettings())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(orchestrator.run)
+        yield orchestrator
+        nursery.cancel_scope.cancel()
+
+
+async def finished(orchestrator: Orchestrator, job: str) -> dict[str, Any]:
+    last: dict[str, Any] = {}
+    async for document in orchestrator.watch(job):
+        last = dict(document)
+    return last
+
+
+async def outcome(orchestrator: Orchestrator, job_form: JobForm) -> dict[str, Any]:
+    accepted = await orchestrator.submit(job_form, "me")
+    return await finished(orchestrator, accepted.job_id)
+
+
+async def test_a_job_taken_up_before_its_nodes_are_seen_again_waits_for_them(autojump_clock: MockClock) -> None:
+    """A node that restarts knows nobody for a moment: what was accepted must not fail for that."""
+    a, b = FakeNode("a"), FakeNode("b", seconds=60)
+    swarm = FakeSwarm([a, b])
+    await double_model(swarm)
+    journal = MemoryJournal()
+    config = {"pipeline": [{"step": 1, "model_id": "double", "node_id": "b"}]}
+    async with running(swarm, journal) as orchestrator:
+        accepted = await orchestrator.submit(form(config=config), "me")
+    del swarm.by_peer[b.peer]
+    refs, swarm.refs = swarm.refs, []
+    swarm.touch()
+    async with running(swarm, journal) as orchestrator:
+        await trio.sleep(5)
+        assert (await orchestrator.get(accepted.job_id))["status"] == "scheduling"
+        swarm.refs = refs
+        swarm.touch()
+        await trio.sleep(5)
+        assert (await orchestrator.get(accepted.job_id))["status"] == "scheduling"
+        b.seconds = 0.01
+        swarm.by_peer[b.peer] = b
+        swarm.touch()
+        last = await finished(orchestrator, accepted.job_id)
+    assert last["status"] == "completed", last["error"]
+
+
+async def test_a_node_that_does_not_know_of_the_seat_yet_is_asked_again_and_others_first(autojump_clock: MockClock) -> None:
+    ignorant = True
+
+    async def behave(_: Any) -> None:
+        if ignorant:
+            raise PermissionDenied("this node takes tasks only from nodes that hold a seat")
+
+    a, b = FakeNode("a", price=0.5, behave=behave), FakeNode("b")
+    swarm = FakeSwarm([a, b])
+    await double_model(swarm)
+    async with running(swarm) as orchestrator:
+        last = await outcome(orchestrator, form(retries=0))
+        assert [t["node"] for t in last["tasks"]] == ["a", "b"]
+        config = {"pipeline": [{"step": 1, "model_id": "double", "node_id": "a"}]}
+        accepted = await orchestrator.submit(form(config=config, retries=0), "me")
+        await trio.sleep(2)
+        ignorant = False
+        assert (await finished(orchestrator, accepted.job_id))["status"] == "completed"
+
+
+async def test_the_shards_of_a_job_go_to_different_nodes_though_one_ranks_higher(autojump_clock: MockClock) -> None:
+    nodes = [FakeNode("a", price=0.1, slots=100), FakeNode("b", slots=1), FakeNode("c", slots=1)]
+    swarm = FakeSwarm(nodes)
+    await double_model(swarm)
+    async with running(swarm) as orchestrator:
+        config = {"model_id": "double", "aggregation": {"method": "concat"}}
+        assert (await outcome(orchestrator, form(pattern="collaborative", config=config)))["status"] == "completed"
+    assert [len(n.orders) for n in nodes] == [1, 1, 1]

@@ -11,31 +11,36 @@ from loaders.api import Loader, LoaderError
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where a format's loader lives and which module it needs."""
+    """Where a format's loader lives and what it needs."""
 
     module: str
     cls: str
-    needs: str
+    needs: tuple[str, ...]
+    """Modules that must be installed for all that the loader offers."""
     suffix: str
     """File suffix that the loader expects."""
 
 
 ENTRIES = {
-    "onnx": Entry("loaders.onnx_loader", "OnnxLoader", "onnxruntime", ".onnx"),
-    "pt2": Entry("loaders.torch_loader", "TorchLoader", "torch", ".pt2"),
-    "builtin": Entry("loaders.builtin_loader", "BuiltinLoader", "loaders.builtin_loader", ".builtin"),
+    "onnx": Entry("loaders.onnx_loader", "OnnxLoader", ("onnxruntime",), ".onnx"),
+    "pt2": Entry("loaders.torch_loader", "TorchLoader", ("torch",), ".pt2"),
+    "builtin": Entry("loaders.builtin_loader", "BuiltinLoader", ("cv2", "pyclipper"), ".builtin"),
 }
 
 
 def available_loaders() -> tuple[str, ...]:
     """Formats whose framework is installed. Looks for modules, imports none of them."""
-    return tuple(name for name, entry in ENTRIES.items() if importlib.util.find_spec(entry.needs) is not None)
+    return tuple(name for name, entry in ENTRIES.items() if _installed(entry))
+
+
+def _installed(entry: Entry) -> bool:
+    return all(importlib.util.find_spec(module) is not None for module in entry.needs)
 
 
 def open_loader(format: str) -> Loader:
     """The loader of a format; imports its framework, so only agents call this. Raises `LoaderError`."""
     entry = ENTRIES.get(format)
-    if entry is None or importlib.util.find_spec(entry.needs) is None:
+    if entry is None or not _installed(entry):
         raise LoaderError(f"no loader for format {format!r} is installed on this node")
     loader: Loader = getattr(importlib.import_module(entry.module), entry.cls)()
     return loader

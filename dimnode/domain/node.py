@@ -102,16 +102,3 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     claim: Seat | None = None
     vouch: tuple[Seat, ...] = ()
     """Claims of my live peers."""
-
-
-class Hello(msgspec.Struct, frozen=True, kw_only=True):
-    """First request on every connection; the answer is the other side's hello."""
-
-    protocol: int
-    swarm: str
-    peer_id: str
-    name: str
-    boot: str
-    certificate: bytes = b""
-    """PEM of the node's present TLS certificate."""
-    daemon: str = ""

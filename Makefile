@@ -29,7 +29,7 @@ $(addprefix test-,$(KINDS)): test-%: $(DEV)  ## the tests of one kind, without c
 check: $(DEV)  ## lint, format, types, import rules, generated files, locks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	$(BIN)/python tools/generate_protos.py --check
 	$(BIN)/python tools/generate_bootstrap.py --check

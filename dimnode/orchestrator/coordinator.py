@@ -17,7 +17,7 @@ from dimnode.core.job_view import JobView
 from dimnode.domain import codec
 from dimnode.domain.job_form import JobForm, from_plain
 from dimnode.domain.model import ModelManifest
-from dimnode.domain.record import Ballot, ErrorInfo, JobStatus, OutcomeEntry, PlanEntry, SealEntry, StatusEntry, Terminal
+from dimnode.domain.record import Ballot, ErrorInfo, JobStatus, OutcomeEntry, PlanEntry, SealEntry, StatusEntry
 from dimnode.domain.tensors import TensorValue
 from dimnode.errors import Code, DimError, Fenced, NotFound
 from dimnode.orchestrator.documents import finite, result_plain
@@ -28,7 +28,7 @@ from dimnode.orchestrator.table import JobTable
 from dimnode.orchestrator.task_runner import TaskRunner, Work
 from dimnode.orchestrator.values import Compute, Values, in_thread
 from dimnode.ports import Clock, Models, Registry
-from p2p.ipfs.api import ContentError, ContentStore
+from p2p.ipfs.api import ContentError, ContentStore, DiskFull
 from patterns.api import Conclusion, Engine, Fail, Finish, PatternError, Plan, Progress, Run, Seal, TaskPlan, TaskResult, TaskState, Wait
 from patterns.engines import make_engine, make_plan, plan_from_plain, plan_to_plain
 
@@ -60,35 +60,52 @@ class Coordinator:
         self._clock = clock
         self._settings = settings
 
-    async def drive(self, job: str, ballot: Ballot) -> None:
+    async def drive(self, job: str, ballot: Ballot, since: float) -> None:
         """Returns when the job is terminal, or when another owner fenced this one. If it is cancelled
-        the job stays as it is, for the next owner."""
-        drive = _Drive(self, job, ballot)
-        left = drive.left()
-        with trio.move_on_after(left) as life:
-            try:
+        the job stays as it is, for the next owner. ``since``: when this owner took it (`Clock.monotonic`); from
+        then on its timeout runs. Whatever goes wrong in a job ends this job and nothing else."""
+        try:
+            drive = _Drive(self, job, ballot, since)
+            with trio.move_on_after(drive.left()) as life:
                 await drive.run()
-            except Fenced as e:
-                log.info("job.fenced", job=job, reason=e.message)
-            except PatternError as e:
-                await drive.fail(ErrorInfo(code=e.code, message=e.message, hint=e.hint, details=finite(e.details)))
+            if life.cancelled_caught:
+                await self.end(drive.expired())
+        except Exception as e:  # noqa: BLE001 - told to the client as the job's error, and logged
+            causes = _leaves(e)
+            if fenced := next((c for c in causes if isinstance(c, Fenced)), None):
+                log.info("job.fenced", job=job, reason=fenced.message)
+                return
+            await self.end(self.failed(job, ballot, _error_info(job, causes[0])))
+
+    def failed(self, job: str, ballot: Ballot, error: ErrorInfo) -> OutcomeEntry:
+        return OutcomeEntry(job=job, ballot=ballot, status="failed", at=self._clock.wall(), error=error)
+
+    async def end(self, outcome: OutcomeEntry) -> None:
+        """Writes the job's outcome; while that is impossible (a full disk) tries again, for as long as it takes."""
+        delay = self._settings.retry_backoff
+        while True:
+            try:
+                seen = await self._table.conclude(outcome.job, outcome)
             except DimError as e:
-                await drive.fail(ErrorInfo(code=e.code.value, message=e.message, hint=e.hint))
-        if life.cancelled_caught:
-            await drive.expire()
+                log.error("job.outcome_not_written", job=outcome.job, code=e.code.value, reason=e.message)
+            else:
+                log.info("job.finished", job=outcome.job, status=seen.status, code=seen.error.code if seen.error else None)
+                return
+            await trio.sleep(delay)
+            delay = min(2 * delay, self._settings.retry_backoff_max)
 
 
 class _Drive:
     """The loop of one job."""
 
-    def __init__(self, parts: Coordinator, job: str, ballot: Ballot) -> None:
+    def __init__(self, parts: Coordinator, job: str, ballot: Ballot, since: float) -> None:
         self._p = parts
         self._job = job
         self._ballot = ballot
         view = parts._table.view(job)
         assert view.core is not None
         self._elapsed_before = view.elapsed
-        self._since = parts._clock.monotonic()
+        self._since = since
         self._timeout = view.core.timeout
         self._form: JobForm = from_plain(codec.decode_plain(view.core.spec))
         self._work = Work(job=job, form=self._form, ballot=ballot, stage=self._stage)
@@ -117,8 +134,9 @@ class _Drive:
                 decision = engine.decide(self._progress())
                 match decision:
                     case Run():
-                        self._start(nursery, decision.tasks, tasks)
-                        await self._changed.wait()
+                        if await self._fed(engine, decision.tasks):
+                            self._start(nursery, decision.tasks, tasks)
+                            await self._changed.wait()
                     case Wait():
                         await self._changed.wait()
                     case Seal():
@@ -202,20 +220,23 @@ class _Drive:
         attempts = {key: view.attempts[key].id for key in seal.keys}
         entry = SealEntry(job=self._job, ballot=self._ballot, round=seal.round, attempts=attempts)
         await self._p._table.append(self._job, entry)
-        if seal.round < engine.last_round:
-            await self._aggregate_before(engine, seal.round + 1)
 
-    async def _aggregate_before(self, engine: Engine, round_: int) -> None:
-        """Makes sure that the aggregate which feeds ``round_`` is in memory (after a takeover it is
-        computed again, from the sealed attempts)."""
-        before = round_ - 1
-        if before in self._work.aggregates or before not in self._view().seals:
-            return
+    async def _fed(self, engine: Engine, tasks: Sequence[TaskPlan]) -> bool:
+        """Makes sure that the aggregate which feeds these tasks is in memory: made now from the sealed attempts,
+        whether this owner sealed them or one before it. False if the job failed over that."""
+        rounds = {int(s.ref) for t in tasks for s in t.sources if s.kind == "aggregate"}
+        for round_ in sorted(rounds - set(self._work.aggregates)):
+            await self._aggregate(engine, round_)
+        return not self._view().terminal
+
+    async def _aggregate(self, engine: Engine, before: int) -> None:
         conclusion = await self._conclude(engine, before, tuple(self._view().seals[before].seal.attempts))
         if isinstance(conclusion, Fail):
             await self.fail(_error_of(conclusion, self._work))
             return
-        self._work.aggregates[before] = {n: await self._p._values.write(a) for n, a in conclusion.outputs.items()}
+        written = {n: await self._p._values.write(a) for n, a in conclusion.outputs.items()}
+        self._work.aggregates.clear()  # a round reads the one before it only
+        self._work.aggregates[before] = written
 
     async def _conclude(self, engine: Engine, round_: int, keys: tuple[str, ...]) -> Conclusion | Fail:
         results = [await self._result_of(engine, key) for key in keys]
@@ -253,17 +274,29 @@ class _Drive:
         return dict(attempt.outputs)
 
     async def _complete(self, outputs: Mapping[str, TensorValue], details: Mapping[str, Any]) -> None:
-        record = self._p._table.record(self._job)
-        cost = sum(f.attempt.receipt.cost for facts in self._view().completed.values() for f in facts if f.attempt.receipt)
-        await self._outcome("completed", plain=result_plain(record, outputs, details, cost, self._p._selector.name))
-
-    async def fail(self, error: ErrorInfo) -> None:
-        if not self._view().terminal:
-            await self._outcome("failed", error=error)
-
-    async def expire(self) -> None:
+        """A small result document is kept in the outcome itself, a large one as a durable block."""
         if self._view().terminal:
             return
+        record = self._p._table.record(self._job)
+        cost = sum(f.attempt.receipt.cost for facts in self._view().completed.values() for f in facts if f.attempt.receipt)
+        data = codec.encode(result_plain(record, outputs, details, cost, self._p._selector.name))
+        keep = len(data) <= self._p._settings.inline_result_bytes
+        cid = await self._p._store.put_dag_bytes(data, durable=not keep)
+        await self._p.end(
+            OutcomeEntry(
+                job=self._job,
+                ballot=self._ballot,
+                status="completed",
+                at=self._p._clock.wall(),
+                result_cid=cid,
+                result=data if keep else None,
+            )
+        )
+
+    async def fail(self, error: ErrorInfo) -> None:
+        await self._p.end(self._p.failed(self._job, self._ballot, error))
+
+    def expired(self) -> OutcomeEntry:
         waited = "; ".join(f"{k} waited for {v}" if k != "plan" else f"it waited for {v}" for k, v in sorted(self._work.waiting.items()))
         message = f"the job was not done within its timeout of {self._timeout:g} s"
         error = ErrorInfo(
@@ -271,21 +304,7 @@ class _Drive:
             message=f"{message}; {waited}" if waited else message,
             hint="Raise the job's `timeout`, or bring the missing nodes back.",
         )
-        await self._outcome("expired", error=error)
-
-    async def _outcome(self, status: Terminal, *, plain: Mapping[str, Any] | None = None, error: ErrorInfo | None = None) -> None:
-        cid, inline = None, None
-        if plain is not None:
-            data = codec.encode(plain)
-            keep = len(data) <= self._p._settings.inline_result_bytes
-            cid = await self._p._store.put_dag_bytes(data, durable=not keep)
-            inline = data if keep else None
-        entry = OutcomeEntry(
-            job=self._job, ballot=self._ballot, status=status, at=self._p._clock.wall(), result_cid=cid, result=inline, error=error
-        )
-        await self._p._table.append(self._job, entry)
-        self._changed.set()
-        log.info("job.finished", job=self._job, status=status, code=error.code if error else None)
+        return OutcomeEntry(job=self._job, ballot=self._ballot, status="expired", at=self._p._clock.wall(), error=error)
 
     def _stage(self, stage: str) -> None:
         """A task told its stage: the job is at least there."""
@@ -315,3 +334,28 @@ def _error_of(fail: Fail, work: Work) -> ErrorInfo:
         only = next(iter(work.failures.values()))
         return ErrorInfo(code=only.code.value, message=only.message, hint=only.hint or fail.hint, details=details)
     return ErrorInfo(code=fail.code, message=fail.message, hint=fail.hint, details=details)
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    """The errors in nested groups."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for e in error.exceptions for leaf in _leaves(e)]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    return [error]
+
+
+def _error_info(job: str, error: BaseException) -> ErrorInfo:
+    """What a client is told: of what nobody foresaw nothing but that it happened, the rest is in the log."""
+    match error:
+        case PatternError():
+            return ErrorInfo(code=error.code, message=error.message, hint=error.hint, details=finite(error.details))
+        case DimError():
+            return ErrorInfo(code=error.code.value, message=error.message, hint=error.hint)
+        case DiskFull():
+            return ErrorInfo(code=Code.RESOURCE_EXHAUSTED.value, message="the disk of the orchestrator is full", hint="Free space there.")
+        case _:
+            log.error("job.internal_error", job=job, exc_info=error)
+            return ErrorInfo(
+                code=Code.INTERNAL.value,
+                message="an internal error of the orchestrator ended this job",
+                hint=f"The orchestrator's log has the reason; look for {job}.",
+            )

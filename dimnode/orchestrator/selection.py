@@ -7,7 +7,7 @@ and added to the load it told.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -56,6 +56,10 @@ class Selector:
         """Returns when the node is dead, removed or unknown."""
         await self._registry.wait_gone(peer)
 
+    def gone(self, peers: Collection[str]) -> bool:
+        """Whether there are such nodes and all of them are dead, removed or unknown."""
+        return bool(peers) and not any(v.state in ("alive", "suspect") for p in peers for v in self._registry.find(p))
+
     def providers(self, ref: ModelRef, producers: Iterable[str]) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*producers, *self._models.holders(ref.cid)[:16])))
 
@@ -99,15 +103,14 @@ class Selector:
 
     # --- cost ---
 
-    def budget_left(self, form: JobForm, view: JobView) -> float | None:
-        """Credits that a further task may cost: the maximum, less what was spent and what is running."""
+    def budget_left(self, form: JobForm, view: JobView, placed: Mapping[str, str]) -> float | None:
+        """Credits that a further task may cost: the maximum, less what was spent and what the other tasks, which
+        are ``placed`` (task key -> node) and not done, will cost."""
         if form.form.max_cost is None:
             return None
         spent = sum(f.attempt.receipt.cost for facts in view.completed.values() for f in facts if f.attempt.receipt)
         running = sum(
-            self._candidates[a.assign.node].price
-            for task, a in view.assignments.items()
-            if task not in view.attempts and a.current and a.assign.node in self._candidates and self._sent[a.assign.node] > 0
+            self._candidates[peer].price for task, peer in placed.items() if task not in view.attempts and peer in self._candidates
         )
         return form.form.max_cost - spent - running
 

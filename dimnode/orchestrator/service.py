@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 import trio
 
+from dimnode.core.job_record import EntryRefused
 from dimnode.core.job_view import JobView
 from dimnode.domain import codec
 from dimnode.domain.job_form import PRIORITIES, JobForm
@@ -53,8 +54,10 @@ class Orchestrator:
         self._store = store
         self._clock = clock
         self._settings = settings
-        self._waiting: list[tuple[int, int, str, Ballot]] = []
-        """Accepted jobs that are not driven yet: a heap by (priority, order of arrival)."""
+        self._waiting: list[tuple[int, int, str, Ballot, float]] = []
+        """Accepted jobs that are not driven yet: a heap by (priority, order of arrival); last, since when."""
+        self._arriving: dict[str, trio.Event] = {}
+        """Jobs that are being made durable."""
         self._order = itertools.count()
         self._wake = trio.Event()
         self._scopes: dict[str, trio.CancelScope] = {}
@@ -65,11 +68,11 @@ class Orchestrator:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Takes up this node's unfinished jobs, then accepts and drives jobs until cancelled."""
-        for job in await self._journal.unfinished():
-            await self._take_up(job)
+        late = await self._take_up(await self._journal.unfinished())
         self._accepting = True
         try:
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._take_up_later, late)
                 task_status.started()
                 await self._drive_jobs(nursery)
         finally:
@@ -80,22 +83,44 @@ class Orchestrator:
     def stop_accepting(self) -> None:
         self._accepting = False
 
-    async def _take_up(self, job: str) -> None:
-        """Claim an unfinished job of the journal with a higher ballot."""
+    async def _take_up(self, jobs: Sequence[str]) -> list[str]:
+        """Claims unfinished jobs of the journal with higher ballots; returns those whose claim could not be
+        written (a full disk)."""
+        late: list[str] = []
+        most = self._settings.claims_at_once
+        for start in range(0, len(jobs), most):
+            claims = [c for job in jobs[start : start + most] if (c := await self._claim_of(job)) is not None]
+            try:
+                await self._table.extend([(c.job, [c]) for c in claims])
+            except DimError as e:
+                log.error("jobs.not_taken_up", jobs=len(claims), code=e.code.value, reason=e.message)
+                late += [c.job for c in claims]
+                continue
+            for c in claims:
+                log.info("job.taken_up", job=c.job, epoch=c.ballot.n)
+                core = self._table.view(c.job).core
+                self._enqueue(c.job, core.priority if core else "", c.ballot)
+        return late
+
+    async def _claim_of(self, job: str) -> Claim | None:
+        """None for a job that is not to be driven. One that cannot be read must not keep the others waiting."""
         try:
             seen = await self._table.load(job)
-        except NotFound:
-            return
+        except (NotFound, EntryRefused, codec.CodecError) as e:
+            log.error("job.unreadable", job=job, reason=str(e))
+            return None
         if seen.terminal or seen.core is None:
-            return
-        ballot = Ballot(seen.epoch + 1, self._me, self._boot)
-        await self._table.append(job, Claim(job=job, ballot=ballot, elapsed=seen.elapsed, at=self._clock.wall()))
-        log.info("job.taken_up", job=job, epoch=ballot.n)
-        self._enqueue(job, seen.core.priority, ballot)
+            return None
+        return Claim(job=job, ballot=Ballot(seen.epoch + 1, self._me, self._boot), elapsed=seen.elapsed, at=self._clock.wall())
+
+    async def _take_up_later(self, late: Sequence[str]) -> None:
+        while late:
+            await trio.sleep(self._settings.claim_retry)
+            late = await self._take_up(late)
 
     def _enqueue(self, job: str, priority: str, ballot: Ballot) -> None:
         rank = -PRIORITIES.index(priority) if priority in PRIORITIES else 0
-        heapq.heappush(self._waiting, (rank, next(self._order), job, ballot))
+        heapq.heappush(self._waiting, (rank, next(self._order), job, ballot, self._clock.monotonic()))
         self._wake.set()
 
     async def _drive_jobs(self, nursery: trio.Nursery) -> None:
@@ -108,17 +133,17 @@ class Orchestrator:
             if not self._waiting:  # cancelled while we waited for a place
                 limit.release()
                 continue
-            _, _, job, ballot = heapq.heappop(self._waiting)
-            nursery.start_soon(self._drive, job, ballot, limit)
+            _, _, job, ballot, since = heapq.heappop(self._waiting)
+            nursery.start_soon(self._drive, job, ballot, since, limit)
 
-    async def _drive(self, job: str, ballot: Ballot, limit: trio.Semaphore) -> None:
+    async def _drive(self, job: str, ballot: Ballot, since: float, limit: trio.Semaphore) -> None:
         try:
             if self._table.view(job).terminal:
                 return
             with trio.CancelScope() as scope:
                 self._scopes[job] = scope
                 await self._publish_spec(job)
-                await self._coordinator.drive(job, ballot)
+                await self._coordinator.drive(job, ballot, since)
         finally:
             self._scopes.pop(job, None)
             self._counters["finished"] += 1
@@ -134,18 +159,41 @@ class Orchestrator:
 
     async def submit_many(self, forms: Sequence[JobForm | Exception], principal: str) -> list[Accepted | Exception]:
         prepared = [form if isinstance(form, Exception) else await self._prepare(form, principal) for form in forms]
-        new: dict[str, Prepared] = {}
-        for p in prepared:
-            if isinstance(p, Prepared) and p.job not in new and not (p.repeatable and await self._table.exists(p.job)):
-                new[p.job] = p
+        new = {p.job: p for p in reversed(prepared) if isinstance(p, Prepared)}
+        await self._accept(new)
+        return [Accepted(p.job, 1) if isinstance(p, Prepared) else p for p in prepared]
+
+    async def _accept(self, wanted: Mapping[str, Prepared]) -> None:
+        """Returns when all of them are durable, whoever brought them. What another call is just making durable is
+        waited for, and looked at again, for that call may fail."""
+        self._admit(0)
+        while wanted:
+            known = {p.job for p in wanted.values() if p.repeatable and await self._table.exists(p.job)}
+            missing = {j: p for j, p in wanted.items() if j not in known and not self._table.holds(j)}
+            theirs = {j: self._arriving[j] for j in missing if j in self._arriving}
+            if mine := [p for j, p in missing.items() if j not in theirs]:
+                await self._create(mine)
+            for arrived in theirs.values():
+                await arrived.wait()
+            wanted = {j: missing[j] for j in theirs}
+
+    async def _create(self, new: Sequence[Prepared]) -> None:
+        """Not interrupted once begun: a job that is durable is also driven, though its client may be gone."""
         self._admit(len(new))
         ballot = Ballot(1, self._me, self._boot)
         at = self._clock.wall()
-        await self._table.create([(p.job, p.entries(ballot, at)) for p in new.values()])
-        for p in new.values():
-            self._counters["accepted"] += 1
-            self._enqueue(p.job, p.core.priority, ballot)
-        return [Accepted(p.job, 1) if isinstance(p, Prepared) else p for p in prepared]
+        arrived = trio.Event()
+        self._arriving.update((p.job, arrived) for p in new)
+        try:
+            with trio.CancelScope(shield=True):
+                await self._table.extend([(p.job, p.entries(ballot, at)) for p in new])
+            for p in new:
+                self._counters["accepted"] += 1
+                self._enqueue(p.job, p.core.priority, ballot)
+        finally:
+            for p in new:
+                del self._arriving[p.job]
+            arrived.set()
 
     async def _prepare(self, form: JobForm, principal: str) -> Prepared | Exception:
         try:
@@ -171,7 +219,7 @@ class Orchestrator:
         try:
             if core is not None:
                 await self._store.put_dag_bytes(core.spec, durable=False)
-        except ContentError as e:
+        except (ContentError, OSError) as e:
             log.warning("job.spec_not_published", job=job, reason=str(e))
 
     async def get(self, job_id: str) -> JobDocument:
@@ -201,16 +249,16 @@ class Orchestrator:
     async def cancel(self, job_id: str) -> JobDocument:
         """Durable before it is acknowledged. A job that is terminal already stays as it is."""
         seen = await self._visible(job_id)
-        if seen.terminal and seen.status != "cancelled":
-            raise FailedPrecondition(f"job {job_id} is {seen.status} already", hint="Only unfinished jobs can be cancelled.")
         if not seen.terminal:
             ballot = seen.owner or Ballot(0, self._me, self._boot)
             if ballot.peer != self._me:
                 ballot = Ballot(seen.epoch + 1, self._me, self._boot)
             outcome = OutcomeEntry(job=job_id, ballot=ballot, status="cancelled", at=self._clock.wall())
-            await self._table.append(job_id, outcome)
+            seen = await self._table.conclude(job_id, outcome)
             if scope := self._scopes.get(job_id):
                 scope.cancel()
+        if seen.status != "cancelled":
+            raise FailedPrecondition(f"job {job_id} is {seen.status} already", hint="Only unfinished jobs can be cancelled.")
         return await self.get(job_id)
 
     async def result(self, job_id: str) -> ResultDocument:

@@ -22,7 +22,11 @@ class OrchestratorSettings:
     """Jobs driven at once; the others are queued by priority."""
     max_tasks_per_job: int = 64
     """Tasks of one job that are dispatched at once."""
-    keep_finished: int = 10_000
+    claims_at_once: int = 256
+    """Unfinished jobs that are claimed in one transaction when a term begins."""
+    claim_retry: float = 5.0
+    """Seconds before claims that could not be written are tried again."""
+    keep_finished: int = 1_000
     """Finished jobs kept in memory; older ones are read from the journal."""
     fetch_timeout: float = 30.0
     """Seconds without progress while reading tensors or specs from the swarm."""
@@ -30,6 +34,8 @@ class OrchestratorSettings:
     """Seconds a node is given to confirm a cancellation."""
     deadline_grace: float = 2.0
     """Seconds past a task's own timeout until its node counts as silent."""
+    optional_wait: float = 10.0
+    """Seconds that a task which the job can do without (``min_nodes``) waits for its nodes to come back."""
     retry_backoff: float = 0.25
     """Seconds before a refused or failed task is tried again, doubled each time."""
     retry_backoff_max: float = 5.0

@@ -14,14 +14,14 @@ import trio
 
 from dimnode.core.job_record import Record
 from dimnode.core.job_view import JobView, view
-from dimnode.domain.record import Body, SignedEntry
+from dimnode.domain.record import Body, OutcomeEntry, SignedEntry
 from dimnode.errors import NotFound
 from dimnode.ports import Journal, Signer
 from dimnode.security.signing import sign_entry
 
 
 class _Job:
-    __slots__ = ("changed", "noted", "record", "version")
+    __slots__ = ("changed", "ending", "noted", "record", "version")
 
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -29,6 +29,7 @@ class _Job:
         """Entries that the journal does not have yet."""
         self.version = 0
         self.changed = trio.Event()
+        self.ending = trio.Lock()
 
 
 class JobTable:
@@ -77,6 +78,17 @@ class JobTable:
             await self._journal.discard(job, sorted(dropped))
         return seen
 
+    async def conclude(self, job: str, outcome: OutcomeEntry) -> JobView:
+        """The end of a job: of several that come at once the first stays. Once begun it is not interrupted, so
+        that what is durable is also what clients are told."""
+        state = self._known(job)
+        async with state.ending:
+            if (seen := view(state.record)).terminal:
+                return seen
+            with trio.CancelScope(shield=True):
+                await self.append(job, outcome)
+            return view(state.record)
+
     def note(self, job: str, body: Body) -> JobView:
         """Sign and add now; durable with the next `append`. For what may be lost in a crash."""
         return self.note_signed(job, sign_entry(body, self._signer))
@@ -86,15 +98,19 @@ class JobTable:
         self._known(job).noted.append(entry)
         return self._apply(job, [entry])
 
-    async def create(self, jobs: Sequence[tuple[str, Sequence[Body]]]) -> None:
-        """New jobs, all in one transaction."""
+    async def extend(self, jobs: Sequence[tuple[str, Sequence[Body]]]) -> None:
+        """New jobs, or entries of several jobs, all in one transaction."""
         signed = [(job, [sign_entry(b, self._signer) for b in bodies]) for job, bodies in jobs]
         await self._journal.append([e for _, entries in signed for e in entries])
         for job, entries in signed:
             self._apply(job, entries)
 
+    def holds(self, job: str) -> bool:
+        """Whether it is in memory."""
+        return job in self._active or job in self._finished
+
     async def exists(self, job: str) -> bool:
-        return job in self._active or job in self._finished or bool(await self._journal.load(job))
+        return self.holds(job) or bool(await self._journal.load(job))
 
     async def wait_changed(self, job: str, since: int) -> int:
         """Returns the version once it is above ``since``; versions start at 1."""

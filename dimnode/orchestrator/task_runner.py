@@ -81,13 +81,16 @@ class TaskRunner:
 
     async def run(self, work: Work, plan: TaskPlan) -> None:
         """Returns when the task is completed (an attempt is in the record) or has failed for good
-        (``work.failures`` says why). Cancelling it tells the node."""
-        tries = _Tries(number=self._table.view(work.job).last_attempt.get(plan.key, 0))
+        (``work.failures`` says why). Cancelling it tells the node. Raises `Fenced` if another owner drives the job."""
+        view = self._table.view(work.job)
+        tries = _Tries(number=view.last_attempt.get(plan.key, 0), failed_nodes=[f.attempt.node for f in view.failed.get(plan.key, ())])
         limit = plan.timeout if plan.timeout is not None else math.inf
         started = trio.current_time()
         with trio.move_on_after(limit) as scope:
             try:
                 await self._until_done(work, plan, tries, started + limit)
+            except Fenced:
+                raise
             except DimError as e:
                 work.failures[plan.key] = e
         if scope.cancelled_caught:
@@ -144,11 +147,12 @@ class TaskRunner:
     async def _place(self, work: Work, plan: TaskPlan, ref: ModelRef, manifest: ModelManifest, tries: _Tries) -> str:
         """The best node now; waits for one to appear. The tasks of one job go to different nodes where there are
         enough; a node that failed this task is taken again only if there is no other."""
+        gone_since = math.inf
         while True:
             version = self._selector.version()
-            budget = self._selector.budget_left(work.form, self._table.view(work.job))
+            budget = self._selector.budget_left(work.form, self._table.view(work.job), _others(work.placed, plan.key))
             no_good = {*tries.failed_nodes, *tries.unwilling}
-            taken = {peer for task, peer in work.placed.items() if task != plan.key} - no_good
+            taken = set(_others(work.placed, plan.key).values()) - no_good
             choice = self._selector.choose(plan, ref, manifest, budget, avoid=no_good | taken)
             if choice.node in no_good and taken:
                 choice = self._selector.choose(plan, ref, manifest, budget, avoid=no_good)
@@ -157,7 +161,30 @@ class TaskRunner:
                 work.placed[plan.key] = choice.node
                 return choice.node
             work.waiting[plan.key] = choice.reason
-            await self._selector.wait_changed(version)
+            patience = math.inf
+            if plan.optional and self._selector.gone(plan.nodes):
+                gone_since = min(gone_since, trio.current_time())
+                patience = gone_since + self._settings.optional_wait - trio.current_time()
+                if patience <= 0:
+                    raise Unavailable(f"every node that could run task {plan.key} is gone")
+            else:
+                gone_since = math.inf
+            with trio.move_on_after(patience):
+                await self._selector.wait_changed(version)
+
+    async def _assign(self, work: Work, assign: Assign) -> None:
+        """Durable before the node hears of it. While this node's disk is full the task waits."""
+        tried = 0
+        while True:
+            try:
+                await self._table.append(work.job, assign)
+            except ResourceExhausted as e:
+                work.waiting[assign.task] = f"room for the job's record: {e.message}"
+            else:
+                work.waiting.pop(assign.task, None)
+                return
+            tried += 1
+            await trio.sleep(self._backoff(tried))
 
     async def _attempt(
         self,
@@ -183,7 +210,7 @@ class TaskRunner:
             model_cid=ref.cid,
             at=self._clock.wall(),
         )
-        await self._table.append(work.job, assign)
+        await self._assign(work, assign)
         order = self._order(work, plan, ref, inputs, assign, deadline)
         try:
             with self._selector.sent(node):
@@ -305,6 +332,10 @@ class TaskRunner:
     def _principal(self, job: str) -> str:
         core = self._table.view(job).core
         return core.principal if core else ""
+
+
+def _others(placed: Mapping[str, str], task: str) -> dict[str, str]:
+    return {t: peer for t, peer in placed.items() if t != task}
 
 
 def _given_up(plan: TaskPlan, tries: _Tries) -> DimError:

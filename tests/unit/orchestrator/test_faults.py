@@ -1,0 +1,335 @@
+"""What goes wrong in one job stays in that job, and what was interrupted goes on; on virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pytest
+import trio
+from trio.testing import MockClock
+
+from dimnode.domain.record import SignedEntry
+from dimnode.domain.tensors import from_numpy, to_json, to_numpy
+from dimnode.errors import FailedPrecondition, Fenced, ResourceExhausted, Unavailable
+from dimnode.orchestrator.values import Values
+from dimnode.state.memory_journal import MemoryJournal
+from p2p.ipfs.api import BlockMissing, DiskFull
+from tests.support.orchestrated_jobs import double_model, finished, form, outcome, running
+from tests.support.orchestration import FakeNode, FakeSwarm, failing
+
+CONCAT = {"model_id": "double", "aggregation": {"method": "concat"}}
+
+
+class EagerJournal(MemoryJournal):
+    """Like the real one: a write that is under way goes on, whether or not its caller still waits."""
+
+    async def append(self, entries: Sequence[SignedEntry]) -> None:
+        await super().append(entries)
+        await trio.sleep(0.2)
+
+
+async def hang(order: Any) -> None:
+    await trio.sleep_forever()
+
+
+async def training(swarm: FakeSwarm) -> Any:
+    """Three rounds of w += 1."""
+    await swarm.add_model("step", lambda a: {"w2": a["w"] + a["x"].mean(0)}, {"x": ("N", 2), "w": (2,)}, {"w2": (2,)})
+    config = {"model_id": "step", "data_source": "ward", "rounds": 3, "feedback": {"w2": "w"}}
+    return form(pattern="collaborative", config=config, client_data={"w": to_json(from_numpy(np.zeros(2, np.float32)))})
+
+
+def ward(name: str, rows: int = 2) -> FakeNode:
+    return FakeNode(name, cabinets={"ward": {"x": np.ones((rows, 2), np.float32)}})
+
+
+@pytest.mark.parametrize("error", [KeyError("/home/somebody/secret"), ZeroDivisionError("x"), BlockMissing("gone")])
+async def test_an_unexpected_error_fails_its_job_and_no_other(
+    autojump_clock: MockClock, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swarm = FakeSwarm([FakeNode("a")])
+    await double_model(swarm)
+
+    async def broken(order: Any) -> None:
+        raise error
+
+    async with running(swarm) as orchestrator:
+        swarm.by_peer[next(iter(swarm.by_peer))].behave = broken
+        last = await outcome(orchestrator, form())
+        swarm.by_peer[next(iter(swarm.by_peer))].behave = None
+        good = await outcome(orchestrator, form())
+    assert (last["status"], last["error"]["code"]) == ("failed", "INTERNAL")
+    assert "secret" not in str(last["error"])
+    assert good["status"] == "completed"
+
+
+async def test_an_aggregate_whose_values_are_gone_fails_the_job_with_the_reason(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def gone(*_: Any) -> Any:
+        raise Unavailable("tensor x cannot be fetched")
+
+    swarm = FakeSwarm([FakeNode("a"), FakeNode("b")])
+    await double_model(swarm)
+    monkeypatch.setattr(Values, "read_all", gone)
+    async with running(swarm) as orchestrator:
+        last = await outcome(orchestrator, form(pattern="collaborative", config=CONCAT))
+    assert (last["status"], last["error"]["code"]) == ("failed", "UNAVAILABLE")
+
+
+async def test_a_full_disk_delays_an_outcome_and_spares_the_other_jobs(autojump_clock: MockClock) -> None:
+    swarm = FakeSwarm([FakeNode("a")])
+    await double_model(swarm)
+    journal = MemoryJournal()
+    async with running(swarm, journal) as orchestrator:
+        accepted = await orchestrator.submit(form(), "me")
+        journal.disk.full = True
+        await trio.sleep(30)
+        with pytest.raises(ResourceExhausted):
+            await orchestrator.submit(form(), "me")
+        assert (await orchestrator.get(accepted.job_id))["status"] != "completed"
+        journal.disk.full = False
+        last = await finished(orchestrator, accepted.job_id)
+    assert last["status"] in ("completed", "failed")
+    assert await journal.unfinished() == ()
+
+
+async def test_a_full_block_store_fails_the_job_and_not_the_node(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    swarm = FakeSwarm([FakeNode("a")])
+    await double_model(swarm)
+
+    async def full(*_: Any, **__: Any) -> str:
+        raise DiskFull("no space left in /var/lib/dim/blocks")
+
+    async with running(swarm) as orchestrator:
+        monkeypatch.setattr(swarm.store, "put_dag_bytes", full)
+        last = await outcome(orchestrator, form())
+    assert (last["status"], last["error"]["code"]) == ("failed", "RESOURCE_EXHAUSTED")
+    assert "/var" not in str(last["error"])
+
+
+async def test_a_full_disk_at_the_start_of_a_term_does_not_stop_what_can_be_served(autojump_clock: MockClock) -> None:
+    node = FakeNode("a", behave=hang)
+    swarm = FakeSwarm([node])
+    await double_model(swarm)
+    journal = MemoryJournal()
+    async with running(swarm, journal) as first:
+        accepted = await first.submit(form(), "me")
+        await trio.sleep(1)
+    node.behave = None
+    journal.disk.full = True
+    async with running(swarm, journal) as second:
+        assert (await second.get(accepted.job_id))["job_id"] == accepted.job_id
+        await trio.sleep(5)
+        journal.disk.full = False
+        assert (await finished(second, accepted.job_id))["status"] == "completed"
+
+
+async def test_an_owner_that_is_fenced_writes_no_outcome(autojump_clock: MockClock) -> None:
+    async def fenced(order: Any) -> None:
+        raise Fenced("a higher ballot owns this job")
+
+    swarm = FakeSwarm([FakeNode("a", behave=fenced)])
+    await double_model(swarm)
+    journal = MemoryJournal()
+    async with running(swarm, journal) as orchestrator:
+        accepted = await orchestrator.submit(form(), "me")
+        await trio.sleep(60)
+        assert (await orchestrator.get(accepted.job_id))["status"] not in ("failed", "expired")
+        assert len(await journal.unfinished()) == 1
+
+
+async def test_training_goes_on_in_the_round_where_a_restart_interrupted_it(autojump_clock: MockClock) -> None:
+    async def hang_in_round_1(order: Any) -> None:
+        if order.task.startswith("r1/"):
+            await trio.sleep_forever()
+
+    nodes = [ward("a"), ward("b")]
+    for n in nodes:
+        n.behave = hang_in_round_1
+    swarm = FakeSwarm(nodes)
+    job = await training(swarm)
+    journal = MemoryJournal()
+    async with running(swarm, journal) as first:
+        accepted = await first.submit(job, "me")
+        await trio.sleep(1)
+    for n in nodes:
+        n.behave = None
+    async with running(swarm, journal) as second:
+        last = await finished(second, accepted.job_id)
+        result = await second.result(accepted.job_id)
+    assert last["status"] == "completed"
+    np.testing.assert_allclose(to_numpy(result["outputs"]["w2"]), [3.0, 3.0])
+    assert [o.task for o in nodes[0].orders] == ["r0/s0", "r1/s0", "r1/s0", "r2/s0"]
+
+
+async def test_a_job_is_resumed_before_its_nodes_are_seen_again(autojump_clock: MockClock) -> None:
+    b = FakeNode("b", behave=hang)
+    swarm = FakeSwarm([FakeNode("a"), b])
+    await double_model(swarm)
+    journal = MemoryJournal()
+    async with running(swarm, journal) as first:
+        accepted = await first.submit(form(config={"pipeline": [{"step": 1, "model_id": "double", "node_id": "b"}]}), "me")
+        await trio.sleep(1)
+    b.behave = None
+    del swarm.by_peer[b.peer]
+    swarm.touch()
+    async with running(swarm, journal) as second:
+        await trio.sleep(5)
+        assert (await second.get(accepted.job_id))["status"] != "failed"
+        swarm.by_peer[b.peer] = b
+        swarm.touch()
+        assert (await finished(second, accepted.job_id))["status"] == "completed"
+
+
+async def test_tries_before_a_restart_count(autojump_clock: MockClock) -> None:
+    async def broken(order: Any) -> None:
+        if order.attempt >= 3:
+            await trio.sleep_forever()
+        raise failing("the agent crashed")
+
+    async def always_broken(order: Any) -> None:
+        raise failing("the agent crashed")
+
+    node = FakeNode("a", behave=broken)
+    swarm = FakeSwarm([node])
+    await double_model(swarm)
+    journal = MemoryJournal()
+    async with running(swarm, journal, retries=2) as first:
+        accepted = await first.submit(form(), "me")
+        await trio.sleep(20)
+    node.behave = always_broken
+    async with running(swarm, journal, retries=2) as second:
+        assert (await finished(second, accepted.job_id))["status"] == "failed"
+    assert [o.attempt for o in node.orders] == [1, 2, 3, 4]
+
+
+async def test_a_key_sent_twice_at_once_is_one_job_driven_once(autojump_clock: MockClock) -> None:
+    node = FakeNode("a")
+    swarm = FakeSwarm([node])
+    await double_model(swarm)
+    ids: list[str] = []
+    async with running(swarm, MemoryJournal(sync=0.1)) as orchestrator:
+
+        async def submit() -> None:
+            ids.append((await orchestrator.submit(form(idempotency_key="k"), "me")).job_id)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(submit)
+        await finished(orchestrator, ids[0])
+        assert orchestrator.statistics()["accepted"] == 1
+    assert len(set(ids)) == 1
+    assert len(node.orders) == 1
+
+
+async def test_a_key_whose_first_sending_failed_may_be_sent_again(autojump_clock: MockClock) -> None:
+    swarm = FakeSwarm([FakeNode("a")])
+    await double_model(swarm)
+    journal = MemoryJournal(sync=0.1)
+    outcomes: list[str] = []
+    async with running(swarm, journal) as orchestrator:
+
+        async def submit() -> None:
+            try:
+                outcomes.append((await orchestrator.submit(form(idempotency_key="k"), "me")).job_id)
+            except ResourceExhausted:
+                outcomes.append("refused")
+
+        journal.disk.full = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(submit)
+            await trio.sleep(0.05)
+            nursery.start_soon(submit)
+            await trio.sleep(0.06)
+            journal.disk.full = False
+        assert outcomes[0] == "refused"
+        assert (await finished(orchestrator, outcomes[1]))["status"] == "completed"
+
+
+async def test_a_job_does_not_wait_for_a_dead_nodes_cabinet_if_the_rest_are_enough(autojump_clock: MockClock) -> None:
+    nodes = [ward("a"), ward("b"), ward("c")]
+    nodes[2].behave = hang
+    swarm = FakeSwarm(nodes)
+    await double_model(swarm)
+    config = {"model_id": "double", "data_source": "ward", "aggregation": {"method": "mean"}, "min_nodes": 2}
+    async with running(swarm) as orchestrator:
+        accepted = await orchestrator.submit(form(pattern="collaborative", config=config, client_data=None), "me")
+        await trio.sleep(1)
+        swarm.kill("c")
+        with trio.fail_after(60):
+            last = await finished(orchestrator, accepted.job_id)
+    assert last["status"] == "completed"
+
+
+async def test_tasks_that_start_together_do_not_spend_the_same_credits(autojump_clock: MockClock) -> None:
+    """Each of three tasks could pay for the dear node alone; together they cannot."""
+    cheap, dear = FakeNode("cheap", price=1.0), FakeNode("dear", price=10.0, slots=16)
+    swarm = FakeSwarm([cheap, dear])
+    models = ["double", "other", "third"]
+    for model in models:
+        await double_model(swarm, model)
+    config = {"model_ids": models, "consensus": {"method": "mean", "minAgreement": 0.0}}
+    async with running(swarm, MemoryJournal(sync=0.05)) as orchestrator:
+        accepted = await orchestrator.submit(form(pattern="comparative", config=config, max_cost=12), "me")
+        cheap.loaders = ()
+        swarm.touch()
+        await trio.sleep(60)
+        assert len(dear.orders) == 1
+        cheap.loaders = ("onnx",)
+        swarm.touch()
+        assert (await finished(orchestrator, accepted.job_id))["status"] == "completed"
+        assert (await orchestrator.result(accepted.job_id))["cost"] == 12
+
+
+async def test_time_in_the_queue_counts_towards_the_jobs_timeout(autojump_clock: MockClock) -> None:
+    node = FakeNode("a", seconds=50.0)
+    swarm = FakeSwarm([node])
+    await double_model(swarm)
+    async with running(swarm, max_running_jobs=1) as orchestrator:
+        slow = await orchestrator.submit(form(), "me")
+        queued = await orchestrator.submit(form(timeout=10), "me")
+        await finished(orchestrator, slow.job_id)
+        node.seconds = 0.01
+        assert (await finished(orchestrator, queued.job_id))["status"] == "expired"
+    assert len(node.orders) == 1
+
+
+async def test_a_cancel_that_meets_the_end_of_the_job_does_not_undo_it(autojump_clock: MockClock) -> None:
+    """Whichever is durable first is what every client is told, from then on."""
+    swarm = FakeSwarm([FakeNode("a", seconds=1.0)])
+    await double_model(swarm)
+    for late in [0.9 + i / 40 for i in range(41)]:
+        journal = MemoryJournal(sync=0.2)
+        told: list[str] = []
+        async with running(swarm, journal) as orchestrator:
+            job = (await orchestrator.submit(form(), "me")).job_id
+
+            async def cancel(job: str = job, late: float = late, orchestrator: Any = orchestrator) -> None:
+                await trio.sleep(late)
+                with suppress(FailedPrecondition):  # completed already
+                    await orchestrator.cancel(job)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(cancel)
+                told += [document["status"] async for document in orchestrator.watch(job)]
+            told.append((await orchestrator.get(job))["status"])
+        async with running(swarm, journal) as orchestrator:
+            told.append((await orchestrator.get(job))["status"])
+        ends = {t for t in told if t in ("completed", "cancelled", "failed", "expired")}
+        assert len(ends) == 1, (late, told)
+        assert told[-1] in ends
+
+
+async def test_a_timeout_that_meets_the_outcome_leaves_one_outcome(autojump_clock: MockClock) -> None:
+    swarm = FakeSwarm([FakeNode("a", seconds=1.0)])
+    await double_model(swarm)
+    for timeout in [1.0 + i / 40 for i in range(57)]:
+        journal = EagerJournal()
+        async with running(swarm, journal) as orchestrator:
+            last = await outcome(orchestrator, form(timeout=timeout))
+        async with running(swarm, journal) as orchestrator:
+            assert (await orchestrator.get(last["job_id"]))["status"] == last["status"], timeout

@@ -84,6 +84,15 @@ def parse(text: str) -> Invite:
     return Invite(swarm=wire.swarm, key=wire.key.hex(), addresses=wire.addresses)
 
 
+def check_join(join: Sequence[str]) -> None:
+    """Raises `InvalidArgument` for what is neither an invite nor an address that can be dialled."""
+    for text in join:
+        if text.startswith(PREFIX):
+            parse(text)
+        else:
+            _require_dialable(text)
+
+
 def settle(home: Home, *, swarm: str, key_file: str, bootstrap: Sequence[str], join: Sequence[str]) -> Membership:
     """Decide which swarm this home belongs to, store it, and say whom to dial.
 

@@ -36,7 +36,7 @@ from dimnode.rpc.channels import open_pool, resolver
 from dimnode.rpc.daemon_client import GrpcDaemonClient
 from dimnode.rpc.daemon_server import NodeIdentity, serve_daemon
 from dimnode.rpc.node_server import serve_node
-from dimnode.rpc.server import RunningServer
+from dimnode.rpc.server import RunningServer, require_usable
 from dimnode.security.certificates import CertificateStore
 from dimnode.settings import Settings
 from dimnode.state.journal import open_journal
@@ -60,6 +60,9 @@ async def run(config: Config, home: Home, *, join: Sequence[str] = (), announce:
     from starting."""
     require_served(config)
     with home.lock():
+        if config.election.eligible and not config.is_default("orchestrator.listen"):
+            # Bound when a seat is won, which may be much later: an operator should hear of it now.
+            await trio.to_thread.run_sync(require_usable, "orchestrator.listen", config.orchestrator.listen)
         identity = await trio.to_thread.run_sync(_identity, home)
         swarm = config.swarm
         member = await trio.to_thread.run_sync(

@@ -22,9 +22,9 @@ def init(context: Context, name: str | None, swarm: str | None) -> None:
     context.emit(document, lambda d: f"{d['home']}: node {d['peer_id']} in swarm {d['swarm']}")
 
 
-def prepare_home(home: Home, *, name: str | None, swarm: str | None) -> dict[str, Any]:
-    """Makes what is not there; a home that exists keeps its identity, key and settings. Raises
-    `FailedPrecondition` if it belongs to another swarm."""
+def prepare_home(home: Home, *, name: str | None, swarm: str | None, key: bool = True) -> dict[str, Any]:
+    """Makes what is not there; a home that exists keeps its identity, key and settings. ``key=False`` leaves the swarm to
+    the start, which knows whom the node joins. Raises `FailedPrecondition` if the home belongs to another swarm."""
     from dimnode.config import load_config
     from dimnode.config.render import render
     from dimnode.errors import FailedPrecondition
@@ -45,9 +45,9 @@ def prepare_home(home: Home, *, name: str | None, swarm: str | None) -> dict[str
         raise FailedPrecondition(str(e)) from e
     if not home.config_path.exists():
         home.write(home.config_path, render({k: v for k, v in given.items() if k == "node.name"}), mode=0o600)
-    key = home.swarm_key()
-    if key is None or stored is None:
-        home.set_swarm(stored or swarm or DEFAULT_SWARM, key or new_key())
+    known = home.swarm_key()
+    if key and (known is None or stored is None):
+        home.set_swarm(stored or swarm or DEFAULT_SWARM, known or new_key())
     return {"home": str(home.path), "peer_id": identity.peer_id, "swarm": home.swarm_name(), "config": str(home.config_path)}
 
 

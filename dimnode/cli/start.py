@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dimnode.cli.common import usage
 from dimnode.cli.node_verbs import prepare_home
 
 if TYPE_CHECKING:
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
 def run_node(config: Config, home: Home, join: Sequence[str], *, as_json: bool) -> None:
     """Returns when the node stopped cleanly. Raises `DimError` for what cannot be started."""
     from dimnode.config import require_served
+    from dimnode.invite import check_join
 
     require_served(config)
     set_up_logging(config.logging.level, config.logging.format)
-    prepare_home(home, name=None, swarm=None)
+    with usage():
+        check_join(join)
+    prepare_home(home, name=None, swarm=None, key=False)
     import trio
 
     from dimnode import node

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -108,14 +109,31 @@ async def _start(
         port = 0
     if not port:
         await server.stop(0)
-        raise FailedPrecondition(
-            f"{settings.setting} = {listen!r} cannot be used: the port is taken or the address is not this machine's",
-            hint=f"Set {settings.setting} to a free port, or to port 0 for any.",
-        )
+        raise _unusable(settings.setting, listen)
     await server.start()
     for name in ("", *(s.name for s in services)):
         await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
     return _Server(server, checks, listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}")
+
+
+def _unusable(setting: str, listen: str) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"{setting} = {listen!r} cannot be used: the port is taken or the address is not this machine's",
+        hint=f"Set {setting} to a free port, or to port 0 for any.",
+    )
+
+
+def require_usable(setting: str, listen: str) -> None:
+    """For an address that is bound only later: raises `FailedPrecondition` if it cannot be bound now. Blocking."""
+    host, _, port = listen.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, proto, _, address in found[:1]:
+            with socket.socket(family, kind, proto) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+    except OSError as e:
+        raise _unusable(setting, listen) from e
 
 
 def is_loopback(listen: str) -> bool:

@@ -86,10 +86,10 @@ class RealNode:
 
     # --- life
 
-    def start(self, *, ready: bool = True) -> RealNode:
+    def start(self, *, ready: bool = True, defaults: Mapping[str, str] = LOOPBACK) -> RealNode:
         self.home.create()
         command = [sys.executable, "-m", "dimnode", "start", "--home", str(self.home.path), "--name", self.name]
-        for key, value in {**LOOPBACK, **self.settings}.items():
+        for key, value in {**defaults, **self.settings}.items():
             command += ["--set", f"{key}={value}"]
         for address in self.join:
             command += ["--join", address]

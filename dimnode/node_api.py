@@ -68,8 +68,9 @@ class LocalNode(SwarmViews):
         return await self._client.stats(found[0].heartbeat.peer_id)
 
     async def add_model_file(self, path: str, *, id: str, licence: str, batch_axis: int | None) -> Mapping[str, Any]:
-        manifest, manifest_cid = await self._daemon.add_model_file(Path(path), id=id, licence=licence, batch_axis=batch_axis)
-        self._check_free(manifest.id, manifest.cid)
+        manifest, manifest_cid = await self._daemon.add_model_file(
+            Path(path), id=id, licence=licence, batch_axis=batch_axis, check=self._check_free
+        )
         return self._published(manifest, manifest_cid)
 
     async def add_cabinet(self, name: str, path: str, policy: str) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ consistent; methods without ``async`` never block; errors that reach people are 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -210,8 +210,11 @@ class TaskService(Protocol):
 
     def load(self) -> Load: ...
 
-    async def add_model_file(self, path: Path, *, id: str, licence: str, batch_axis: int | None) -> tuple[ModelManifest, str]:
-        """Checks the file by loading it in an agent, stores and pins it; returns manifest and manifest CID."""
+    async def add_model_file(
+        self, path: Path, *, id: str, licence: str, batch_axis: int | None, check: Callable[[str, str], None] | None = None
+    ) -> tuple[ModelManifest, str]:
+        """Checks the file by loading it in an agent, stores and pins it; returns manifest and manifest CID.
+        ``check`` gets id and CID before anybody is told of the model, and may raise."""
         ...
 
     async def add_model_cid(

@@ -24,8 +24,8 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+\-]{0,127}", re.ASCII)
 
 class _Shelf(msgspec.Struct, frozen=True, kw_only=True):
     own: dict[str, ModelRef] = {}
-    """By CID."""
     fetched: dict[str, ModelRef] = {}
+    """By CID."""
 
 
 class ModelShelf:
@@ -36,6 +36,7 @@ class ModelShelf:
         self._timeout = fetch_timeout
         self._remember = remember
         self._own: dict[str, ModelRef] = {}
+        """By id: one artifact may have several."""
         self._fetched: dict[str, ModelRef] = {}
         self._builtin: dict[str, ModelRef] = {}
         self._paths: dict[str, Path] = {}
@@ -47,7 +48,7 @@ class ModelShelf:
         if await trio.to_thread.run_sync(self._file.exists):
             data = await trio.to_thread.run_sync(self._file.read_bytes)
             shelf = msgspec.json.decode(data, type=_Shelf)
-            self._own, self._fetched = dict(shelf.own), dict(shelf.fetched)
+            self._own, self._fetched = {r.id: r for r in shelf.own.values()}, dict(shelf.fetched)
         for name in BUILTIN_SCHEMAS:
             await self._add_builtin(name)
 
@@ -71,8 +72,10 @@ class ModelShelf:
 
     def refs(self, cached: Collection[str], is_warm: Callable[[str], bool]) -> tuple[ModelRef, ...]:
         """Everything that this node could run without fetching."""
-        here = {**{cid: self._fetched[cid] for cid in cached if cid in self._fetched}, **self._own, **self._builtin}
-        return tuple(msgspec.structs.replace(r, warm=is_warm(cid)) for cid, r in here.items())
+        kept = [*self._own.values(), *self._builtin.values()]
+        cids = {r.cid for r in kept}
+        here = [*(self._fetched[cid] for cid in cached if cid in self._fetched and cid not in cids), *kept]
+        return tuple(msgspec.structs.replace(r, warm=is_warm(r.cid)) for r in here)
 
     async def manifest(self, manifest_cid: str, providers: Collection[str], expect: str) -> ModelManifest:
         """From memory, the store or other nodes. ``expect``: the CID of the model that it must describe.
@@ -92,7 +95,8 @@ class ModelShelf:
 
     async def fetched(self, manifest: ModelManifest, manifest_cid: str) -> None:
         """A model has come from elsewhere: it is listed as long as the cache has it."""
-        if manifest.cid in self._own or manifest.cid in self._builtin or manifest.cid in self._fetched:
+        own = any(r.cid == manifest.cid for r in self._own.values())
+        if own or manifest.cid in self._builtin or manifest.cid in self._fetched:
             return
         self._fetched[manifest.cid] = _ref(manifest, manifest_cid)
         while len(self._fetched) > self._remember:
@@ -104,7 +108,7 @@ class ModelShelf:
         if not _ID.fullmatch(id):
             rule = "must be letters, digits or . _ @ + -, at most 128, the first a letter or digit"
             raise InvalidArgument(f"id {rule}", fields=(FieldProblem("id", rule),))
-        for other in self._own.values():
+        for other in (*self._own.values(), *self._builtin.values()):
             if cid is not None and other.id == id and other.cid != cid:
                 raise AlreadyExists(f"this node already has a model {id!r} with other content", hint="Choose another id.")
 
@@ -115,7 +119,7 @@ class ModelShelf:
         with store_errors("the model"):
             await self._store.pin(manifest.cid, reason=f"model {manifest.id}")
             await self._store.pin(ref.manifest_cid, reason=f"manifest of model {manifest.id}")
-        self._own[manifest.cid] = ref
+        self._own[manifest.id] = ref
         await self._write()
         return ref.manifest_cid
 

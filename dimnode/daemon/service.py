@@ -340,9 +340,12 @@ class Daemon:
             return False
         return True
 
-    async def add_model_file(self, path: Path, *, id: str, licence: str, batch_axis: int | None) -> tuple[ModelManifest, str]:
+    async def add_model_file(
+        self, path: Path, *, id: str, licence: str, batch_axis: int | None, check: Callable[[str, str], None] | None = None
+    ) -> tuple[ModelManifest, str]:
         """Loads the file in an agent, then stores and pins it; manifest and manifest CID. An empty id becomes the
-        file's name. Raises `InvalidArgument`, `NotFound`, `FailedPrecondition`, `AlreadyExists`, `ResourceExhausted`."""
+        file's name. ``check`` gets id and CID before anybody is told, and may raise. Raises `InvalidArgument`,
+        `NotFound`, `FailedPrecondition`, `AlreadyExists`, `ResourceExhausted`."""
         name = id or path.stem
         self._shelf.check_id(name)
         path = Path(os.path.abspath(path))  # noqa: ASYNC240 - touches no file
@@ -351,6 +354,8 @@ class Daemon:
         schema = await self._pool.inspect(ModelFile(f"file:{path}", kind, path, size))
         with store_errors("the model"):
             cid, size = await self._store.add_file(path)
+        if check is not None:
+            check(name, cid)
         manifest = ModelManifest(
             id=name, cid=cid, format=kind, inputs=schema.inputs, outputs=schema.outputs, size=size, licence=licence, batch_axis=_axis(batch_axis)
         )  # fmt: skip

@@ -286,3 +286,22 @@ async def test_many_tasks_at_once_all_finish_and_chain_once(tmp_path: Path) -> N
         assert len(set(previous)) == 40
         load = bench.daemon.load()
         assert (load.running, load.queued) == (0, 0)
+
+
+async def test_one_artifact_may_have_several_ids_and_an_id_that_the_caller_refuses_is_never_told(tmp_path: Path) -> None:
+    def refuse(id: str, cid: str) -> None:
+        raise AlreadyExists(f"{id} is taken")
+
+    path = linear_onnx(tmp_path / "m.onnx")
+    async with running_daemon(tmp_path / "home") as bench:
+        first, _ = await add(bench, path, "one")
+        second, _ = await add(bench, path, "two")
+        assert first.cid == second.cid
+        with pytest.raises(AlreadyExists):
+            await bench.daemon.add_model_file(path, id="three", licence="", batch_axis=None, check=refuse)
+        ids = {m.id for m in bench.daemon.models()}
+        assert {"one", "two"} <= ids
+        assert "three" not in ids
+        assert {m.warm for m in bench.daemon.models() if m.cid == first.cid} == {False}
+    async with running_daemon(tmp_path / "home") as bench:
+        assert ids == {m.id for m in bench.daemon.models()}

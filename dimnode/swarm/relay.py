@@ -62,7 +62,7 @@ class Relay:
         async with self._limit, client:
             try:
                 upstream = await self._upstream()
-            except NetworkError as e:
+            except (NetworkError, OSError) as e:  # OSError: the own API has closed a moment ago
                 log.debug("relay.no_orchestrator", reason=str(e))
                 return
             async with upstream:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dimnode.cli.common import usage
-from dimnode.cli.node_verbs import prepare_home
+from dimnode.cli.homes import prepare_home
 
 if TYPE_CHECKING:
     from dimnode.config import Config

@@ -68,7 +68,7 @@ class Journal(Protocol):
         ...
 
     async def recent(self, limit: int) -> tuple[str, ...]:
-        """Jobs, newest first."""
+        """Jobs that have a core, newest first. (Others are those that this node ran tasks for.)"""
         ...
 
     async def get(self, key: str) -> bytes | None:

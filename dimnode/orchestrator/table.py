@@ -110,7 +110,11 @@ class JobTable:
         return job in self._active or job in self._finished
 
     async def exists(self, job: str) -> bool:
-        return self.holds(job) or bool(await self._journal.load(job))
+        try:
+            await self._find(job)
+        except NotFound:
+            return False
+        return True
 
     async def wait_changed(self, job: str, since: int) -> int:
         """Returns the version once it is above ``since``; versions start at 1."""
@@ -120,6 +124,7 @@ class JobTable:
         return state.version
 
     async def recent(self, limit: int) -> list[JobView]:
+        """Views of the newest jobs, newest first."""
         return [await self.load(job) for job in await self._journal.recent(limit)]
 
     def _apply(self, job: str, entries: Sequence[SignedEntry]) -> JobView:
@@ -157,9 +162,11 @@ class JobTable:
         state = self._active.get(job) or self._finished.get(job)
         if state is not None:  # loaded by somebody else meanwhile
             return state
-        if not entries:
-            raise NotFound(f"job {job} is not known here", hint="`dimnode jobs` lists the jobs.")
         state = _Job(Record(job, entries))
+        seen = view(state.record)
+        if seen.core is None and seen.status != "deleted":
+            # Nothing at all, or only what this node signed when it ran tasks for another owner.
+            raise NotFound(f"job {job} is not known here", hint="`dimnode jobs` lists the jobs.")
         state.version = 1
-        self._file(job, state, finished=view(state.record).terminal)
+        self._file(job, state, finished=seen.terminal)
         return state

@@ -134,7 +134,9 @@ class SqliteJournal:
         return tuple(job for (job,) in await self._read("SELECT job FROM jobs WHERE core IS NOT NULL AND finished = 0 ORDER BY core", ()))
 
     async def recent(self, limit: int) -> tuple[str, ...]:
-        return tuple(job for (job,) in await self._read("SELECT job FROM jobs ORDER BY first DESC LIMIT ?", (limit,)))
+        return tuple(
+            job for (job,) in await self._read("SELECT job FROM jobs WHERE core IS NOT NULL ORDER BY first DESC LIMIT ?", (limit,))
+        )
 
     async def get(self, key: str) -> bytes | None:
         found = await self._read("SELECT value FROM meta WHERE key = ?", (key,))

@@ -63,7 +63,7 @@ class MemoryJournal:
 
     async def recent(self, limit: int) -> tuple[str, ...]:
         await self._read()
-        return tuple(list(self.disk.entries)[::-1][:limit])
+        return tuple([job for job in self.disk.entries if job in self.disk.cores][::-1][:limit])
 
     async def get(self, key: str) -> bytes | None:
         await self._read()

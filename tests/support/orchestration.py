@@ -165,9 +165,9 @@ class FakeSwarm:
             if not getattr(e, "in_attempt", False):
                 raise
             error = e
-        yield TaskUpdate(stage="finished", entry=await self._attempt(node, order, error))
+        yield TaskUpdate(stage="finished", entry=await self.sign_attempt(node, order, error))
 
-    async def _attempt(self, node: FakeNode, order: TaskOrder, error: DimError | None) -> Any:
+    async def sign_attempt(self, node: FakeNode, order: TaskOrder, error: DimError | None = None) -> Any:
         common: dict[str, Any] = {
             "job": order.job,
             "ballot": order.ballot,

@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from dimnode.domain.record import SignedEntry
 from dimnode.domain.tensors import from_numpy, to_json, to_numpy
-from dimnode.errors import FailedPrecondition, Fenced, ResourceExhausted, Unavailable
+from dimnode.errors import FailedPrecondition, Fenced, NotFound, ResourceExhausted, Unavailable
 from dimnode.orchestrator.values import Values
 from dimnode.state.memory_journal import MemoryJournal
 from p2p.ipfs.api import BlockMissing, DiskFull
@@ -333,3 +333,24 @@ async def test_a_timeout_that_meets_the_outcome_leaves_one_outcome(autojump_cloc
             last = await outcome(orchestrator, form(timeout=timeout))
         async with running(swarm, journal) as orchestrator:
             assert (await orchestrator.get(last["job_id"]))["status"] == last["status"], timeout
+
+
+async def test_a_job_whose_tasks_ran_here_for_another_owner_is_not_known_here(autojump_clock: MockClock) -> None:
+    """The executor's journal keeps the attempts it signed: they are not the job."""
+    node = FakeNode("a")
+    swarm = FakeSwarm([node])
+    await double_model(swarm)
+    own, executors = MemoryJournal(), MemoryJournal()
+    async with running(swarm, own) as owner:
+        job = (await owner.submit(form(), "me")).job_id
+        await trio.sleep(0.005)
+        entry = await swarm.sign_attempt(node, node.orders[-1])
+        await executors.append([entry])
+        await finished(owner, job)
+    async with running(swarm, executors) as other:
+        for ask in (other.get, other.cancel, other.result):
+            with pytest.raises(NotFound):
+                await ask(job)
+        assert await other.list_jobs(False, 10) == []
+        assert other.statistics()["active"] == 0
+    assert len(executors.disk.entries[job]) == 1

@@ -62,9 +62,10 @@ async def test_unfinished_and_recent(journal: Journal) -> None:
         await journal.append([e.core(name)])
     await journal.append([e.claim(1, job="job-4"), e.outcome(1, "failed", job="job-2")])
     assert await journal.unfinished() == ("job-1", "job-3")
-    assert await journal.recent(3) == ("job-4", "job-3", "job-2")
+    assert await journal.recent(3) == ("job-3", "job-2", "job-1")
     await journal.append([e.core("job-4")])
     assert await journal.unfinished() == ("job-1", "job-3", "job-4")
+    assert await journal.recent(3) == ("job-4", "job-3", "job-2")
 
 
 async def test_discarded_entries_are_gone_and_the_job_is_not(journal: Journal) -> None:

@@ -114,9 +114,13 @@ def parse_job_form(obj: Any) -> JobForm:
     try:
         form = kind.model_validate(plain)
     except ValidationError as e:
+        found = e.errors(include_url=False, include_input=False)
+        # A list whose items are wrong is reported as too short as well: only the items are worth a word.
+        inside = {err["loc"][:n] for err in found for n in range(len(err["loc"]))}
         problems.extend(
             FieldProblem(_path(_as_documented(err["loc"], err["type"])), _rule(err["type"], err["msg"]))
-            for err in e.errors(include_url=False, include_input=False)
+            for err in found
+            if not (err["type"] == "too_short" and err["loc"] in inside)
         )
         raise _invalid(problems) from None
     if problems:
@@ -166,6 +170,8 @@ def _rule(kind: str, message: str) -> str:
         return "is not a known field"
     if kind == "missing":
         return "is missing"
+    if kind == "too_short":
+        return "has too few items"
     return message.removeprefix("Value error, ")
 
 

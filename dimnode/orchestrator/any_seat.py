@@ -99,10 +99,10 @@ class AnySeat:
         self._settings = settings or AskSettings()
 
     async def submit(self, form: JobForm, principal: str) -> Accepted:
-        return await self._local.submit(form, principal)
+        return await self._local.submit(form, principal, self._known_elsewhere)
 
     async def submit_many(self, forms: Sequence[JobForm | Exception], principal: str) -> list[Accepted | Exception]:
-        return await self._local.submit_many(forms, principal)
+        return await self._local.submit_many(forms, principal, self._known_elsewhere)
 
     async def dry_run(self, form: JobForm, principal: str) -> Mapping[str, Any]:
         return await self._local.dry_run(form, principal)
@@ -156,6 +156,15 @@ class AnySeat:
                 yield document
             if document["status"] in ("completed", "failed", "cancelled", "expired"):
                 return
+
+    async def _known_elsewhere(self, job: str) -> bool:
+        """A client that got no answer sends its job again, perhaps to this seat. One that does not answer does not
+        keep others from working."""
+        try:
+            await self._ask_all(Question(op="get", job=job), NotFound(f"job {job} is not known"))
+        except (NotFound, Unavailable):
+            return False
+        return True
 
     async def _here_or_there(self, here: Awaitable[JobDocument], question: Question) -> JobDocument:
         try:

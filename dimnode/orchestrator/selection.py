@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dimnode.core.job_view import JobView
-from dimnode.core.placement import Candidate, Need, place
+from dimnode.core.placement import Candidate, Need, Placement, place
 from dimnode.domain.job_form import JobForm
 from dimnode.domain.model import ModelManifest, ModelRef
 from dimnode.errors import FailedPrecondition
@@ -140,11 +140,16 @@ class Selector:
         if plan is None:
             return {"accepted": True, "placement": {"waits": "no node can run this job now; it would wait"}, "estimated_cost": 0.0}
         refs = {n: self._models.resolve(n) for n in manifests}
-        tasks = {t.key: self._explain_task(t, refs[t.model], manifests[t.model]) for t in plan.tasks}
+        tasks: dict[str, Any] = {}
+        taken: set[str] = set()
+        for t in plan.tasks:
+            placement = place(self._now(), self._need(t, refs[t.model], manifests[t.model], avoid=taken), explain=True)
+            if placement.chosen and form.pattern != "chained":  # whose steps need not run at the same time
+                taken.add(placement.chosen)
+            tasks[t.key] = self._explained(t, placement)
         return {"accepted": True, "placement": tasks, "estimated_cost": self.estimate(plan, refs, manifests, rounds_of(form))}
 
-    def _explain_task(self, task: TaskPlan, ref: ModelRef, manifest: ModelManifest) -> dict[str, Any]:
-        placement = place(self._now(), self._need(task, ref, manifest), explain=True)
+    def _explained(self, task: TaskPlan, placement: Placement) -> dict[str, Any]:
         return {
             "model": task.model,
             "node": self.name(placement.chosen) if placement.chosen else None,

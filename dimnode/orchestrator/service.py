@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -23,9 +23,18 @@ from dimnode.orchestrator.selection import Selector
 from dimnode.orchestrator.settings import OrchestratorSettings
 from dimnode.orchestrator.table import JobTable
 from dimnode.ports import Accepted, Clock, JobDocument, Journal, ResultDocument
+from p2p.groups import collapse
 from p2p.ipfs.api import ContentError, ContentStore
 
 log = structlog.get_logger(__name__)
+
+
+Elsewhere = Callable[[str], Awaitable[bool]]
+
+
+async def _nowhere(job: str) -> bool:
+    del job
+    return False
 
 
 class Orchestrator:
@@ -151,24 +160,27 @@ class Orchestrator:
 
     # --- the API ---
 
-    async def submit(self, form: JobForm, principal: str) -> Accepted:
-        answer = (await self.submit_many([form], principal))[0]
+    async def submit(self, form: JobForm, principal: str, elsewhere: Elsewhere | None = None) -> Accepted:
+        answer = (await self.submit_many([form], principal, elsewhere))[0]
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    async def submit_many(self, forms: Sequence[JobForm | Exception], principal: str) -> list[Accepted | Exception]:
+    async def submit_many(
+        self, forms: Sequence[JobForm | Exception], principal: str, elsewhere: Elsewhere | None = None
+    ) -> list[Accepted | Exception]:
+        """``elsewhere`` tells whether another seat has a job already; asked only of jobs that may be sent again."""
         prepared = [form if isinstance(form, Exception) else await self._prepare(form, principal) for form in forms]
         new = {p.job: p for p in reversed(prepared) if isinstance(p, Prepared)}
-        await self._accept(new)
+        await self._accept(new, elsewhere or _nowhere)
         return [Accepted(p.job, 1) if isinstance(p, Prepared) else p for p in prepared]
 
-    async def _accept(self, wanted: Mapping[str, Prepared]) -> None:
+    async def _accept(self, wanted: Mapping[str, Prepared], elsewhere: Elsewhere) -> None:
         """Returns when all of them are durable, whoever brought them. What another call is just making durable is
         waited for, and looked at again, for that call may fail."""
         self._admit(0)
         while wanted:
-            known = {p.job for p in wanted.values() if p.repeatable and await self._table.exists(p.job)}
+            known = await self._known([p.job for p in wanted.values() if p.repeatable], elsewhere)
             missing = {j: p for j, p in wanted.items() if j not in known and not self._table.holds(j)}
             theirs = {j: self._arriving[j] for j in missing if j in self._arriving}
             if mine := [p for j, p in missing.items() if j not in theirs]:
@@ -176,6 +188,21 @@ class Orchestrator:
             for arrived in theirs.values():
                 await arrived.wait()
             wanted = {j: missing[j] for j in theirs}
+
+    async def _known(self, jobs: Sequence[str], elsewhere: Elsewhere) -> set[str]:
+        known: set[str] = set()
+        limit = trio.CapacityLimiter(self._settings.questions_at_once)
+
+        async def look(job: str) -> None:
+            async with limit:
+                if await self._table.exists(job) or await elsewhere(job):
+                    known.add(job)
+
+        with collapse():
+            async with trio.open_nursery() as nursery:
+                for job in jobs:
+                    nursery.start_soon(look, job)
+        return known
 
     async def _create(self, new: Sequence[Prepared]) -> None:
         """Not interrupted once begun: a job that is durable is also driven, though its client may be gone."""

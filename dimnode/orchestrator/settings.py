@@ -26,6 +26,8 @@ class OrchestratorSettings:
     """Unfinished jobs that are claimed in one transaction when a term begins."""
     claim_retry: float = 5.0
     """Seconds before claims that could not be written are tried again."""
+    questions_at_once: int = 32
+    """Jobs of one batch that are looked up at once because their client may have sent them before."""
     keep_finished: int = 1_000
     """Finished jobs kept in memory; older ones are read from the journal."""
     fetch_timeout: float = 30.0

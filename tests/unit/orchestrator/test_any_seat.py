@@ -103,3 +103,19 @@ async def test_nonsense_from_a_peer_is_refused(autojump_clock: MockClock, questi
     holder[0] = swarm.orchestrator(MemoryJournal())
     with pytest.raises((RemoteFault, DimError)):
         await one.request(other.peer_id, METHOD, question, timeout=1)
+
+
+async def test_a_key_sent_to_another_seat_again_is_the_same_job_driven_once(autojump_clock: MockClock) -> None:
+    node = FakeNode("n", seconds=5.0)
+    swarm = FakeSwarm([node])
+    await double_model(swarm)
+    async with two_seats(swarm, MemoryHub(seed=1)) as (a, b):
+        job = (await a.submit(form(idempotency_key="k"), "me")).job_id
+        assert (await b.submit(form(idempotency_key="k"), "me")).job_id == job
+        new = form(idempotency_key="other")
+        again, other = await b.submit_many([form(idempotency_key="k"), new], "me")
+        assert again.job_id == job  # type: ignore[union-attr]
+        assert (await b.get(job))["status"] in ("fetching", "running")
+        await trio.sleep(60)
+        assert (await a.get(other.job_id))["status"] == "completed"  # type: ignore[union-attr]
+    assert len(node.orders) == 2

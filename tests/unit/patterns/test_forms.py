@@ -35,3 +35,12 @@ def test_a_step_names_one_node_or_several() -> None:
         parse_job_form({"pattern": "chained", "config": {"pipeline": steps}})
     with pytest.raises(InvalidArgument, match="at least one"):
         parse_job_form({"pattern": "chained", "config": {"pipeline": [{"step": 1, "model_id": "m", "nodes": []}]}})
+
+
+def test_a_wrong_step_is_named_and_not_the_list_that_it_leaves_too_short() -> None:
+    with pytest.raises(InvalidArgument) as wrong:
+        parse_job_form({"pattern": "chained", "config": {"pipeline": [{"step": 1, "model_id": "m", "bogus": 1}]}})
+    assert [p.field for p in wrong.value.fields] == ["config.pipeline[0].bogus"]
+    with pytest.raises(InvalidArgument) as empty:
+        parse_job_form({"pattern": "chained", "config": {"pipeline": []}})
+    assert [(p.field, p.rule) for p in empty.value.fields] == [("config.pipeline", "has too few items")]

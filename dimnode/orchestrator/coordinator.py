@@ -86,6 +86,8 @@ class Coordinator:
         while True:
             try:
                 seen = await self._table.conclude(outcome.job, outcome)
+            except NotFound:  # finished, by a cancel, and no longer in memory
+                return
             except DimError as e:
                 log.error("job.outcome_not_written", job=outcome.job, code=e.code.value, reason=e.message)
             else:

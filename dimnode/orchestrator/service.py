@@ -147,7 +147,7 @@ class Orchestrator:
 
     async def _drive(self, job: str, ballot: Ballot, since: float, limit: trio.Semaphore) -> None:
         try:
-            if self._table.view(job).terminal:
+            if self._ended(job):
                 return
             with trio.CancelScope() as scope:
                 self._scopes[job] = scope
@@ -157,6 +157,16 @@ class Orchestrator:
             self._scopes.pop(job, None)
             self._counters["finished"] += 1
             limit.release()
+
+    def _ended(self, job: str) -> bool:
+        """An unfinished job is always in memory."""
+        return not self._table.holds(job) or self._table.view(job).terminal
+
+    def _forget_cancelled(self) -> None:
+        """Cancelled jobs leave the queue once they are the greater part of it."""
+        if len(self._waiting) > 2 * self._table.active_count() + self._settings.max_running_jobs:
+            self._waiting = [w for w in self._waiting if not self._ended(w[2])]
+            heapq.heapify(self._waiting)
 
     # --- the API ---
 
@@ -284,6 +294,7 @@ class Orchestrator:
             seen = await self._table.conclude(job_id, outcome)
             if scope := self._scopes.get(job_id):
                 scope.cancel()
+            self._forget_cancelled()
         if seen.status != "cancelled":
             raise FailedPrecondition(f"job {job_id} is {seen.status} already", hint="Only unfinished jobs can be cancelled.")
         return await self.get(job_id)

@@ -362,3 +362,18 @@ async def test_a_dry_run_spreads_the_tasks_of_a_job_as_the_job_itself_does(autoj
     async with running(swarm) as orchestrator:
         told = await orchestrator.dry_run(form(pattern="collaborative", config=CONCAT), "me")
     assert sorted(t["node"] for t in told["placement"].values()) == ["a", "b"]
+
+
+async def test_cancelled_jobs_do_not_pile_up_in_the_queue_or_stop_it_when_they_are_forgotten(autojump_clock: MockClock) -> None:
+    node = FakeNode("a", seconds=50.0)
+    swarm = FakeSwarm([node])
+    await double_model(swarm)
+    async with running(swarm, max_running_jobs=2, keep_finished=3) as orchestrator:
+        slow = [(await orchestrator.submit(form(), "me")).job_id for _ in range(2)]
+        for _ in range(50):
+            await orchestrator.cancel((await orchestrator.submit(form(), "me")).job_id)
+            assert orchestrator.statistics()["waiting"] <= 8
+        for job in slow:
+            assert (await finished(orchestrator, job))["status"] == "completed"
+        assert (await outcome(orchestrator, form()))["status"] == "completed"
+    assert len(node.orders) == 3

@@ -40,6 +40,7 @@ from dimnode.rpc.server import RunningServer, require_usable
 from dimnode.security.certificates import CertificateStore
 from dimnode.settings import Settings
 from dimnode.state.journal import open_journal
+from dimnode.swarm import acquaintances
 from dimnode.swarm.elector import SwarmElector
 from dimnode.swarm.models import SwarmModels
 from dimnode.swarm.registry import SwarmRegistry
@@ -94,6 +95,7 @@ class Node:
         store: EmbeddedStore,
         bridge: Bridge,
         boots: int,
+        met_before: acquaintances.Addresses,
     ) -> None:
         self.clock = SystemClock()
         self.config = config
@@ -129,8 +131,9 @@ class Node:
             self.settings.election(),
             boot=self.boot,
             eligible=config.election.eligible,
-            start="join" if member.bootstrap else "lan" if config.swarm.mdns else "alone",
+            start="join" if member.bootstrap else "lan" if config.swarm.mdns or met_before else "alone",
         )
+        self.met_before = met_before
         self.models = SwarmModels(self.registry, store, fetch_timeout=config.ipfs.fetch_timeout)
         self.limiter = RateLimiter(self.settings.rate_limit())
         self._load_changed = trio.Event()
@@ -155,7 +158,7 @@ class Node:
             )
         )
         bridge = await stack.enter_async_context(open_bridge())
-        return cls(config, home, identity, member, journal, network, store, bridge, boots)
+        return cls(config, home, identity, member, journal, network, store, bridge, boots, await acquaintances.recall(journal))
 
     async def serve(self, announce: Callable[[str], None]) -> None:
         """Runs all services until told to stop."""
@@ -174,6 +177,7 @@ class Node:
                 self._announce_all(server.address)
                 await nursery.start(self.registry.run)
                 await nursery.start(self.elector.run)
+                self._seek_acquaintances(nursery)
                 await self._serve_locally(nursery, client, announce)
             nursery.cancel_scope.cancel()
 
@@ -195,6 +199,11 @@ class Node:
             finally:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(self.home.clear_control)
+
+    def _seek_acquaintances(self, nursery: trio.Nursery) -> None:
+        for peer, addresses in self.met_before.items():
+            self.network.add_address(peer, addresses)
+        nursery.start_soon(acquaintances.keep, self.journal, self.registry, self.identity.peer_id, self.met_before)
 
     # --- life ---
 

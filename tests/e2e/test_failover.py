@@ -110,3 +110,21 @@ def test_the_bootstrap_node_is_found_again_after_a_while(swarm: RealSwarm) -> No
     # Anna came up alone and may have taken a seat of her own before the others found her: one of them resigns.
     wait_until(lambda: {tuple(swarm.holders(n)) for n in NAMES} == {tuple(swarm.holders("anna"))} and serving(swarm), "one holder", 15)
     assert not any(n.crashed() for n in swarm.nodes.values())
+
+
+def test_after_a_power_cut_the_nodes_find_each_other_without_an_invite(swarm: RealSwarm) -> None:
+    """They remember whom they met; nobody is told anything, and the last to come up finds the others, too."""
+    for node in swarm.nodes.values():
+        node.keep_ports()
+        node.join = ()
+    term = max(node.status()["term"] for node in swarm.nodes.values())
+    for node in swarm.nodes.values():
+        node.kill()
+    for name in reversed(NAMES):
+        swarm[name].start(ready=False)
+    for node in swarm.nodes.values():
+        node.wait_ready()
+    all_is_well(swarm, swarm["anna"])
+    wait_until(lambda: {tuple(swarm.holders(n)) for n in NAMES} == {tuple(swarm.holders("anna"))} and serving(swarm), "one holder", 15)
+    assert swarm["anna"].status()["term"] > term
+    assert not any(n.crashed() for n in swarm.nodes.values())

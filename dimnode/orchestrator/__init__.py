@@ -29,7 +29,7 @@ def build_orchestrator(
     compute: Compute = in_thread,
 ) -> Orchestrator:
     """One term's orchestrator, wired. ``boot`` makes this start's ballots."""
-    table = JobTable(journal, signer, settings.keep_finished)
+    table = JobTable(journal, signer, settings.keep_finished, settings.keep_finished_bytes)
     values = Values(store, settings.inline_bytes, settings.fetch_timeout, compute)
     selector = Selector(registry, models)
     runner = TaskRunner(table, client, models, selector, clock, settings)

@@ -31,14 +31,23 @@ class _Job:
         self.changed = trio.Event()
         self.ending = trio.Lock()
 
+    def size(self) -> int:
+        """Bytes of its entries."""
+        return sum(len(e.payload) for e in self.record.entries())
+
 
 class JobTable:
-    """Records by job id. Unfinished jobs stay in memory; finished ones in an LRU of ``keep`` jobs."""
+    """Records by job id. Unfinished jobs stay in memory; finished ones in an LRU of ``keep`` jobs and ``keep_bytes``
+    (the latest stays in any case)."""
 
-    def __init__(self, journal: Journal, signer: Signer, keep: int) -> None:
+    def __init__(self, journal: Journal, signer: Signer, keep: int, keep_bytes: int) -> None:
         self._journal = journal
         self._signer = signer
         self._keep = keep
+        self._keep_bytes = keep_bytes
+        self._sizes: dict[str, int] = {}
+        """Of the finished jobs in memory."""
+        self._bytes = 0
         self._active: dict[str, _Job] = {}
         self._finished: OrderedDict[str, _Job] = OrderedDict()
 
@@ -145,8 +154,12 @@ class JobTable:
         self._active.pop(job, None)
         self._finished[job] = state
         self._finished.move_to_end(job)
-        while len(self._finished) > self._keep:
-            self._finished.popitem(last=False)
+        size = state.size()
+        self._bytes += size - self._sizes.get(job, 0)
+        self._sizes[job] = size
+        while len(self._finished) > self._keep or (self._bytes > self._keep_bytes and len(self._finished) > 1):
+            oldest, _ = self._finished.popitem(last=False)
+            self._bytes -= self._sizes.pop(oldest)
 
     def _known(self, job: str) -> _Job:
         state = self._active.get(job) or self._finished.get(job)

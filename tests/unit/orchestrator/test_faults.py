@@ -377,3 +377,20 @@ async def test_cancelled_jobs_do_not_pile_up_in_the_queue_or_stop_it_when_they_a
             assert (await finished(orchestrator, job))["status"] == "completed"
         assert (await outcome(orchestrator, form()))["status"] == "completed"
     assert len(node.orders) == 3
+
+
+@pytest.mark.parametrize("bound", [{"keep_finished": 3}, {"keep_finished_bytes": 1}])
+async def test_finished_jobs_are_answered_for_from_the_journal_when_memory_lets_them_go(
+    autojump_clock: MockClock, bound: dict[str, int]
+) -> None:
+    swarm = FakeSwarm([FakeNode("a")])
+    await double_model(swarm)
+    async with running(swarm, **bound) as orchestrator:
+        answers = await orchestrator.submit_many([form() for _ in range(8)], "me")
+        jobs = [a.job_id for a in answers]  # type: ignore[union-attr]
+        for job in jobs:
+            assert (await finished(orchestrator, job))["status"] == "completed"
+        assert len(orchestrator._table._finished) <= 3
+        for job in jobs:
+            assert to_numpy((await orchestrator.result(job))["outputs"]["y"]).shape == (3, 2)
+        assert len(await orchestrator.list_jobs(False, 10)) == 8

@@ -128,3 +128,18 @@ def test_after_a_power_cut_the_nodes_find_each_other_without_an_invite(swarm: Re
     wait_until(lambda: {tuple(swarm.holders(n)) for n in NAMES} == {tuple(swarm.holders("anna"))} and serving(swarm), "one holder", 15)
     assert swarm["anna"].status()["term"] > term
     assert not any(n.crashed() for n in swarm.nodes.values())
+
+
+def test_a_frozen_holder_is_replaced_and_gives_way_when_it_thaws(swarm: RealSwarm) -> None:
+    old = wait_until(lambda: serving(swarm), "one node serves")
+    others = [n for n in swarm.nodes.values() if n is not old]
+    old.pause()
+    try:
+        began = time.monotonic()
+        successor = wait_until(lambda: next((n for n in others if n.status()["grpc"]), None), "another node serves", MUST_SERVE_WITHIN)
+        print(f"another orchestrator after {time.monotonic() - began:.2f} s")
+    finally:
+        old.resume()
+    wait_until(lambda: serving(swarm) is successor, "the thawed node has given way", 10)
+    all_is_well(swarm, old)
+    assert serving(swarm) is successor

@@ -11,7 +11,7 @@ import pytest
 
 from dimnode.client import TERMINAL, Client
 from tests.support.models import slow_onnx
-from tests.support.real_swarm import RealNode, RealSwarm, wait_until
+from tests.support.real_swarm import MODELS, RealNode, RealSwarm, mlp, rows, wait_until
 
 TURNS = 4_000_000
 """Of the slow model: some seconds."""
@@ -164,3 +164,22 @@ def test_an_orchestrator_stops_within_drain_and_goes_on_with_its_job_when_it_is_
     with anna.client() as client:
         for one in (job, own):
             np.testing.assert_array_equal(client.wait(one)["outputs"]["y"], X + TURNS)
+
+
+def test_a_restarted_worker_takes_tasks_at_once(swarm: RealSwarm) -> None:
+    """It has a new certificate, and anna's connection to it is broken: neither may cost an attempt."""
+    form = {
+        "pattern": "chained",
+        "config": {"pipeline": [{"step": 1, "model_id": "dim-test-fast", "input_source": "client_data", "node_id": "bert"}]},
+        "retries": 0,
+    }
+    with swarm["anna"].node_client() as node:
+        node.add_model_file(str(MODELS / "mlp.onnx"), id="dim-test-fast")
+    x = rows(2)
+    for restart in (swarm["bert"].kill, swarm["bert"].stop, swarm["bert"].kill):
+        restart()
+        swarm["bert"].start()
+        wait_until(lambda: swarm["anna"].sees("bert"), "anna sees bert")
+        with swarm["anna"].client() as client:
+            got = client.wait(client.submit(form, {"x": x})["job_id"])
+        np.testing.assert_allclose(got["outputs"]["probabilities"], mlp(x), rtol=1e-6)

@@ -11,7 +11,7 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -69,9 +69,24 @@ async def run(config: Config, home: Home, *, join: Sequence[str] = (), announce:
         member = await trio.to_thread.run_sync(
             lambda: settle(home, swarm=swarm.name, key_file=swarm.key_file, bootstrap=swarm.bootstrap, join=join)
         )
-        async with AsyncExitStack() as stack:
-            node = await Node.open(stack, config, home, identity, member)
-            await node.serve(announce)
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            stop = trio.Event()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_heed, signals, stop, nursery.cancel_scope)
+                async with AsyncExitStack() as stack:
+                    node = await Node.open(stack, config, home, identity, member)
+                    await node.serve(announce, stop)
+                nursery.cancel_scope.cancel()
+
+
+async def _heed(signals: AsyncIterator[int], stop: trio.Event, everything: trio.CancelScope) -> None:
+    """The first signal asks for a stop, also while the node still starts; a second one ends the drain. Both are heeded
+    until the last part is closed: a signal in between must not end the process in the middle of it."""
+    async for number in signals:
+        log.info("node.stopping", signal=signal.Signals(number).name)
+        if stop.is_set():
+            everything.cancel()
+        stop.set()
 
 
 def _identity(home: Home) -> Identity:
@@ -160,8 +175,8 @@ class Node:
         bridge = await stack.enter_async_context(open_bridge())
         return cls(config, home, identity, member, journal, network, store, bridge, boots, await acquaintances.recall(journal))
 
-    async def serve(self, announce: Callable[[str], None]) -> None:
-        """Runs all services until told to stop."""
+    async def serve(self, announce: Callable[[str], None], stop: trio.Event) -> None:
+        """Runs all services until ``stop`` is set and the drain is over."""
         self.certificates.serve()
         resolve = resolver(self._daemon_of, self.network.remote_host)
         async with (
@@ -178,10 +193,12 @@ class Node:
                 await nursery.start(self.registry.run)
                 await nursery.start(self.elector.run)
                 self._seek_acquaintances(nursery)
-                await self._serve_locally(nursery, client, announce)
+                await self._serve_locally(nursery, client, announce, stop)
             nursery.cancel_scope.cancel()
 
-    async def _serve_locally(self, nursery: trio.Nursery, client: GrpcDaemonClient, announce: Callable[[str], None]) -> None:
+    async def _serve_locally(
+        self, nursery: trio.Nursery, client: GrpcDaemonClient, announce: Callable[[str], None], stop: trio.Event
+    ) -> None:
         api = self._local_node(client)
         leadership = Leadership(
             self.network, self.elector, self.bridge, lambda: self._orchestrator(client), api, self._limit, self.settings.leadership()
@@ -195,7 +212,7 @@ class Node:
             control = Control(node=f"unix:{node_socket}", orchestrator=f"unix:{relay_socket}", pid=os.getpid())
             await trio.to_thread.run_sync(self.home.write_control, control)
             try:
-                await self._until_stopped(leadership, announce)
+                await self._until_stopped(leadership, announce, stop)
             finally:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(self.home.clear_control)
@@ -207,14 +224,11 @@ class Node:
 
     # --- life ---
 
-    async def _until_stopped(self, leadership: Leadership, announce: Callable[[str], None]) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._tell_ready, leadership, announce)
-                async for number in signals:
-                    log.info("node.stopping", signal=signal.Signals(number).name)
-                    break
-                nursery.cancel_scope.cancel()
+    async def _until_stopped(self, leadership: Leadership, announce: Callable[[str], None], stop: trio.Event) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tell_ready, leadership, announce)
+            await stop.wait()
+            nursery.cancel_scope.cancel()
         await self._drain(leadership)
 
     async def _tell_ready(self, leadership: Leadership, announce: Callable[[str], None]) -> None:

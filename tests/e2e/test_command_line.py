@@ -119,6 +119,24 @@ def test_a_signal_stops_the_node_cleanly_within_drain(tmp_path: Path, number: si
         end(node)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_at_any_moment_ends_the_node_as_cleanly(tmp_path: Path, number: signal.Signals) -> None:
+    for pause in (0.0, 0.1, 0.3):
+        node = launch(tmp_path / "h", *LOOPBACK)
+        try:
+            assert node.stdout is not None
+            assert node.stdout.readline()
+            node.send_signal(number)
+            time.sleep(pause)  # the moment of the second signal
+            if node.poll() is None:
+                node.send_signal(number)
+            assert node.wait(timeout=DRAIN + 5) == 0
+        finally:
+            _, said = end(node)
+        assert "Traceback" not in said
+        assert not (tmp_path / "h" / "control.json").exists()
+
+
 def _finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     try:
         _, said = process.communicate(timeout=60)

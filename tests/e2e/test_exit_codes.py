@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.support.models import slow_onnx
-from tests.support.real_swarm import FORMS, MODELS, RealNode, RealSwarm, free_port, mlp, one_task, rows, run_cli, write_json
+from tests.support.real_swarm import FORMS, MODELS, RealNode, RealSwarm, mlp, one_task, rows, run_cli, write_json
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +87,11 @@ def test_no_such_job_or_node_exits_3(node: RealNode, argv: list[str]) -> None:
     assert node.cli(*argv, code=3)["error"]["code"] == "NOT_FOUND"
 
 
-def test_without_a_node_or_an_orchestrator_it_exits_3(tmp_path: Path) -> None:
+def test_without_a_node_it_exits_3(tmp_path: Path) -> None:
     for argv in (["status"], ["jobs"], ["submit", str(FORMS / "valid" / "comparative.json")]):
         done = run_cli(*argv, "--home", str(tmp_path / "none"), "--json")
         assert done.returncode == 3
         assert said(done.stdout)["error"]["code"] == "UNAVAILABLE"
-    done = run_cli("jobs", "--orchestrator", f"127.0.0.1:{free_port()}", "--json")
-    assert done.returncode == 3
-    assert said(done.stdout)["error"]["code"] == "UNAVAILABLE"
 
 
 def said(text: str) -> Any:

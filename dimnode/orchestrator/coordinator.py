@@ -22,6 +22,7 @@ from dimnode.domain.tensors import TensorValue
 from dimnode.errors import Code, DimError, Fenced, NotFound
 from dimnode.orchestrator.documents import finite, result_plain
 from dimnode.orchestrator.nodes import gather_facts, model_facts, models_of
+from dimnode.orchestrator.places import Place
 from dimnode.orchestrator.selection import Selector
 from dimnode.orchestrator.settings import OrchestratorSettings
 from dimnode.orchestrator.table import JobTable
@@ -60,12 +61,12 @@ class Coordinator:
         self._clock = clock
         self._settings = settings
 
-    async def drive(self, job: str, ballot: Ballot, since: float) -> None:
+    async def drive(self, job: str, ballot: Ballot, since: float, place: Place) -> None:
         """Returns when the job is terminal, or when another owner fenced this one. If it is cancelled
         the job stays as it is, for the next owner. ``since``: when this owner took it (`Clock.monotonic`); from
         then on its timeout runs. Whatever goes wrong in a job ends this job and nothing else."""
         try:
-            drive = _Drive(self, job, ballot, since)
+            drive = _Drive(self, job, ballot, since, place)
             with trio.move_on_after(drive.left()) as life:
                 await drive.run()
             if life.cancelled_caught:
@@ -100,7 +101,8 @@ class Coordinator:
 class _Drive:
     """The loop of one job."""
 
-    def __init__(self, parts: Coordinator, job: str, ballot: Ballot, since: float) -> None:
+    def __init__(self, parts: Coordinator, job: str, ballot: Ballot, since: float, place: Place) -> None:
+        self._place = place
         self._p = parts
         self._job = job
         self._ballot = ballot
@@ -110,7 +112,7 @@ class _Drive:
         self._since = since
         self._timeout = view.core.timeout
         self._form: JobForm = from_plain(codec.decode_plain(view.core.spec))
-        self._work = Work(job=job, form=self._form, ballot=ballot, stage=self._stage)
+        self._work = Work(job=job, form=self._form, ballot=ballot, place=place, stage=self._stage)
         self._started: set[str] = set()
         self._changed = trio.Event()
         self._first_model = models_of(self._form.config)[0]
@@ -161,6 +163,7 @@ class _Drive:
             self._p._table.note(self._job, PlanEntry(job=self._job, ballot=self._ballot, plan=plan_to_plain(plan)))
             stored = self._view().plan
         assert stored is not None
+        await self._place.retake()
         plan = plan_from_plain(stored)
         self._models_by_key = {t.key: t.model for t in plan.tasks}
         return make_engine(self._form.pattern, self._form.config, plan, {name: model_facts(name, m) for name, m in manifests.items()})
@@ -170,12 +173,15 @@ class _Drive:
         while True:
             version = self._p._registry.changed()
             try:
-                return make_plan(self._form.pattern, self._form.config, gather_facts(self._form, manifests, self._p._registry))
+                plan = make_plan(self._form.pattern, self._form.config, gather_facts(self._form, manifests, self._p._registry))
             except (PatternError, NotFound) as e:
                 if e.code not in (Code.UNAVAILABLE, Code.NOT_FOUND):
                     raise
-                self._work.waiting["plan"] = e.message
-            await self._p._registry.wait_changed(version)
+                await self._wait(version, e.message)
+                continue
+            if self._place.held:
+                return plan
+            await self._place.retake()  # which may take a while: the swarm is looked at again
 
     async def _manifests(self) -> dict[str, ModelManifest]:
         out: dict[str, ModelManifest] = {}
@@ -188,9 +194,15 @@ class _Drive:
                 except (NotFound, DimError) as e:
                     if e.code not in (Code.NOT_FOUND, Code.UNAVAILABLE):
                         raise
-                    self._work.waiting["plan"] = f"model {name}: {e.message}"
-                    await self._p._registry.wait_changed(version)
+                    await self._wait(version, f"model {name}: {e.message}")
         return out
+
+    async def _wait(self, version: int, what: str) -> None:
+        """For a change of the swarm since ``version``, without a place among the jobs that are driven."""
+        self._work.waiting["plan"] = what
+        self._place.lend()
+        await self._p._registry.wait_changed(version)
+        await trio.sleep(self._place.lent * self._p._settings.replan_cost)
 
     def _progress(self) -> Progress:
         view = self._view()

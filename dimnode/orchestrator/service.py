@@ -19,6 +19,7 @@ from dimnode.errors import Code, DataLoss, DimError, FailedPrecondition, NotFoun
 from dimnode.orchestrator.admission import Admission, Prepared
 from dimnode.orchestrator.coordinator import Coordinator
 from dimnode.orchestrator.documents import job_document, result_document
+from dimnode.orchestrator.places import Place, Places
 from dimnode.orchestrator.selection import Selector
 from dimnode.orchestrator.settings import OrchestratorSettings
 from dimnode.orchestrator.table import JobTable
@@ -133,30 +134,30 @@ class Orchestrator:
         self._wake.set()
 
     async def _drive_jobs(self, nursery: trio.Nursery) -> None:
-        limit = trio.Semaphore(self._settings.max_running_jobs)
+        places = Places(self._settings.max_running_jobs)
         while True:
             while not self._waiting:
                 self._wake = trio.Event()
                 await self._wake.wait()
-            await limit.acquire()
+            place = await places.take()
             if not self._waiting:  # cancelled while we waited for a place
-                limit.release()
+                place.close()
                 continue
             _, _, job, ballot, since = heapq.heappop(self._waiting)
-            nursery.start_soon(self._drive, job, ballot, since, limit)
+            nursery.start_soon(self._drive, job, ballot, since, place)
 
-    async def _drive(self, job: str, ballot: Ballot, since: float, limit: trio.Semaphore) -> None:
+    async def _drive(self, job: str, ballot: Ballot, since: float, place: Place) -> None:
         try:
             if self._ended(job):
                 return
             with trio.CancelScope() as scope:
                 self._scopes[job] = scope
                 await self._publish_spec(job)
-                await self._coordinator.drive(job, ballot, since)
+                await self._coordinator.drive(job, ballot, since, place)
         finally:
             self._scopes.pop(job, None)
             self._counters["finished"] += 1
-            limit.release()
+            place.close()
 
     def _ended(self, job: str) -> bool:
         """An unfinished job is always in memory."""

@@ -19,7 +19,10 @@ class OrchestratorSettings:
     max_active_jobs: int = 20_000
     """Accepted and unfinished jobs; more are refused with RESOURCE_EXHAUSTED."""
     max_running_jobs: int = 256
-    """Jobs driven at once; the others are queued by priority."""
+    """Jobs driven at once; the others are queued by priority. Jobs that wait for nodes, models or cabinets do not count."""
+    replan_cost: float = 0.0005
+    """Seconds that waiting jobs let pass, times their number, before they look again at a changed swarm: so that many
+    of them leave time for the others."""
     max_tasks_per_job: int = 64
     """Tasks of one job that are dispatched at once."""
     claims_at_once: int = 256

@@ -22,6 +22,7 @@ from dimnode.domain.task import TaskInput, TaskOrder
 from dimnode.domain.tensors import TensorValue
 from dimnode.errors import Code, DimError, Fenced, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted, TaskFailed, Unavailable
 from dimnode.orchestrator.inputs import cabinet_of, inputs_of, task_key
+from dimnode.orchestrator.places import Place
 from dimnode.orchestrator.selection import Selector
 from dimnode.orchestrator.settings import OrchestratorSettings
 from dimnode.orchestrator.table import JobTable
@@ -39,6 +40,11 @@ class Work:
     job: str
     form: JobForm
     ballot: Ballot
+    place: Place
+    active: int = 0
+    """Tasks that are not done."""
+    stuck: int = 0
+    """Those of them that no node can run now."""
     aggregates: dict[int, Mapping[str, TensorValue]] = field(default_factory=dict)
     """round -> outputs of its conclusion, for feedback."""
     failures: dict[str, DimError] = field(default_factory=dict)
@@ -48,6 +54,11 @@ class Work:
     placed: dict[str, str] = field(default_factory=dict[str, str])
     """Task key -> the node that it was given to last, while it is not done."""
     stage: Callable[[str], None] | None = None
+
+    def lend_if_stuck(self) -> None:
+        """A job whose tasks all wait for the swarm needs no place among those that are driven."""
+        if self.active and self.stuck == self.active:
+            self.place.lend()
 
 
 @dataclass(slots=True)
@@ -86,6 +97,7 @@ class TaskRunner:
         tries = _Tries(number=view.last_attempt.get(plan.key, 0), failed_nodes=[f.attempt.node for f in view.failed.get(plan.key, ())])
         limit = plan.timeout if plan.timeout is not None else math.inf
         started = trio.current_time()
+        work.active += 1
         with trio.move_on_after(limit) as scope:
             try:
                 await self._until_done(work, plan, tries, started + limit)
@@ -103,6 +115,8 @@ class TaskRunner:
             )
         work.waiting.pop(plan.key, None)
         work.placed.pop(plan.key, None)
+        work.active -= 1
+        work.lend_if_stuck()
 
     async def _until_done(self, work: Work, plan: TaskPlan, tries: _Tries, deadline: float) -> None:
         ref, manifest = await self._model(work, plan)
@@ -142,7 +156,7 @@ class TaskRunner:
                 return ref, await self._models.manifest(ref)
             except (NotFound, Unavailable) as e:
                 work.waiting[plan.key] = f"model {plan.model}: {e.message}"
-            await self._selector.wait_changed(version)
+            await self._wait(work, version)
 
     async def _place(self, work: Work, plan: TaskPlan, ref: ModelRef, manifest: ModelManifest, tries: _Tries) -> str:
         """The best node now; waits for one to appear. The tasks of one job go to different nodes where there are
@@ -156,6 +170,9 @@ class TaskRunner:
             choice = self._selector.choose(plan, ref, manifest, budget, avoid=no_good | taken)
             if choice.node in no_good and taken:
                 choice = self._selector.choose(plan, ref, manifest, budget, avoid=no_good)
+            if choice.node is not None and not work.place.held:
+                await work.place.retake()  # which may take a while: the swarm is looked at again
+                continue
             if choice.node is not None:
                 work.waiting.pop(plan.key, None)
                 work.placed[plan.key] = choice.node
@@ -170,7 +187,16 @@ class TaskRunner:
             else:
                 gone_since = math.inf
             with trio.move_on_after(patience):
-                await self._selector.wait_changed(version)
+                await self._wait(work, version)
+
+    async def _wait(self, work: Work, version: int) -> None:
+        work.stuck += 1
+        work.lend_if_stuck()
+        try:
+            await self._selector.wait_changed(version)
+            await trio.sleep(work.place.lent * self._settings.replan_cost)
+        finally:
+            work.stuck -= 1
 
     async def _assign(self, work: Work, assign: Assign) -> None:
         """Durable before the node hears of it. While this node's disk is full the task waits."""

@@ -394,3 +394,48 @@ async def test_finished_jobs_are_answered_for_from_the_journal_when_memory_lets_
         for job in jobs:
             assert to_numpy((await orchestrator.result(job))["outputs"]["y"]).shape == (3, 2)
         assert len(await orchestrator.list_jobs(False, 10)) == 8
+
+
+async def test_jobs_that_wait_for_the_swarm_do_not_keep_others_from_being_driven(autojump_clock: MockClock) -> None:
+    a, b = FakeNode("a"), FakeNode("b")
+    swarm = FakeSwarm([a, b])
+    await double_model(swarm)
+    on_b = {"pipeline": [{"step": 1, "model_id": "double", "node_id": "b"}]}
+    async with running(swarm, max_running_jobs=2) as orchestrator:
+        b.loaders = ()
+        swarm.touch()
+        waiting = [(await orchestrator.submit(form(config=on_b), "me")).job_id for _ in range(5)]
+        short = (await orchestrator.submit(form(config=on_b, timeout=20), "me")).job_id
+        cancelled = (await orchestrator.submit(form(config=on_b), "me")).job_id
+        with trio.fail_after(10):
+            assert (await outcome(orchestrator, form()))["status"] == "completed"
+        await orchestrator.cancel(cancelled)
+        assert (await finished(orchestrator, short))["status"] == "expired"
+        b.loaders = ("onnx",)
+        swarm.touch()
+        for job in waiting:
+            assert (await finished(orchestrator, job))["status"] == "completed"
+        assert len(b.orders) == 5
+        with trio.fail_after(10):
+            assert (await outcome(orchestrator, form()))["status"] == "completed"
+
+
+async def test_a_job_that_waits_for_its_cabinets_node_lends_its_place_and_takes_it_back(autojump_clock: MockClock) -> None:
+    nodes = [ward("a"), ward("b")]
+    swarm = FakeSwarm(nodes)
+    await double_model(swarm)
+    config = {"model_id": "double", "data_source": "ward", "nodes": ["a", "b"], "aggregation": {"method": "mean"}}
+    async with running(swarm, max_running_jobs=1) as orchestrator:
+        nodes[1].behave = hang
+        first = await orchestrator.submit(form(pattern="collaborative", config=config, client_data=None), "me")
+        await trio.sleep(1)
+        swarm.kill("b")
+        await trio.sleep(30)
+        nodes[1].behave = None
+        with trio.fail_after(10):
+            assert (await outcome(orchestrator, form()))["status"] == "completed"
+        nodes[1].state = "alive"
+        swarm.touch()
+        assert (await finished(orchestrator, first.job_id))["status"] == "completed"
+        with trio.fail_after(10):
+            assert (await outcome(orchestrator, form()))["status"] == "completed"

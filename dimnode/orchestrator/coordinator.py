@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import structlog
 import trio
 
@@ -20,7 +21,7 @@ from dimnode.domain.model import ModelManifest
 from dimnode.domain.record import Ballot, ErrorInfo, JobStatus, OutcomeEntry, PlanEntry, SealEntry, StatusEntry
 from dimnode.domain.tensors import TensorValue
 from dimnode.errors import Code, DimError, Fenced, NotFound
-from dimnode.orchestrator.documents import finite, result_plain
+from dimnode.orchestrator.documents import finite, result_plain, with_names
 from dimnode.orchestrator.nodes import gather_facts, model_facts, models_of
 from dimnode.orchestrator.places import Place
 from dimnode.orchestrator.selection import Selector
@@ -308,6 +309,8 @@ class _Drive:
         )
 
     async def fail(self, error: ErrorInfo) -> None:
+        details = with_names(error.details, self._p._table.record(self._job), self._p._selector.name)
+        error = msgspec.structs.replace(error, details=details)
         await self._p.end(self._p.failed(self._job, self._ballot, error))
 
     def expired(self) -> OutcomeEntry:

@@ -98,7 +98,7 @@ def result_plain(
         "pattern": core.pattern if core else "",
         "status": "completed",
         "outputs": {n: {"dtype": t.dtype, "shape": list(t.shape), "raw": t.raw, "cid": t.cid} for n, t in outputs.items()},
-        "details": finite(details),
+        "details": finite(with_names(details, record, name_of)),
         "tasks": task_documents(record, name_of),
         "cost": cost,
     }
@@ -110,6 +110,22 @@ def result_document(plain: Mapping[str, Any], result_cid: str | None) -> dict[st
         n: TensorValue(dtype=t["dtype"], shape=tuple(t["shape"]), raw=t.get("raw"), cid=t.get("cid")) for n, t in plain["outputs"].items()
     }
     return {**plain, "outputs": outputs, "result_cid": result_cid or ""}
+
+
+def with_names(details: Any, record: Record, name_of: NameOf) -> Any:
+    """The same details with the configured names of the nodes that worked on the job for their peer ids."""
+    names = {b.node: name_of(b.node) for _, b in record.items() if isinstance(b, Assign)}
+    return _replaced(details, names)
+
+
+def _replaced(value: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        return names.get(value, value)
+    if isinstance(value, Mapping):
+        return {names.get(str(k), str(k)): _replaced(v, names) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_replaced(v, names) for v in value]
+    return value
 
 
 def finite(value: Any) -> Any:

@@ -41,6 +41,7 @@ async def test_a_chain_runs_and_its_result_has_values_tasks_receipts_and_cost(au
         result = await orchestrator.result(accepted.job_id)
     np.testing.assert_array_equal(to_numpy(result["outputs"]["y"]), np.full((3, 2), 4, np.float32))
     assert [t["status"] for t in result["tasks"]] == ["completed", "completed"]
+    assert {s["node"] for s in result["details"]["steps"]} <= {"a", "b"}
     assert all(t["receipt"] for t in result["tasks"])
     assert result["cost"] == 4.0
     assert result["result_cid"].startswith("bafyrei")

@@ -31,6 +31,7 @@ from dimnode.orchestrator.task_runner import TaskRunner, Work
 from dimnode.orchestrator.values import Compute, Values, in_thread
 from dimnode.ports import Clock, Models, Registry
 from p2p.ipfs.api import ContentError, ContentStore, DiskFull
+from p2p.ipfs.cid import DAG_CBOR, compute
 from patterns.api import Conclusion, Engine, Fail, Finish, PatternError, Plan, Progress, Run, Seal, TaskPlan, TaskResult, TaskState, Wait
 from patterns.engines import make_engine, make_plan, plan_from_plain, plan_to_plain
 
@@ -82,6 +83,14 @@ class Coordinator:
     def failed(self, job: str, ballot: Ballot, error: ErrorInfo) -> OutcomeEntry:
         return OutcomeEntry(job=job, ballot=ballot, status="failed", at=self._clock.wall(), error=error)
 
+    async def publish(self, job: str, data: bytes) -> None:
+        """A copy of what the journal has, as an IPFS block; a short write that a job's end does not interrupt."""
+        try:
+            with trio.CancelScope(shield=True):
+                await self._store.put_dag_bytes(data, durable=False)
+        except (ContentError, OSError) as e:
+            log.warning("job.block_not_published", job=job, reason=str(e))
+
     async def end(self, outcome: OutcomeEntry) -> None:
         """Writes the job's outcome; while that is impossible (a full disk) tries again, for as long as it takes."""
         delay = self._settings.retry_backoff
@@ -132,7 +141,10 @@ class _Drive:
 
     async def run(self) -> None:
         engine = await self._plan()
+        core = self._view().core
         async with trio.open_nursery() as nursery:
+            if core is not None:
+                nursery.start_soon(self._p.publish, self._job, core.spec)
             tasks = trio.CapacityLimiter(self._p._settings.max_tasks_per_job)
             while not self._view().terminal:
                 self._changed = trio.Event()
@@ -145,7 +157,7 @@ class _Drive:
                     case Wait():
                         await self._changed.wait()
                     case Seal():
-                        await self._seal(engine, decision)
+                        self._seal(decision)
                     case Finish():
                         await self._finish(engine, decision)
                     case Fail():
@@ -230,11 +242,12 @@ class _Drive:
             await self._p._runner.run(self._work, plan)
         self._changed.set()
 
-    async def _seal(self, engine: Engine, seal: Seal) -> None:
+    def _seal(self, seal: Seal) -> None:
         view = self._view()
         attempts = {key: view.attempts[key].id for key in seal.keys}
         entry = SealEntry(job=self._job, ballot=self._ballot, round=seal.round, attempts=attempts)
-        await self._p._table.append(self._job, entry)
+        # Nothing follows from a seal before the next round's assignments, or the outcome, are durable, and it with them.
+        self._p._table.note(self._job, entry)
 
     async def _fed(self, engine: Engine, tasks: Sequence[TaskPlan]) -> bool:
         """Makes sure that the aggregate which feeds these tasks is in memory: made now from the sealed attempts,
@@ -255,6 +268,8 @@ class _Drive:
 
     async def _conclude(self, engine: Engine, round_: int, keys: tuple[str, ...]) -> Conclusion | Fail:
         results = [await self._result_of(engine, key) for key in keys]
+        if not engine.needs_values:
+            return engine.conclude(round_, results)
         return await self._p._compute(engine.conclude, round_, results)
 
     async def _result_of(self, engine: Engine, key: str) -> TaskResult:
@@ -296,7 +311,9 @@ class _Drive:
         cost = sum(f.attempt.receipt.cost for facts in self._view().completed.values() for f in facts if f.attempt.receipt)
         data = codec.encode(result_plain(record, outputs, details, cost, self._p._selector.name))
         keep = len(data) <= self._p._settings.inline_result_bytes
-        cid = await self._p._store.put_dag_bytes(data, durable=not keep)
+        cid = compute(DAG_CBOR, data).text
+        if not keep:
+            await self._p._store.put_dag_bytes(data, durable=True)
         await self._p.end(
             OutcomeEntry(
                 job=self._job,
@@ -307,6 +324,8 @@ class _Drive:
                 result=data if keep else None,
             )
         )
+        if keep:  # the outcome has it durably: the block is for those who ask by CID
+            await self._p.publish(self._job, data)
 
     async def fail(self, error: ErrorInfo) -> None:
         details = with_names(error.details, self._p._table.record(self._job), self._p._selector.name)

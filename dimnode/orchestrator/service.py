@@ -152,7 +152,6 @@ class Orchestrator:
                 return
             with trio.CancelScope() as scope:
                 self._scopes[job] = scope
-                await self._publish_spec(job)
                 await self._coordinator.drive(job, ballot, since, place)
         finally:
             self._scopes.pop(job, None)
@@ -250,15 +249,6 @@ class Orchestrator:
                 hint="Wait for some to finish, or use another orchestrator.",
                 retry_after=1.0,
             )
-
-    async def _publish_spec(self, job: str) -> None:
-        """The spec as an IPFS block. The journal has it durably, so nobody waits for this copy."""
-        core = self._table.view(job).core
-        try:
-            if core is not None:
-                await self._store.put_dag_bytes(core.spec, durable=False)
-        except (ContentError, OSError) as e:
-            log.warning("job.spec_not_published", job=job, reason=str(e))
 
     async def get(self, job_id: str) -> JobDocument:
         await self._visible(job_id)

@@ -14,7 +14,7 @@ import trio
 
 from dimnode.core.job_record import Record
 from dimnode.core.job_view import JobView, view
-from dimnode.domain.record import Body, OutcomeEntry, SignedEntry
+from dimnode.domain.record import Body, Claim, OutcomeEntry, SignedEntry
 from dimnode.errors import NotFound
 from dimnode.ports import Journal, Signer
 from dimnode.security.signing import sign_entry
@@ -70,7 +70,7 @@ class JobTable:
         """The record itself, to be read only."""
         return self._known(job).record
 
-    async def append(self, job: str, *bodies: Body) -> JobView:
+    async def append(self, job: str, *bodies: Body) -> None:
         """Sign, make durable together with all that was noted, add, tell watchers."""
         entries = [sign_entry(body, self._signer) for body in bodies]
         state = self._known(job)
@@ -81,11 +81,10 @@ class JobTable:
             state.noted = [*noted, *state.noted]
             raise
         before = state.record.ids()
-        seen = self._apply(job, entries)
+        self._apply(job, entries)
         if dropped := before - state.record.ids():
             state.noted = [e for e in state.noted if e.id not in dropped]
             await self._journal.discard(job, sorted(dropped))
-        return seen
 
     async def conclude(self, job: str, outcome: OutcomeEntry) -> JobView:
         """The end of a job: of several that come at once the first stays. Once begun it is not interrupted, so
@@ -98,14 +97,15 @@ class JobTable:
                 await self.append(job, outcome)
             return view(state.record)
 
-    def note(self, job: str, body: Body) -> JobView:
-        """Sign and add now; durable with the next `append`. For what may be lost in a crash."""
-        return self.note_signed(job, sign_entry(body, self._signer))
+    def note(self, job: str, body: Body) -> None:
+        """Sign and add now; durable with the next `append`. For what may be lost in a crash, and for what has
+        no effect before that `append`."""
+        self.note_signed(job, sign_entry(body, self._signer))
 
-    def note_signed(self, job: str, entry: SignedEntry) -> JobView:
+    def note_signed(self, job: str, entry: SignedEntry) -> None:
         """The same for an entry of another node."""
         self._known(job).noted.append(entry)
-        return self._apply(job, [entry])
+        self._apply(job, [entry])
 
     async def extend(self, jobs: Sequence[tuple[str, Sequence[Body]]]) -> None:
         """New jobs, or entries of several jobs, all in one transaction."""
@@ -136,16 +136,16 @@ class JobTable:
         """Views of the newest jobs, newest first."""
         return [await self.load(job) for job in await self._journal.recent(limit)]
 
-    def _apply(self, job: str, entries: Sequence[SignedEntry]) -> JobView:
+    def _apply(self, job: str, entries: Sequence[SignedEntry]) -> None:
+        """A view costs more than an entry: only an outcome or a claim can make a job finished or unfinished."""
         state = self._active.get(job) or self._finished.get(job) or _Job(Record(job))
         for entry in entries:
             state.record.add(entry)
-        seen = view(state.record)
-        self._file(job, state, finished=seen.terminal)
+        if not self.holds(job) or any(isinstance(e.body(), (OutcomeEntry, Claim)) for e in entries):
+            self._file(job, state, finished=view(state.record).terminal)
         state.version += 1
         state.changed.set()
         state.changed = trio.Event()
-        return seen
 
     def _file(self, job: str, state: _Job, *, finished: bool) -> None:
         if not finished:

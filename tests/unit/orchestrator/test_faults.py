@@ -97,17 +97,23 @@ async def test_a_full_disk_delays_an_outcome_and_spares_the_other_jobs(autojump_
     assert await journal.unfinished() == ()
 
 
-async def test_a_full_block_store_fails_the_job_and_not_the_node(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("inline", "status"), [(1, "failed"), (1 << 20, "completed")])
+async def test_a_full_block_store_fails_what_needs_it_and_not_the_node(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, inline: int, status: str
+) -> None:
+    """A result that fits into the journal needs no block."""
     swarm = FakeSwarm([FakeNode("a")])
     await double_model(swarm)
 
     async def full(*_: Any, **__: Any) -> str:
         raise DiskFull("no space left in /var/lib/dim/blocks")
 
-    async with running(swarm) as orchestrator:
+    async with running(swarm, inline_result_bytes=inline) as orchestrator:
         monkeypatch.setattr(swarm.store, "put_dag_bytes", full)
         last = await outcome(orchestrator, form())
-    assert (last["status"], last["error"]["code"]) == ("failed", "RESOURCE_EXHAUSTED")
+    assert last["status"] == status
+    if status == "failed":
+        assert last["error"]["code"] == "RESOURCE_EXHAUSTED"
     assert "/var" not in str(last["error"])
 
 

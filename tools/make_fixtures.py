@@ -72,6 +72,8 @@ class Mlp(torch.nn.Module):
 def write_pt2(w: Weights, path: Path) -> None:
     batch = torch.export.Dim("N", min=1, max=4096)
     program = torch.export.export(Mlp(w).eval(), (torch.zeros(4, 30),), dynamic_shapes=({0: batch},))
+    for node in program.graph.nodes:  # traces name files of the machine that made the program
+        node.meta.pop("stack_trace", None)
     torch.export.save(program, str(path))
 
 

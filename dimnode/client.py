@@ -10,6 +10,7 @@ carries an idempotency key (its own if the form has none), so that repeating it 
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,10 @@ class TransferSettings:
     inline_total: int = 512 * 1024
     """Bytes of inline tensors in one job; beyond it the largest are stored too."""
     chunk: int = 256 * 1024
+    result_wait: float = 20.0
+    """Seconds that one question for a result may wait on the server."""
+    poll: float = 0.25
+    """Least seconds between two such questions."""
     timeout: float = 600.0
     """Seconds for one transfer, and for AddModel."""
 
@@ -126,15 +131,21 @@ class Client:
 
     def wait(self, job_id: str) -> dict[str, Any]:
         """Waits until the job has ended; its result, as `result`. Raises the job's error if it failed."""
-        for document in self.watch(job_id):
-            if document["status"] in TERMINAL:
-                break
-        return self.result(job_id)
+        while True:
+            asked = time.monotonic()
+            try:
+                return self.result(job_id, wait=self._settings.transfer.result_wait)
+            except DimError as e:
+                if e.code is not Code.NOT_READY:
+                    raise
+                if time.monotonic() - asked < self._settings.transfer.poll:  # the server does not wait
+                    time.sleep(self._settings.transfer.poll)
 
-    def result(self, job_id: str, *, fetch: bool = True) -> dict[str, Any]:
+    def result(self, job_id: str, *, fetch: bool = True, wait: float = 0.0) -> dict[str, Any]:
         """The result document; ``outputs`` are arrays. Outputs by CID are fetched, or left as `TensorValue` with
-        ``fetch=False``. Raises `NotReady` while the job runs."""
-        answer = self._connection.call("GetResult", pb.JobRequest(job_id=job_id))
+        ``fetch=False``. Raises NOT_READY if the job has not ended within ``wait`` seconds (the server may wait less)."""
+        limit = wait + self._settings.connection.timeout
+        answer = self._connection.call("GetResult", pb.JobRequest(job_id=job_id, wait=wait), timeout=limit)
         document = documents.result_from_proto(answer.result)
         outputs: dict[str, TensorValue] = document["outputs"]
         document["outputs"] = {name: value if value.raw is None and not fetch else self.tensor(value) for name, value in outputs.items()}

@@ -277,7 +277,9 @@ class OrchestratorApi(Protocol):
 
     async def cancel(self, job_id: str) -> JobDocument: ...
 
-    async def result(self, job_id: str) -> ResultDocument: ...
+    async def result(self, job_id: str, wait: float = 0.0) -> ResultDocument:
+        """Waits at most ``wait`` seconds for the job to end. Raises `NotReady`, or what the job failed with."""
+        ...
 
     async def dry_run(self, form: JobForm, principal: str) -> Mapping[str, Any]:
         """``{"accepted", "placement", "estimated_cost"}``"""

@@ -124,11 +124,8 @@ async def latencies(address: str, count: int) -> list[float]:
         stub = OrchestratorStub(channel)
         for i in range(count + 20):
             started = time.perf_counter()
-            job = pb.JobRequest(job_id=(await stub.SubmitJob(request)).job_id)
-            async for event in stub.WatchJob(job):
-                if event.job.status == "completed":
-                    break
-            await stub.GetResult(job)
+            accepted = await stub.SubmitJob(request)
+            await stub.GetResult(pb.JobRequest(job_id=accepted.job_id, wait=30))
             if i >= 20:  # the first ones start the agent
                 taken.append((time.perf_counter() - started) * 1000)
     return taken

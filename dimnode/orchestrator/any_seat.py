@@ -31,6 +31,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     job: str = ""
     seen: str = ""
     """watch: digest of the last document that the asker has."""
+    wait: float = 0.0
+    """result: seconds to wait for the job to end."""
     active: bool = False
     limit: int = 0
 
@@ -71,7 +73,7 @@ class JobAnswers:
             case "cancel":
                 return await local.cancel(q.job)
             case "result":
-                return plain_result(await local.result(q.job))
+                return plain_result(await local.result(q.job, min(q.wait, self._settings.poll)))
             case "list":
                 return await local.list_jobs(q.active, max(1, min(q.limit, 1000)))
             case "watch":
@@ -113,11 +115,12 @@ class AnySeat:
     async def cancel(self, job_id: str) -> JobDocument:
         return await self._here_or_there(self._local.cancel(job_id), Question(op="cancel", job=job_id))
 
-    async def result(self, job_id: str) -> ResultDocument:
+    async def result(self, job_id: str, wait: float = 0.0) -> ResultDocument:
         try:
-            return await self._local.result(job_id)
+            return await self._local.result(job_id, wait)
         except NotFound as missing:
-            plain = await self._ask_all(Question(op="result", job=job_id), missing)
+            wait = min(wait, self._settings.poll)
+            plain = await self._ask_all(Question(op="result", job=job_id, wait=wait), missing, extra=wait)
             return result_document(plain, plain.get("result_cid"))
 
     async def list_jobs(self, active: bool, limit: int) -> list[JobDocument]:

@@ -290,8 +290,12 @@ class Orchestrator:
             raise FailedPrecondition(f"job {job_id} is {seen.status} already", hint="Only unfinished jobs can be cancelled.")
         return await self.get(job_id)
 
-    async def result(self, job_id: str) -> ResultDocument:
+    async def result(self, job_id: str, wait: float = 0.0) -> ResultDocument:
         seen = await self._visible(job_id)
+        if wait > 0 and not seen.terminal:
+            with trio.move_on_after(min(wait, self._settings.result_wait)):
+                await self._table.wait_ended(job_id)
+            seen = await self._visible(job_id)
         if not seen.terminal:
             raise NotReady(f"job {job_id} is {seen.status}", hint="`dimnode watch` follows it.", retry_after=1.0)
         outcome = seen.outcome

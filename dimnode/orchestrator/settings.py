@@ -46,4 +46,5 @@ class OrchestratorSettings:
     retry_backoff: float = 0.25
     """Seconds before a refused or failed task is tried again, doubled each time."""
     retry_backoff_max: float = 5.0
-    watch_buffer: int = 16
+    result_wait: float = 30.0
+    """Most seconds that one call may wait for a job to end."""

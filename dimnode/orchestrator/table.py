@@ -132,6 +132,12 @@ class JobTable:
             await state.changed.wait()
         return state.version
 
+    async def wait_ended(self, job: str) -> None:
+        """Returns when the job is terminal."""
+        await trio.lowlevel.checkpoint()
+        while (state := self._active.get(job)) is not None:
+            await state.changed.wait()
+
     async def recent(self, limit: int) -> list[JobView]:
         """Views of the newest jobs, newest first."""
         return [await self.load(job) for job in await self._journal.recent(limit)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -107,7 +108,8 @@ class OrchestratorService:
 
     async def GetResult(self, request: Any, call: Call) -> Any:  # noqa: N802
         self._admit(call)
-        return pb.GetResultResponse(result=documents.result_to_proto(await self._api.result(_job_id(request))))
+        wait = request.wait if 0 < request.wait < math.inf else 0.0
+        return pb.GetResultResponse(result=documents.result_to_proto(await self._api.result(_job_id(request), wait)))
 
     async def DryRun(self, request: Any, call: Call) -> Any:  # noqa: N802
         principal = self._admit(call)

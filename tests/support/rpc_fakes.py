@@ -71,7 +71,8 @@ class FakeApi:
     async def cancel(self, job_id: str) -> dict[str, Any]:
         return {"job_id": job_id, "status": "cancelled"}
 
-    async def result(self, job_id: str) -> dict[str, Any]:
+    async def result(self, job_id: str, wait: float = 0.0) -> dict[str, Any]:
+        del wait
         if job_id not in self.documents:
             raise NotReady("the job is still running", retry_after=0.5)
         return self.documents[job_id]

@@ -45,10 +45,12 @@ class SubmitJobsItem(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., copies: _Optional[int] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ...) -> None: ...
 
 class JobRequest(_message.Message):
-    __slots__ = ("job_id",)
+    __slots__ = ("job_id", "wait")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
     job_id: str
-    def __init__(self, job_id: _Optional[str] = ...) -> None: ...
+    wait: float
+    def __init__(self, job_id: _Optional[str] = ..., wait: _Optional[float] = ...) -> None: ...
 
 class GetJobResponse(_message.Message):
     __slots__ = ("job",)

@@ -56,11 +56,13 @@ async def test_status_watch_result_and_list_through_the_other_seat(autojump_cloc
         with pytest.raises(DimError) as e:
             await b.result(job)
         assert e.value.code is Code.NOT_READY
+        with pytest.raises(DimError):
+            await b.result(job, wait=3.0)
         seen = [d["status"] async for d in b.watch(job)]
         assert seen[-1] == "completed"
         assert len(seen) > 1
         assert seen.count("completed") == 1
-        result = await b.result(job)
+        result = await b.result(job, wait=3.0)
         assert [d["job_id"] for d in await b.list_jobs(False, 10)] == [job]
     np.testing.assert_array_equal(to_numpy(result["outputs"]["y"]), np.full((3, 2), 2, np.float32))
     assert result["tasks"][0]["receipt"]

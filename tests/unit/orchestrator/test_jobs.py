@@ -255,6 +255,17 @@ async def test_a_steps_timeout_fails_the_job(autojump_clock: MockClock) -> None:
     assert a.cancelled == ["step-1"]
 
 
+async def test_a_result_can_be_waited_for(autojump_clock: MockClock) -> None:
+    swarm = FakeSwarm([FakeNode("a", seconds=5.0)])
+    await double_model(swarm)
+    async with running(swarm) as orchestrator:
+        accepted = await orchestrator.submit(form(), "me")
+        with pytest.raises(NotReady):
+            await orchestrator.result(accepted.job_id, wait=2.0)
+        assert (await orchestrator.result(accepted.job_id, wait=30.0))["status"] == "completed"
+        assert trio.current_time() < 6.0
+
+
 async def test_a_job_waits_for_a_node_and_goes_on_when_it_comes(autojump_clock: MockClock) -> None:
     a = FakeNode("a", loaders=("pt2",))
     swarm = FakeSwarm([a])

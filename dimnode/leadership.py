@@ -11,7 +11,7 @@ import trio
 from dimnode.domain.node import Seat
 from dimnode.errors import DimError
 from dimnode.orchestrator import Orchestrator
-from dimnode.orchestrator.any_seat import AnySeat, JobAnswers
+from dimnode.orchestrator.any_seat import AnySeat, AskSettings, JobAnswers
 from dimnode.ports import Elector, SwarmApi
 from dimnode.rpc.bridge import Bridge
 from dimnode.rpc.orchestrator_server import OrchestratorServerSettings, RateLimit, is_loopback, serve_orchestrator
@@ -28,6 +28,8 @@ class LeadershipSettings:
     """Whether a taken port may be replaced by a free one."""
     announce: str
     server: OrchestratorServerSettings
+    ask: AskSettings
+    """For questions between seats."""
     retry: float = 5.0
     """Seconds before a node whose API could not be opened stands for a seat again."""
 
@@ -55,7 +57,7 @@ class Leadership:
         self.orchestrator: Orchestrator | None = None
         self.address: str | None = None
         """``host:port`` of the API while it is served."""
-        JobAnswers(network, lambda: self.orchestrator)
+        JobAnswers(network, lambda: self.orchestrator, settings.ask)
 
     def local(self) -> tuple[str, int] | None:
         """Where this node itself reaches its API."""
@@ -100,7 +102,7 @@ class Leadership:
             await self._serve_on(orchestrator, f"{host}:0")
 
     async def _serve_on(self, orchestrator: Orchestrator, listen: str) -> None:
-        api = AnySeat(orchestrator, self._network, self._elector)
+        api = AnySeat(orchestrator, self._network, self._elector, self._settings.ask)
         async with serve_orchestrator(self._bridge, api, self._swarm, listen, self._settings.server, rate_limit=self._limit) as server:
             self.orchestrator = orchestrator
             self.address = server.address

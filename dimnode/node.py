@@ -125,7 +125,7 @@ class Node:
         self.boot = secrets.token_hex(8)
         self.name = config.node.name or f"{socket.gethostname()}-{identity.peer_id[-6:]}"
         self.started = self.clock.monotonic()
-        self.certificates = CertificateStore(network, self.clock.wall)
+        self.certificates = CertificateStore(network, self.clock.wall, self.settings.certificates())
         self.daemon = Daemon(
             signer=identity,
             clock=self.clock,
@@ -137,7 +137,9 @@ class Node:
             boot=self.boot,
             on_change=self._daemon_changed,
         )
-        self.registry = SwarmRegistry(network, identity, self.clock, self._heartbeat(boots), self.settings.membership())
+        self.registry = SwarmRegistry(
+            network, identity, self.clock, self._heartbeat(boots), self.settings.membership(), self.settings.registry()
+        )
         self.elector = SwarmElector(
             network,
             self.registry,
@@ -180,7 +182,7 @@ class Node:
         self.certificates.serve()
         resolve = resolver(self._daemon_of, self.network.remote_host)
         async with (
-            open_pool(self.bridge, self.certificates, resolve, self.clock.monotonic) as pool,
+            open_pool(self.bridge, self.certificates, resolve, self.clock.monotonic, self.settings.channels()) as pool,
             trio.open_nursery() as nursery,
         ):
             client = GrpcDaemonClient(pool, self.identity.peer_id, self.daemon)
@@ -203,7 +205,7 @@ class Node:
         leadership = Leadership(
             self.network, self.elector, self.bridge, lambda: self._orchestrator(client), api, self._limit, self.settings.leadership()
         )
-        relay = Relay(self.network, self.elector, leadership.local)
+        relay = Relay(self.network, self.elector, leadership.local, self.settings.relay())
         self._leadership = leadership
         node_socket, relay_socket = self.home.socket_path("node"), self.home.socket_path("orchestrator")
         async with serve_node(self.bridge, api, node_socket):

@@ -12,8 +12,14 @@ from dimnode.core.rate_limit import RateLimitSettings
 from dimnode.daemon.settings import AgentSettings, DaemonSettings
 from dimnode.invite import Membership
 from dimnode.leadership import LeadershipSettings
+from dimnode.orchestrator.any_seat import AskSettings
 from dimnode.orchestrator.settings import OrchestratorSettings
+from dimnode.rpc.channels import ChannelSettings
 from dimnode.rpc.orchestrator_server import OrchestratorServerSettings
+from dimnode.rpc.server import ServerSettings
+from dimnode.security.certificates import CertificateSettings
+from dimnode.swarm.registry import RegistrySettings
+from dimnode.swarm.relay import RelaySettings
 from p2p.ipfs.settings import StoreSettings
 from p2p.settings import DialSettings, MdnsSettings, NetworkSettings
 
@@ -43,7 +49,19 @@ class Settings:
         )
 
     def store(self) -> StoreSettings:
-        return StoreSettings()
+        return StoreSettings(parallel=self._config.ipfs.fetch_parallel)
+
+    def channels(self) -> ChannelSettings:
+        return ChannelSettings(connect_timeout=self._config.orchestrator.connect_timeout)
+
+    def certificates(self) -> CertificateSettings:
+        return CertificateSettings(exchange_timeout=self._config.p2p.request_timeout)
+
+    def relay(self) -> RelaySettings:
+        return RelaySettings(open_timeout=self._config.p2p.request_timeout)
+
+    def registry(self) -> RegistrySettings:
+        return RegistrySettings(inbox=self._config.p2p.gossip_queue)
 
     def daemon(self) -> DaemonSettings:
         d = self._config.daemon
@@ -64,6 +82,7 @@ class Settings:
             default_timeout=d.task_timeout,
             fetch_timeout=self._config.ipfs.fetch_timeout,
             cache_bytes=d.cache_bytes,
+            model_bytes=d.model_bytes,
             min_free_memory=d.memory_reserve,
             stop_grace=self._config.node.drain / 4,
             agents=agents,
@@ -101,12 +120,17 @@ class Settings:
 
     def leadership(self) -> LeadershipSettings:
         c = self._config
-        server = OrchestratorServerSettings(max_spec_bytes=c.jobs.max_spec_bytes, insecure_public=c.auth.mode == "open")
+        server = OrchestratorServerSettings(
+            server=ServerSettings(setting="orchestrator.listen", max_concurrent_calls=c.orchestrator.max_concurrent),
+            max_spec_bytes=c.jobs.max_spec_bytes,
+            insecure_public=c.auth.mode == "open",
+        )
         return LeadershipSettings(
             listen=c.orchestrator.listen,
             fallback=c.is_default("orchestrator.listen"),
             announce=c.orchestrator.announce,
             server=server,
+            ask=AskSettings(timeout=c.p2p.request_timeout),
         )
 
     def ready_timeout(self) -> float:

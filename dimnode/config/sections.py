@@ -62,7 +62,7 @@ class P2pSection(Section):
     listen: Multiaddrs = Field(default=("/ip4/0.0.0.0/tcp/4101",), description="Multiaddrs to listen on; /tcp/0 is any free port.")
     announce: Multiaddrs = Field(default=(), description="Multiaddrs that others should dial. Empty: the listen addresses.")
     dial_timeout: Seconds = Field(default=5.0, description="Time for one attempt to connect.")
-    request_timeout: Seconds = Field(default=10.0, description="Time for one request to a peer.")
+    request_timeout: Seconds = Field(default=5.0, description="Time for one request to a peer.")
     redial_max: Seconds = Field(default=15.0, description="Most seconds between two attempts to reach a bootstrap peer.")
     gossip_queue: Count = Field(default=1024, description="Gossip messages that wait per topic before the oldest are dropped.")
 
@@ -98,7 +98,7 @@ class OrchestratorSection(Section):
     )
     announce: HostPortOrNothing = Field(default="", description="host:port that clients should dial. Empty: the listen address.")
     max_jobs: Count = Field(default=10_000, description="Unfinished jobs that this node drives at once; more are refused.")
-    max_concurrent: Count = Field(default=1024, description="Calls served at once.")
+    max_concurrent: Count = Field(default=10_000, description="Calls served at once.")
     connect_timeout: Seconds = Field(default=5.0, description="Time to connect to a daemon before the task goes to another node.")
 
 
@@ -137,7 +137,7 @@ class IpfsSection(Section):
     api: Annotated[str, Field(min_length=1)] = Field(default="/ip4/127.0.0.1/tcp/5001", description="RPC address of Kubo; planned.")
     gateway: Annotated[str, Field(min_length=1)] = Field(default="http://127.0.0.1:8080", description="Gateway of Kubo; planned.")
     fetch_timeout: Seconds = Field(default=30.0, description="Seconds without progress after which a fetch gives up.")
-    fetch_parallel: Count = Field(default=16, description="Blocks asked for at once in one fetch.")
+    fetch_parallel: Count = Field(default=32, description="Blocks asked for at once in one fetch.")
 
 
 class JobsSection(Section):

@@ -34,7 +34,16 @@ from dimnode.domain.model import ModelManifest, ModelRef
 from dimnode.domain.node import CabinetInfo, Capabilities, Load
 from dimnode.domain.record import Attempt, Ballot, Receipt, SignedEntry
 from dimnode.domain.task import TaskOrder, TaskUpdate
-from dimnode.errors import Cancelled, DeadlineExceeded, DimError, Fenced, InvalidArgument, ResourceExhausted, Unavailable
+from dimnode.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    DimError,
+    FailedPrecondition,
+    Fenced,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+)
 from dimnode.ports import Clock, Journal, Signer
 from loaders.registry import available_loaders
 from p2p.ipfs.api import ContentStore
@@ -326,6 +335,7 @@ class Daemon:
                 raise Unavailable(f"this node's version of DIM has no step {manifest.id!r} of this kind")
             yield ModelFile(manifest.cid, "builtin", path, manifest.size)
             return
+        self._check_size(manifest.size)
         async with self._cache.use(manifest.cid, manifest.format, manifest.size, providers) as path:
             await self._shelf.fetched(manifest, manifest_cid)
             yield ModelFile(manifest.cid, manifest.format, path, manifest.size)
@@ -351,6 +361,7 @@ class Daemon:
         path = Path(os.path.abspath(path))  # noqa: ASYNC240 - touches no file
         kind = await trio.to_thread.run_sync(model_formats.recognise, path)
         size = (await trio.to_thread.run_sync(path.stat)).st_size
+        self._check_size(size)
         schema = await self._pool.inspect(ModelFile(f"file:{path}", kind, path, size))
         with store_errors("the model"):
             cid, size = await self._store.add_file(path)
@@ -370,6 +381,7 @@ class Daemon:
             raise InvalidArgument(f"format {format!r} is not known", hint="Use onnx or pt2.")
         with store_errors("the model"):
             size = await self._store.fetch(cid, providers=providers, timeout=self._settings.fetch_timeout)
+        self._check_size(size)
         async with self._cache.use(cid, format or "onnx", size, providers) as path:
             kind = await trio.to_thread.run_sync(model_formats.recognise, path)
             if format and format != kind:
@@ -379,6 +391,13 @@ class Daemon:
             id=id, cid=cid, format=kind, inputs=schema.inputs, outputs=schema.outputs, size=size, licence=licence, batch_axis=_axis(batch_axis)
         )  # fmt: skip
         return await self._add(manifest)
+
+    def _check_size(self, size: int) -> None:
+        most = self._settings.model_bytes
+        if size > most:
+            raise FailedPrecondition(
+                f"the model has {size} bytes and this node takes at most {most}", hint="Raise daemon.model_bytes, or use another node."
+            )
 
     async def _add(self, manifest: ModelManifest) -> tuple[ModelManifest, str]:
         manifest_cid = await self._shelf.add(manifest)

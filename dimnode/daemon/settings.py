@@ -57,6 +57,8 @@ class DaemonSettings:
     """One input tensor."""
     cache_bytes: int = 20 * GIB
     """Model files on disk; the least recently used go first."""
+    model_bytes: int = 8 * GIB
+    """Largest model that this node takes."""
     cabinet_cache_bytes: int = 256 * MIB
     """Cabinet content kept in memory."""
     min_free_memory: int = 256 * MIB

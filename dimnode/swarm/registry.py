@@ -30,6 +30,8 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RegistrySettings:
+    inbox: int = 1024
+    """Heartbeats that wait to be taken in; the oldest is dropped for a newer one."""
     tick: float = 0.5
     """Seconds between looks at who has fallen silent."""
     exchange_timeout: float = 3.0
@@ -73,7 +75,7 @@ class SwarmRegistry:
         self._gone: dict[str, trio.Event] = {}
         """Set when that peer is dead, has left or is removed; only for peers that somebody waits for."""
         self._limit = trio.CapacityLimiter(self._settings.exchanges)
-        self._inbox = network.subscribe(heartbeats.TOPIC, self._validate)
+        self._inbox = network.subscribe(heartbeats.TOPIC, self._validate, self._settings.inbox)
         self._peer_events = network.peer_events()
         network.serve(heartbeats.METHOD, self._serve_exchange)
 

@@ -12,7 +12,7 @@ import trio
 from dimnode.domain.record import Attempt, Ballot
 from dimnode.domain.task import CabinetQuery, TaskInput
 from dimnode.domain.tensors import TensorValue, from_npy, to_npy, to_numpy
-from dimnode.errors import AlreadyExists, Fenced, InvalidArgument, ResourceExhausted, Unavailable
+from dimnode.errors import AlreadyExists, FailedPrecondition, Fenced, InvalidArgument, ResourceExhausted, Unavailable
 from dimnode.state.memory_journal import MemoryDisk
 from p2p.ipfs.memory import MemoryExchange
 from tests.support.daemon import SETTINGS, finish, order, running_daemon, with_agents
@@ -286,6 +286,22 @@ async def test_many_tasks_at_once_all_finish_and_chain_once(tmp_path: Path) -> N
         assert len(set(previous)) == 40
         load = bench.daemon.load()
         assert (load.running, load.queued) == (0, 0)
+
+
+async def test_a_model_that_is_too_big_is_refused_before_it_is_loaded_or_fetched(tmp_path: Path) -> None:
+    path, hub = linear_onnx(tmp_path / "m.onnx"), MemoryExchange()
+    small = replace(SETTINGS, model_bytes=path.stat().st_size - 1)
+    async with (
+        running_daemon(tmp_path / "big", name="big", exchange=hub) as big,
+        running_daemon(tmp_path / "small", name="small", exchange=hub, settings=small) as bench,
+    ):
+        manifest, manifest_cid = await add(big, path)
+        with pytest.raises(FailedPrecondition, match="takes at most"):
+            await add(bench, path)
+        done = await finish(bench.daemon, order(manifest, manifest_cid, {"x": X}, providers=("big",)))
+    assert done.error is not None
+    assert "takes at most" in done.error.message
+    assert done.retryable
 
 
 async def test_one_artifact_may_have_several_ids_and_an_id_that_the_caller_refuses_is_never_told(tmp_path: Path) -> None:

@@ -1,9 +1,18 @@
-"""One error in a nursery is that error."""
+"""Errors in nurseries come in groups: what is in one, and one error is that error."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors in nested groups, or the error itself."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error
 
 
 def sole(error: BaseException) -> BaseException:

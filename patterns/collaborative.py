@@ -50,7 +50,13 @@ from patterns.reduce import CLASS, COUNTS
 
 def reduction(method: str) -> Reduce:
     """What leaves the node for an aggregation method."""
-    return {"majority_vote": "votes", "concat": "rows"}.get(method, "mean")  # type: ignore[return-value]
+    match method:
+        case "majority_vote":
+            return "votes"
+        case "concat":
+            return "rows"
+        case _:
+            return "mean"
 
 
 def plan_collaborative(config: CollaborativeConfig, facts: Facts) -> Plan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -30,29 +30,21 @@ def run_node(config: Config, home: Home, join: Sequence[str], *, as_json: bool) 
     prepare_home(home, name=None, swarm=None, key=False)
     import trio
 
-    from dimnode import node
-
     def announce(line: str) -> None:
         home.mark_started()
         click.echo(json.dumps({"ready": line}) if as_json else line)
         sys.stdout.flush()
 
-    trio.run(_run, node.run, config, home, tuple(join), announce)
+    trio.run(_run, config, home, tuple(join), announce)
 
 
-async def _run(run: object, config: Config, home: Home, join: Sequence[str], announce: object) -> None:
-    """A nursery wraps errors in groups; a single `DimError` is for people and comes out bare."""
-    from dimnode.errors import DimError
+async def _run(config: Config, home: Home, join: Sequence[str], announce: Callable[[str], None]) -> None:
+    """A nursery wraps errors in groups; one error comes out bare."""
+    from dimnode import node
+    from p2p.groups import collapse
 
-    try:
-        await run(config, home, join=join, announce=announce)  # type: ignore[operator]
-    except BaseExceptionGroup as group:
-        leaf: BaseException = group
-        while isinstance(leaf, BaseExceptionGroup) and len(leaf.exceptions) == 1:
-            leaf = leaf.exceptions[0]
-        if isinstance(leaf, DimError):
-            raise leaf from None
-        raise
+    with collapse():
+        await node.run(config, home, join=join, announce=announce)
 
 
 def set_up_logging(level: str, form: str) -> None:

@@ -6,7 +6,6 @@ one transaction.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -17,6 +16,7 @@ from dimnode.domain.record import Attempt, SignedEntry
 from dimnode.errors import DimError, Unavailable
 from dimnode.ports import Journal, Signer
 from dimnode.security.signing import sign_entry
+from p2p.groups import leaves
 
 HEAD = "receipt.head"
 
@@ -87,6 +87,7 @@ class Recorder:
                 batch[n].entry = entry
         except* DimError as group:
             e = next(leaves(group))
+            assert isinstance(e, DimError)
             for n in entries:
                 batch[n].error = type(e)(e.message, hint=e.hint, retry_after=e.retry_after)
         finally:
@@ -100,12 +101,3 @@ class Recorder:
             receipt = msgspec.structs.replace(attempt.receipt, previous=previous)
             attempt = msgspec.structs.replace(attempt, receipt=receipt)
         return sign_entry(attempt, self._signer)
-
-
-def leaves(group: BaseExceptionGroup[DimError]) -> Iterator[DimError]:
-    """The errors in nested groups."""
-    for e in group.exceptions:
-        if isinstance(e, BaseExceptionGroup):
-            yield from leaves(e)
-        else:
-            yield e

@@ -30,6 +30,7 @@ from dimnode.orchestrator.table import JobTable
 from dimnode.orchestrator.task_runner import TaskRunner, Work
 from dimnode.orchestrator.values import Compute, Values, in_thread
 from dimnode.ports import Clock, Models, Registry
+from p2p.groups import leaves
 from p2p.ipfs.api import ContentError, ContentStore, DiskFull
 from p2p.ipfs.cid import DAG_CBOR, compute
 from patterns.api import Conclusion, Engine, Fail, Finish, PatternError, Plan, Progress, Run, Seal, TaskPlan, TaskResult, TaskState, Wait
@@ -74,7 +75,7 @@ class Coordinator:
             if life.cancelled_caught:
                 await self.end(drive.expired())
         except Exception as e:  # noqa: BLE001 - told to the client as the job's error, and logged
-            causes = _leaves(e)
+            causes = list(leaves(e))
             if fenced := next((c for c in causes if isinstance(c, Fenced)), None):
                 log.info("job.fenced", job=job, reason=fenced.message)
                 return
@@ -370,13 +371,6 @@ def _error_of(fail: Fail, work: Work) -> ErrorInfo:
         only = next(iter(work.failures.values()))
         return ErrorInfo(code=only.code.value, message=only.message, hint=only.hint or fail.hint, details=details)
     return ErrorInfo(code=fail.code, message=fail.message, hint=fail.hint, details=details)
-
-
-def _leaves(error: BaseException) -> list[BaseException]:
-    """The errors in nested groups."""
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for e in error.exceptions for leaf in _leaves(e)]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    return [error]
 
 
 def _error_info(job: str, error: BaseException) -> ErrorInfo:

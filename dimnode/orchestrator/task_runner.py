@@ -27,6 +27,7 @@ from dimnode.orchestrator.selection import Selector
 from dimnode.orchestrator.settings import OrchestratorSettings
 from dimnode.orchestrator.table import JobTable
 from dimnode.ports import Clock, DaemonClient, Models
+from p2p.groups import leaves
 from p2p.identity import verify
 from patterns.api import TaskPlan
 
@@ -292,7 +293,7 @@ class TaskRunner:
             if refusals is None or others is not None:
                 raise
             answered = True
-            raise _first(refusals) from None
+            raise next(leaves(refusals)) from None
         finally:
             if not answered and not dead.is_set():
                 await self._tell_cancelled(node, order)
@@ -371,11 +372,3 @@ def _given_up(plan: TaskPlan, tries: _Tries) -> DimError:
         f"task {plan.key} failed {len(tries.failed_nodes)} times on {nodes} node{'s' if nodes != 1 else ''}; last: {last.message if last else ''}",
         hint=(last.hint if last else "") or "`dimnode describe JOB` lists every attempt.",
     )
-
-
-def _first(group: BaseExceptionGroup[DimError]) -> DimError:
-    e: BaseException = group
-    while isinstance(e, BaseExceptionGroup):
-        e = e.exceptions[0]
-    assert isinstance(e, DimError)
-    return e

@@ -2,54 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
-import numpy as np
 import trio
 from trio.testing import MockClock
 
-from dimnode.domain.job_form import JobForm, parse_job_form
-from dimnode.domain.tensors import from_numpy, to_json
 from dimnode.errors import PermissionDenied
-from dimnode.orchestrator import Orchestrator, OrchestratorSettings
 from dimnode.state.memory_journal import MemoryJournal
+from tests.support.orchestrated_jobs import double_model, finished, form, outcome, running
 from tests.support.orchestration import FakeNode, FakeSwarm
-
-
-async def double_model(swarm: FakeSwarm) -> None:
-    await swarm.add_model("double", lambda a: {"y": a["x"] * 2}, {"x": ("N", 2)}, {"y": ("N", 2)})
-
-
-def form(**changes: Any) -> JobForm:
-    base: dict[str, Any] = {
-        "pattern": "chained",
-        "config": {"pipeline": [{"step": 1, "model_id": "double"}]},
-        "client_data": {"x": to_json(from_numpy(np.ones((3, 2), np.float32)))},
-    }
-    return parse_job_form({**base, **changes})
-
-
-@asynccontextmanager
-async def running(swarm: FakeSwarm, journal: MemoryJournal | None = None) -> AsyncIterator[Orchestrator]:
-    orchestrator = swarm.orchestrator(journal or MemoryJournal(), OrchestratorSettings())
-    async with trio.open_nursery() as nursery:
-        await nursery.start(orchestrator.run)
-        yield orchestrator
-        nursery.cancel_scope.cancel()
-
-
-async def finished(orchestrator: Orchestrator, job: str) -> dict[str, Any]:
-    last: dict[str, Any] = {}
-    async for document in orchestrator.watch(job):
-        last = dict(document)
-    return last
-
-
-async def outcome(orchestrator: Orchestrator, job_form: JobForm) -> dict[str, Any]:
-    accepted = await orchestrator.submit(job_form, "me")
-    return await finished(orchestrator, accepted.job_id)
 
 
 async def test_a_job_taken_up_before_its_nodes_are_seen_again_waits_for_them(autojump_clock: MockClock) -> None:

@@ -46,6 +46,19 @@ class Signer(Protocol):
 # --- state ---------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class JobDigest:
+    """One record of the journal in short."""
+
+    job: str
+    digest: bytes
+    """`dimnode.core.job_record.Record.digest` of what is durable."""
+    finished: bool
+    """It has an outcome that compacts, or any outcome."""
+    at: float
+    """Wall clock of this node when the record last grew here: for retention."""
+
+
 class Journal(Protocol):
     """The node's durable memory: SQLite, WAL, ``synchronous=FULL``. Concurrent appends share one
     transaction (group commit)."""
@@ -83,7 +96,59 @@ class Journal(Protocol):
         """Persist the highest ballot seen for a job; returns the highest (which may be another's)."""
         ...
 
+    async def load_many(self, jobs: Sequence[str]) -> dict[str, tuple[SignedEntry, ...]]:
+        """As `load`, for many in one go; unknown jobs are left out."""
+        ...
+
+    async def digests(self, after: str, limit: int) -> tuple[JobDigest, ...]:
+        """Jobs that have a core or an outcome, with ids above ``after`` in order: for anti-entropy."""
+        ...
+
+    async def forget(self, jobs: Sequence[str]) -> None:
+        """Remove whole records, and their ballots: after retention."""
+        ...
+
     async def aclose(self) -> None: ...
+
+
+# --- records and their copies --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What an owner decided about one job, to be copied before it takes effect."""
+
+    job: str
+    entries: Sequence[SignedEntry]
+    new: bool = False
+    """Just accepted: nobody has anything of it yet, and ``entries`` are the whole record."""
+    blocks: Sequence[str] = ()
+    """CIDs that the copies keep with the record: inputs, the result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """How that went. ``others``: nodes beside this one that have the whole record durably, ``blocks`` included."""
+
+    job: str
+    others: int
+    fenced: Ballot | None = None
+    """A copy knows this higher claim: the writer is not the owner any more."""
+    entries: Sequence[SignedEntry] = ()
+    """What proves it."""
+
+
+class Copies(Protocol):
+    """Keeps copies of the records that this node owns on other nodes."""
+
+    async def write(self, jobs: Sequence[Written], *, wanted: int | None = None) -> list[Copied]:
+        """Returns, in order, when every job has ``wanted`` copies (default: ``jobs.replicas``), or is fenced, or when the
+        time for it (2 s) is over or no other node could take one. What is missing then is repaired later."""
+        ...
+
+    def drop(self, jobs: Sequence[str]) -> None:
+        """This node no longer owns these jobs: it neither writes nor repairs their copies."""
+        ...
 
 
 # --- the swarm -----------------------------------------------------------------------------------
@@ -139,6 +204,11 @@ class Registry(Protocol):
 class Elector(Protocol):
     """Seats of this swarm, as this node sees them."""
 
+    @property
+    def boot(self) -> str:
+        """This node's boot id: random at each start, part of its claims."""
+        ...
+
     def seats(self) -> tuple[Seat, ...]:
         """Present holders, by seat number; the own seat included."""
         ...
@@ -159,6 +229,18 @@ class Elector(Protocol):
 
     def advertise(self, grpc: str, local_only: bool) -> None:
         """The address that beats tell while a seat is held."""
+        ...
+
+    def tell_load(self, jobs: int) -> None:
+        """Unfinished jobs that this node drives: told with the next beat, shown in `seats` of every node."""
+        ...
+
+    def changed(self) -> int:
+        """A number that grows when the set of (seat, peer, boot) in `seats` changes."""
+        ...
+
+    async def wait_changed(self, since: int) -> int:
+        """Returns `changed` when it is above ``since``."""
         ...
 
     async def release(self) -> None:

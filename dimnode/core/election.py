@@ -162,6 +162,7 @@ class Election:
         self._claim: Seat | None = None
         self._claiming: Seat | None = None
         self._address = ("", False)
+        self._jobs = 0
         self._seq = 0
         self._tick_at = now
         self._told: dict[str, float] = {}
@@ -186,6 +187,12 @@ class Election:
         self._address = (grpc, local_only)
         if self._claim is not None:
             self._claim = msgspec.structs.replace(self._claim, grpc=grpc, local_only=local_only)
+
+    def tell_load(self, jobs: int) -> None:
+        """Unfinished jobs that this node drives: told with the next beat."""
+        self._jobs = jobs
+        if self._claim is not None:
+            self._claim = msgspec.structs.replace(self._claim, jobs=jobs)
 
     def members(self, eligible: Iterable[str]) -> None:
         """The peers that the registry believes alive, reachable and eligible; me or not does not matter."""
@@ -237,7 +244,7 @@ class Election:
             return []
         if any(c.seat == claim.seat for c in self._claims(now)):
             return []
-        self._claim = msgspec.structs.replace(claim, grpc=self._address[0], local_only=self._address[1])
+        self._claim = msgspec.structs.replace(claim, grpc=self._address[0], local_only=self._address[1], jobs=self._jobs)
         self._vacant_since.clear()
         self._told.clear()
         return [Won(self._claim), *self._send(now)]

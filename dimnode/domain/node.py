@@ -88,6 +88,8 @@ class Seat(msgspec.Struct, frozen=True, kw_only=True):
     """Advertised host:port of the orchestrator API."""
     local_only: bool = False
     """True if that address is loopback: reach it through a libp2p stream."""
+    jobs: int = 0
+    """Unfinished jobs that this seat drives, as of the holder's latest beat."""
 
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True):

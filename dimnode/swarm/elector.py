@@ -62,12 +62,18 @@ class SwarmElector:
         self._nursery: trio.Nursery | None = None
         self._in_flight: set[str] = set()
         self._changed = trio.Event()
+        self._holders: frozenset[tuple[int, str, str]] = frozenset()
+        self._version = 0
         self._sent = 0
         self._failed = 0
         self._peer_events = network.peer_events()
         network.serve(METHOD, self._serve, self._settings.concurrency)
 
     # --- dimnode.ports.Elector ------------------------------------------------------------------
+
+    @property
+    def boot(self) -> str:
+        return self._election.boot
 
     def seats(self) -> tuple[Seat, ...]:
         return self._election.seats(self._clock.monotonic())
@@ -91,6 +97,18 @@ class SwarmElector:
 
     def advertise(self, grpc: str, local_only: bool) -> None:
         self._election.advertise(grpc, local_only)
+
+    def tell_load(self, jobs: int) -> None:
+        self._election.tell_load(jobs)
+
+    def changed(self) -> int:
+        return self._version
+
+    async def wait_changed(self, since: int) -> int:
+        await trio.lowlevel.checkpoint()
+        while self._version <= since:
+            await self._changed.wait()
+        return self._version
 
     async def release(self) -> None:
         actions = self._election.release(self._clock.monotonic())
@@ -128,6 +146,7 @@ class SwarmElector:
             views = self._registry.nodes()
             self._election.members(v.heartbeat.peer_id for v in views if v.state in ("alive", "suspect") and v.heartbeat.eligible)
             self._do(nursery, self._election.tick(self._clock.monotonic()))
+            self._look()
             await trio.sleep(self._election.settings.beat / 2)
 
     def _do(self, nursery: trio.Nursery, actions: list[Action]) -> None:
@@ -154,8 +173,20 @@ class SwarmElector:
                     log.info("seat lost", seat=seat.seat, term=seat.n, reason=reason)
                 case PersistTerm() | SendBeat():
                     continue
-            self._changed.set()
-            self._changed = trio.Event()
+            self._look()
+            self._wake()
+
+    def _look(self) -> None:
+        """Whether the holders that this node sees are others than before."""
+        holders = frozenset((s.seat, s.peer, s.boot) for s in self.seats())
+        if holders != self._holders:
+            self._holders = holders
+            self._version += 1
+            self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
 
     async def _persist(self, nursery: trio.Nursery, n: int) -> None:
         try:

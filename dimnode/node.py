@@ -31,6 +31,7 @@ from dimnode.leadership import Leadership
 from dimnode.node_api import LocalNode
 from dimnode.orchestrator import Orchestrator, build_orchestrator
 from dimnode.ports import Journal
+from dimnode.records.table import RecordTable
 from dimnode.rpc.bridge import Bridge, open_bridge
 from dimnode.rpc.channels import open_pool, resolver
 from dimnode.rpc.daemon_client import GrpcDaemonClient
@@ -125,6 +126,7 @@ class Node:
         self.boot = secrets.token_hex(8)
         self.name = config.node.name or f"{socket.gethostname()}-{identity.peer_id[-6:]}"
         self.started = self.clock.monotonic()
+        self.records = RecordTable(journal, identity)
         self.certificates = CertificateStore(network, self.clock.wall, self.settings.certificates())
         self.daemon = Daemon(
             signer=identity,
@@ -180,6 +182,7 @@ class Node:
     async def serve(self, announce: Callable[[str], None], stop: trio.Event) -> None:
         """Runs all services until ``stop`` is set and the drain is over."""
         self.certificates.serve()
+        await self.records.open()
         resolve = resolver(self._daemon_of, self.network.remote_host)
         async with (
             open_pool(self.bridge, self.certificates, resolve, self.clock.monotonic, self.settings.channels()) as pool,
@@ -322,6 +325,7 @@ class Node:
             swarm=self.member.swarm,
             boot=self.boot,
             signer=self.identity,
+            table=self.records,
             journal=self.journal,
             store=self.store,
             registry=self.registry,

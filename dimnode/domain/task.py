@@ -57,3 +57,12 @@ class TaskUpdate(msgspec.Struct, frozen=True, kw_only=True):
     stage: Literal["accepted", "fetching", "running", "finished"]
     entry: SignedEntry | None = None
     """With ``finished``: the `Attempt`, signed by the executor."""
+
+
+class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node did and does for one job."""
+
+    finished: tuple[SignedEntry, ...] = ()
+    """Its `Attempt` entries."""
+    running: tuple[tuple[str, int], ...] = ()
+    """(task key, attempt) accepted and not finished."""

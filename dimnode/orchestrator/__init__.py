@@ -7,10 +7,10 @@ from dimnode.orchestrator.coordinator import Coordinator
 from dimnode.orchestrator.selection import Selector
 from dimnode.orchestrator.service import Orchestrator
 from dimnode.orchestrator.settings import OrchestratorSettings
-from dimnode.orchestrator.table import JobTable
 from dimnode.orchestrator.task_runner import TaskRunner
 from dimnode.orchestrator.values import Compute, Values, in_thread
 from dimnode.ports import Clock, DaemonClient, Journal, Models, Registry, Signer
+from dimnode.records.table import RecordTable
 from p2p.ipfs.api import ContentStore
 
 
@@ -19,6 +19,7 @@ def build_orchestrator(
     swarm: str,
     boot: str,
     signer: Signer,
+    table: RecordTable,
     journal: Journal,
     store: ContentStore,
     registry: Registry,
@@ -28,8 +29,7 @@ def build_orchestrator(
     settings: OrchestratorSettings,
     compute: Compute = in_thread,
 ) -> Orchestrator:
-    """One term's orchestrator, wired. ``boot`` makes this start's ballots."""
-    table = JobTable(journal, signer, settings.keep_finished, settings.keep_finished_bytes)
+    """One term's orchestrator on the node's records, wired. ``boot`` makes this start's ballots."""
     values = Values(store, settings.inline_bytes, settings.fetch_timeout, compute)
     selector = Selector(registry, models)
     runner = TaskRunner(table, client, models, selector, clock, settings)

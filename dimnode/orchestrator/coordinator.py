@@ -26,10 +26,10 @@ from dimnode.orchestrator.nodes import gather_facts, model_facts, models_of
 from dimnode.orchestrator.places import Place
 from dimnode.orchestrator.selection import Selector
 from dimnode.orchestrator.settings import OrchestratorSettings
-from dimnode.orchestrator.table import JobTable
 from dimnode.orchestrator.task_runner import TaskRunner, Work
 from dimnode.orchestrator.values import Compute, Values, in_thread
 from dimnode.ports import Clock, Models, Registry
+from dimnode.records.table import RecordTable
 from p2p.groups import leaves
 from p2p.ipfs.api import ContentError, ContentStore, DiskFull
 from p2p.ipfs.cid import DAG_CBOR, compute
@@ -42,7 +42,7 @@ log = structlog.get_logger(__name__)
 class Coordinator:
     def __init__(
         self,
-        table: JobTable,
+        table: RecordTable,
         runner: TaskRunner,
         selector: Selector,
         models: Models,

@@ -22,8 +22,8 @@ from dimnode.orchestrator.documents import job_document, result_document
 from dimnode.orchestrator.places import Place, Places
 from dimnode.orchestrator.selection import Selector
 from dimnode.orchestrator.settings import OrchestratorSettings
-from dimnode.orchestrator.table import JobTable
 from dimnode.ports import Accepted, Clock, JobDocument, Journal, ResultDocument
+from dimnode.records.table import RecordTable
 from p2p.groups import collapse
 from p2p.ipfs.api import ContentError, ContentStore
 
@@ -45,7 +45,7 @@ class Orchestrator:
         self,
         me: str,
         boot: str,
-        table: JobTable,
+        table: RecordTable,
         journal: Journal,
         admission: Admission,
         coordinator: Coordinator,
@@ -71,6 +71,8 @@ class Orchestrator:
         self._order = itertools.count()
         self._wake = trio.Event()
         self._scopes: dict[str, trio.CancelScope] = {}
+        self._own: set[str] = set()
+        """Unfinished jobs that this orchestrator drives or will drive."""
         self._accepting = False
         self._counters = {"accepted": 0, "refused": 0, "finished": 0}
 
@@ -89,6 +91,7 @@ class Orchestrator:
             self._accepting = False
             self._scopes.clear()
             self._waiting.clear()
+            self._own.clear()
 
     def stop_accepting(self) -> None:
         self._accepting = False
@@ -129,6 +132,7 @@ class Orchestrator:
             late = await self._take_up(late)
 
     def _enqueue(self, job: str, priority: str, ballot: Ballot) -> None:
+        self._own.add(job)
         rank = -PRIORITIES.index(priority) if priority in PRIORITIES else 0
         heapq.heappush(self._waiting, (rank, next(self._order), job, ballot, self._clock.monotonic()))
         self._wake.set()
@@ -155,6 +159,7 @@ class Orchestrator:
                 await self._coordinator.drive(job, ballot, since, place)
         finally:
             self._scopes.pop(job, None)
+            self._own.discard(job)
             self._counters["finished"] += 1
             place.close()
 
@@ -164,7 +169,7 @@ class Orchestrator:
 
     def _forget_cancelled(self) -> None:
         """Cancelled jobs leave the queue once they are the greater part of it."""
-        if len(self._waiting) > 2 * self._table.active_count() + self._settings.max_running_jobs:
+        if len(self._waiting) > 2 * len(self._own) + self._settings.max_running_jobs:
             self._waiting = [w for w in self._waiting if not self._ended(w[2])]
             heapq.heapify(self._waiting)
 
@@ -242,10 +247,10 @@ class Orchestrator:
     def _admit(self, count: int) -> None:
         if not self._accepting:
             raise Unavailable("this orchestrator is stopping", hint="Try another orchestrator.", retry_after=1.0)
-        if self._table.active_count() + count > self._settings.max_active_jobs:
+        if len(self._own) + count > self._settings.max_active_jobs:
             self._counters["refused"] += count
             raise ResourceExhausted(
-                f"this orchestrator already has {self._table.active_count()} unfinished jobs",
+                f"this orchestrator already has {len(self._own)} unfinished jobs",
                 hint="Wait for some to finish, or use another orchestrator.",
                 retry_after=1.0,
             )
@@ -285,6 +290,7 @@ class Orchestrator:
             seen = await self._table.conclude(job_id, outcome)
             if scope := self._scopes.get(job_id):
                 scope.cancel()
+            self._own.discard(job_id)
             self._forget_cancelled()
         if seen.status != "cancelled":
             raise FailedPrecondition(f"job {job_id} is {seen.status} already", hint="Only unfinished jobs can be cancelled.")
@@ -317,7 +323,7 @@ class Orchestrator:
         return self._selector.explain(plan, form, manifests)
 
     def statistics(self) -> dict[str, Any]:
-        return {**self._counters, "active": self._table.active_count(), "waiting": len(self._waiting), "driven": len(self._scopes)}
+        return {**self._counters, "active": len(self._own), "waiting": len(self._waiting), "driven": len(self._scopes)}
 
     async def _visible(self, job_id: str) -> JobView:
         seen = await self._table.load(job_id)

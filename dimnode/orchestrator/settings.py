@@ -31,10 +31,6 @@ class OrchestratorSettings:
     """Seconds before claims that could not be written are tried again."""
     questions_at_once: int = 32
     """Jobs of one batch that are looked up at once because their client may have sent them before."""
-    keep_finished: int = 1_000
-    """Finished jobs kept in memory; older ones are read from the journal."""
-    keep_finished_bytes: int = 64 * 1024 * 1024
-    """Of their entries: specs and results."""
     fetch_timeout: float = 30.0
     """Seconds without progress while reading tensors or specs from the swarm."""
     cancel_timeout: float = 5.0

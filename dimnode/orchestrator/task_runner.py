@@ -25,8 +25,8 @@ from dimnode.orchestrator.inputs import cabinet_of, inputs_of, task_key
 from dimnode.orchestrator.places import Place
 from dimnode.orchestrator.selection import Selector
 from dimnode.orchestrator.settings import OrchestratorSettings
-from dimnode.orchestrator.table import JobTable
 from dimnode.ports import Clock, DaemonClient, Models
+from dimnode.records.table import RecordTable
 from p2p.groups import leaves
 from p2p.identity import verify
 from patterns.api import TaskPlan
@@ -77,7 +77,7 @@ class _Tries:
 class TaskRunner:
     def __init__(
         self,
-        table: JobTable,
+        table: RecordTable,
         client: DaemonClient,
         models: Models,
         selector: Selector,

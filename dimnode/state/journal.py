@@ -125,6 +125,16 @@ class SqliteJournal:
         found = await self._read("SELECT payload, author, signature FROM entries WHERE job = ? ORDER BY seq", (job,))
         return tuple(SignedEntry(*columns) for columns in found)
 
+    async def load_many(self, jobs: Sequence[str]) -> dict[str, tuple[SignedEntry, ...]]:
+        if not jobs:
+            return {}
+        marks = ",".join("?" * len(jobs))
+        statement = f"SELECT job, payload, author, signature FROM entries WHERE job IN ({marks}) ORDER BY seq"  # noqa: S608 - marks only
+        found: dict[str, list[SignedEntry]] = {}
+        for job, *columns in await self._read(statement, tuple(jobs)):
+            found.setdefault(job, []).append(SignedEntry(*columns))
+        return {job: tuple(entries) for job, entries in found.items()}
+
     async def discard(self, job: str, ids: Sequence[str]) -> None:
         pairs = [(job, i) for i in ids]
         if pairs:

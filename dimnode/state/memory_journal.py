@@ -52,6 +52,10 @@ class MemoryJournal:
         await self._read()
         return tuple(self.disk.entries.get(job, {}).values())
 
+    async def load_many(self, jobs: Sequence[str]) -> dict[str, tuple[SignedEntry, ...]]:
+        await self._read()
+        return {job: tuple(self.disk.entries[job].values()) for job in jobs if self.disk.entries.get(job)}
+
     async def discard(self, job: str, ids: Sequence[str]) -> None:
         await self._synced()
         for i in ids:

@@ -12,6 +12,7 @@ import trio
 from dimnode.domain.job_form import JobForm, parse_job_form
 from dimnode.domain.tensors import from_numpy, to_json
 from dimnode.orchestrator import Orchestrator, OrchestratorSettings
+from dimnode.records.table import TableSettings
 from dimnode.state.memory_journal import MemoryJournal
 from tests.support.orchestration import FakeSwarm
 
@@ -30,8 +31,10 @@ def form(**changes: Any) -> JobForm:
 
 
 @asynccontextmanager
-async def running(swarm: FakeSwarm, journal: MemoryJournal | None = None, **settings: Any) -> AsyncGenerator[Orchestrator]:
-    orchestrator = swarm.orchestrator(journal or MemoryJournal(), OrchestratorSettings(**settings))
+async def running(
+    swarm: FakeSwarm, journal: MemoryJournal | None = None, keep: TableSettings | None = None, **settings: Any
+) -> AsyncGenerator[Orchestrator]:
+    orchestrator = swarm.orchestrator(journal or MemoryJournal(), OrchestratorSettings(**settings), keep=keep)
     async with trio.open_nursery() as nursery:
         await nursery.start(orchestrator.run)
         yield orchestrator

@@ -19,6 +19,7 @@ from dimnode.domain.tensors import content_digest, from_npy, from_numpy, to_nump
 from dimnode.errors import DimError, NotFound
 from dimnode.orchestrator import Orchestrator, OrchestratorSettings, build_orchestrator
 from dimnode.ports import NodeView
+from dimnode.records.table import RecordTable, TableSettings
 from dimnode.security.signing import sign_entry
 from dimnode.state.memory_journal import MemoryJournal
 from dimnode.swarm.models import SwarmModels
@@ -228,11 +229,14 @@ class FakeSwarm:
 
     # --- the orchestrator ---
 
-    def orchestrator(self, journal: MemoryJournal, settings: OrchestratorSettings | None = None, boot: str = "boot-1") -> Orchestrator:
+    def orchestrator(
+        self, journal: MemoryJournal, settings: OrchestratorSettings | None = None, boot: str = "boot-1", keep: TableSettings | None = None
+    ) -> Orchestrator:
         return build_orchestrator(
             swarm="test",
             boot=boot,
             signer=identity("orchestrator"),
+            table=RecordTable(journal, identity("orchestrator"), settings=keep),
             journal=journal,
             store=self.store,
             registry=self,

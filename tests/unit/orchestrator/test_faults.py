@@ -15,6 +15,7 @@ from dimnode.domain.record import SignedEntry
 from dimnode.domain.tensors import from_numpy, to_json, to_numpy
 from dimnode.errors import FailedPrecondition, Fenced, NotFound, ResourceExhausted, Unavailable
 from dimnode.orchestrator.values import Values
+from dimnode.records.table import TableSettings
 from dimnode.state.memory_journal import MemoryJournal
 from p2p.ipfs.api import BlockMissing, DiskFull
 from tests.support.orchestrated_jobs import double_model, finished, form, outcome, running
@@ -374,7 +375,7 @@ async def test_cancelled_jobs_do_not_pile_up_in_the_queue_or_stop_it_when_they_a
     node = FakeNode("a", seconds=50.0)
     swarm = FakeSwarm([node])
     await double_model(swarm)
-    async with running(swarm, max_running_jobs=2, keep_finished=3) as orchestrator:
+    async with running(swarm, keep=TableSettings(keep_finished=3), max_running_jobs=2) as orchestrator:
         slow = [(await orchestrator.submit(form(), "me")).job_id for _ in range(2)]
         for _ in range(50):
             await orchestrator.cancel((await orchestrator.submit(form(), "me")).job_id)
@@ -391,7 +392,7 @@ async def test_finished_jobs_are_answered_for_from_the_journal_when_memory_lets_
 ) -> None:
     swarm = FakeSwarm([FakeNode("a")])
     await double_model(swarm)
-    async with running(swarm, **bound) as orchestrator:
+    async with running(swarm, keep=TableSettings(**bound)) as orchestrator:
         answers = await orchestrator.submit_many([form() for _ in range(8)], "me")
         jobs = [a.job_id for a in answers]  # type: ignore[union-attr]
         for job in jobs:

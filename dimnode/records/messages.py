@@ -1,0 +1,146 @@
+"""What nodes say to each other about job records, over direct requests. Gossip only carries `Hint`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from dimnode.domain.record import Ballot, SignedEntry
+from dimnode.domain.task import TaskReport
+
+STORE = "records/store"
+"""`StoreRequest` -> `StoreAnswer`: an owner copies what it decides."""
+COMPARE = "records/compare"
+"""`CompareRequest` -> `CompareAnswer`: anti-entropy."""
+FETCH = "records/fetch"
+"""`FetchRequest` -> `FetchAnswer`: whole records."""
+BLOCKS = "records/blocks"
+"""`BlocksRequest` -> `BlocksAnswer`: keep a job's blocks (inputs, results)."""
+OFFER = "records/offer"
+"""`OfferRequest` -> `OfferAnswer`: somebody holds unfinished jobs that no live seat drives; asked of seat holders."""
+ATTEMPTS = "records/attempts"
+"""`AttemptsRequest` -> `AttemptsAnswer`: what a node did for jobs that somebody takes over."""
+RESULTS = "records/results"
+"""`ResultsRequest` -> `ResultsAnswer`: finished attempts that nobody fetched; asked of seat holders."""
+HINTS = "dim/jobs/1"
+"""Gossip topic: `Hints`."""
+
+
+class JobEntries(msgspec.Struct, frozen=True, kw_only=True):
+    job: str
+    entries: tuple[SignedEntry, ...]
+
+
+class StoreRequest(msgspec.Struct, frozen=True, kw_only=True):
+    jobs: tuple[JobEntries, ...]
+
+
+class StoreResult(msgspec.Struct, frozen=True, kw_only=True):
+    """``stored``: fsynced. ``fenced``: a higher claim is known here; ``entries`` prove it. ``incomplete``: the job's core
+    is not here, send the whole record. ``refused``: entries that may not enter any record, or no custody. ``full``: no
+    room on this disk."""
+
+    job: str
+    status: Literal["stored", "fenced", "incomplete", "refused", "full"]
+    ballot: Ballot | None = None
+    entries: tuple[SignedEntry, ...] = ()
+    reason: str = ""
+
+
+class StoreAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """In the order of the request."""
+
+    results: tuple[StoreResult, ...]
+
+
+class CompareItem(msgspec.Struct, frozen=True, kw_only=True):
+    job: str
+    digest: bytes
+    """Of the set of entries: `dimnode.core.job_record.Record.digest`."""
+    keep: bool = False
+    """The asked node shall hold a copy, if it does not yet."""
+
+
+class CompareRequest(msgspec.Struct, frozen=True, kw_only=True):
+    items: tuple[CompareItem, ...]
+
+
+class CompareAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """``want``: jobs whose records the asked node has not and shall have. ``differ``: of jobs that both hold differently,
+    all entries of the asked node (bounded in size; the rest comes next time)."""
+
+    want: tuple[str, ...] = ()
+    differ: tuple[JobEntries, ...] = ()
+
+
+class FetchRequest(msgspec.Struct, frozen=True, kw_only=True):
+    jobs: tuple[str, ...]
+
+
+class FetchAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Those that are held here, as far as they fit into one answer."""
+
+    jobs: tuple[JobEntries, ...]
+
+
+class BlocksRequest(msgspec.Struct, frozen=True, kw_only=True):
+    job: str
+    cids: tuple[str, ...]
+    providers: tuple[str, ...]
+
+
+class BlocksAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Those that are now durable and pinned on the asked node."""
+
+    kept: tuple[str, ...]
+
+
+class OfferRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Whole records."""
+
+    jobs: tuple[JobEntries, ...]
+
+
+class OfferAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """``taken``: the seat holder has them durably and drives them. ``known``: it knows better (a higher claim, an end)."""
+
+    taken: tuple[str, ...] = ()
+    known: tuple[JobEntries, ...] = ()
+
+
+class AttemptsRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Jobs with the ballots under which the asker drives them: the fence is raised to it."""
+
+    jobs: tuple[tuple[str, Ballot], ...]
+
+
+class AttemptsAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """In the order of the request; None where the asker is fenced."""
+
+    reports: tuple[TaskReport | None, ...]
+
+
+class ResultsRequest(msgspec.Struct, frozen=True, kw_only=True):
+    entries: tuple[SignedEntry, ...]
+
+
+class ResultsAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Entry ids that the seat holder has durably, or has no use for (the job ended)."""
+
+    received: tuple[str, ...]
+
+
+class Hint(msgspec.Struct, frozen=True, kw_only=True):
+    """A job's record changed at its owner."""
+
+    job: str
+    digest: bytes
+    epoch: int
+    terminal: bool
+
+
+class Hints(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one owner: the author of the message."""
+
+    hints: tuple[Hint, ...]

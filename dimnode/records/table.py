@@ -1,0 +1,360 @@
+"""The records this node has, its own and others': in memory while unfinished, entries in the journal, watchers told.
+
+The journal and its copies are the truth: decisions change a record only after they are durable there, so nothing
+is ever done that a crash could take back. Facts that can be had again (what another node signed, how far a job got)
+are noted at once and become durable together with the next decision.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from dimnode.core.job_record import Record
+from dimnode.core.job_view import JobView, view
+from dimnode.domain.record import Body, Claim, OutcomeEntry, SignedEntry
+from dimnode.errors import Fenced, NotFound
+from dimnode.ports import Copied, Copies, Journal, Signer, Written
+from dimnode.security.signing import sign_entry
+from p2p.groups import collapse
+
+
+@dataclass(frozen=True, slots=True)
+class TableSettings:
+    keep_finished: int = 1_000
+    """Finished jobs kept in memory; older ones are read from the journal."""
+    keep_finished_bytes: int = 64 * 1024 * 1024
+    """Of their entries: specs and results."""
+    load_at_once: int = 500
+    """Records that are read in one go when the node starts."""
+
+
+class NoCopies:
+    """`dimnode.ports.Copies` of a node without others."""
+
+    async def write(self, jobs: Sequence[Written], *, wanted: int | None = None) -> list[Copied]:
+        del wanted
+        await trio.lowlevel.checkpoint()
+        return [Copied(w.job, 0) for w in jobs]
+
+    def drop(self, jobs: Sequence[str]) -> None:
+        del jobs
+
+
+class _Job:
+    __slots__ = ("changed", "ending", "noted", "record", "version")
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.noted: list[SignedEntry] = []
+        """Entries that the journal does not have yet."""
+        self.version = 0
+        self.changed = trio.Event()
+        self.ending = trio.Lock()
+
+    def size(self) -> int:
+        """Bytes of its entries."""
+        return sum(len(e.payload) for e in self.record.entries())
+
+
+class RecordTable:
+    """Records by job id. Unfinished jobs stay in memory; finished ones in an LRU (the latest stays in any case)."""
+
+    def __init__(self, journal: Journal, signer: Signer, copies: Copies | None = None, settings: TableSettings | None = None) -> None:
+        self._journal = journal
+        self._signer = signer
+        self.copies: Copies = copies or NoCopies()
+        self._settings = settings or TableSettings()
+        self._sizes: dict[str, int] = {}
+        """Of the finished jobs in memory."""
+        self._bytes = 0
+        self._active: dict[str, _Job] = {}
+        self._finished: OrderedDict[str, _Job] = OrderedDict()
+        self._version = 0
+        self._changed = trio.Event()
+        self._dirty: set[str] = set()
+
+    async def open(self) -> None:
+        """Reads the unfinished records of the journal."""
+        jobs = await self._journal.unfinished()
+        for start in range(0, len(jobs), self._settings.load_at_once):
+            for job, entries in (await self._journal.load_many(jobs[start : start + self._settings.load_at_once])).items():
+                self._take_in(job, entries)
+
+    # --- reading
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """Unfinished jobs, oldest first, whoever owns them."""
+        return tuple(self._active)
+
+    def active_views(self) -> Iterable[JobView]:
+        return [view(j.record) for j in self._active.values()]
+
+    async def load(self, job: str) -> JobView:
+        """Raises `NotFound`."""
+        return view((await self._find(job)).record)
+
+    def view(self, job: str) -> JobView:
+        """Of a job that is in memory (an active one always is)."""
+        return view(self._known(job).record)
+
+    def record(self, job: str) -> Record:
+        """The record itself, to be read only."""
+        return self._known(job).record
+
+    async def find(self, job: str) -> Record:
+        """The record, from the journal if it is not in memory; to be read only. Raises `NotFound`."""
+        return (await self._find(job)).record
+
+    def holds(self, job: str) -> bool:
+        """Whether it is in memory."""
+        return job in self._active or job in self._finished
+
+    async def exists(self, job: str) -> bool:
+        try:
+            await self._find(job)
+        except NotFound:
+            return False
+        return True
+
+    async def recent(self, limit: int) -> list[JobView]:
+        """Views of the newest jobs, newest first."""
+        return [await self.load(job) for job in await self._journal.recent(limit)]
+
+    # --- what this node decides
+
+    async def append(self, job: str, *bodies: Body, blocks: Sequence[str] = ()) -> int:
+        """Sign, make durable here and on the copies together with all that was noted, add, tell watchers. Returns
+        the number of copies, this node's included. Raises `Fenced` if another owns the job: then its claim is in the
+        record, and what was to be decided is not."""
+        return (await self.extend([(job, bodies)], blocks={job: blocks}))[0]
+
+    async def conclude(self, job: str, outcome: OutcomeEntry, *, blocks: Sequence[str] = ()) -> JobView:
+        """The end of a job: of several that come at once the first stays. Once begun it is not interrupted, so
+        that what is durable is also what clients are told. The copies have it first: a terminal state is not shown
+        before, and one of a former owner is not written anywhere. Raises `Fenced`."""
+        state = self._known(job)
+        async with state.ending:
+            if (seen := view(state.record)).terminal:
+                return seen
+            with trio.CancelScope(shield=True):
+                await self.extend([(job, [outcome])], blocks={job: blocks}, copies_first=True)
+            return view(state.record)
+
+    def note(self, job: str, body: Body) -> None:
+        """Sign and add now; durable with the next `append`. For what may be lost in a crash, and for what has
+        no effect before that `append`."""
+        self.note_signed(job, sign_entry(body, self._signer))
+
+    def note_signed(self, job: str, entry: SignedEntry) -> None:
+        """The same for an entry of another node."""
+        self._known(job).noted.append(entry)
+        self._apply(job, [entry])
+
+    async def extend(
+        self,
+        jobs: Sequence[tuple[str, Sequence[Body]]],
+        *,
+        new: bool = False,
+        wanted: int | None = None,
+        blocks: dict[str, Sequence[str]] | None = None,
+        copies_first: bool = False,
+    ) -> list[int]:
+        """`append` for several jobs, here in one transaction. ``new``: they were just accepted. ``copies_first``: durable
+        on the copies before here, for what may not be written at all if somebody else owns a job by now (claims, ends).
+        Returns the number of copies of each, this node's included. Raises `Fenced` if that is so for any; with
+        ``copies_first`` the others are written all the same."""
+        pending = [_Pending(job, [sign_entry(b, self._signer) for b in bodies], self._take_noted(job)) for job, bodies in jobs]
+        written = [Written(p.job, p.all, new=new, blocks=(blocks or {}).get(p.job, ())) for p in pending]
+        copied: list[Copied] = []
+
+        async def copy() -> None:
+            copied.extend(await self.copies.write(written, wanted=wanted))
+
+        try:
+            if copies_first:
+                await copy()
+                await self._journal.append([e for p, c in zip(pending, copied, strict=True) if c.fenced is None for e in p.all])
+            else:
+                with collapse():
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(copy)
+                        await self._journal.append([e for p in pending for e in p.all])
+        except BaseException:
+            for p in pending:
+                self._give_back(p)
+            raise
+        return await self._written(pending, copied, copies_first=copies_first)
+
+    async def _written(self, pending: Sequence[_Pending], copied: Sequence[Copied], *, copies_first: bool) -> list[int]:
+        fenced: Copied | None = None
+        for p, c in zip(pending, copied, strict=True):
+            if c.fenced is not None:
+                fenced = c
+                if copies_first:
+                    self._give_back(p)
+                await self.merge(p.job, c.entries)
+            if c.fenced is None or not copies_first:
+                await self._settle(p.job, p.entries)
+        if fenced is not None:
+            owner = fenced.fenced
+            assert owner is not None
+            raise Fenced(f"ballot {owner.n} of {owner.peer} owns job {fenced.job}", hint="Its owner goes on with it.")
+        return [1 + c.others for c in copied]
+
+    def _take_noted(self, job: str) -> list[SignedEntry]:
+        state = self._active.get(job) or self._finished.get(job)
+        if state is None:
+            return []
+        noted, state.noted = state.noted, []
+        return noted
+
+    def _give_back(self, pending: _Pending) -> None:
+        state = self._active.get(pending.job) or self._finished.get(pending.job)
+        if state is not None:
+            state.noted = [*pending.noted, *state.noted]
+
+    # --- what others say
+
+    async def merge(self, job: str, entries: Sequence[SignedEntry]) -> bool:
+        """Entries of another copy, already checked (`check_entry`): durable when it returns. Whether they told anything
+        new. A record that was unknown is one afterwards, if it has a core or an end."""
+        state = await self._find_any(job)
+        new = [e for e in entries if state is None or e.id not in state.record]
+        if not new:
+            return False
+        await self._journal.append(new)
+        if state is None:
+            state = await self._find_any(job)  # what was durable already, and the new
+            if state is None:
+                return True
+            self._tell(state, job)
+            return True
+        await self._settle(job, new)
+        return True
+
+    # --- following
+
+    async def wait_changed(self, job: str, since: int) -> int:
+        """Returns the version once it is above ``since``; versions start at 1."""
+        state = await self._find(job)
+        while state.version <= since:
+            await state.changed.wait()
+        return state.version
+
+    async def wait_ended(self, job: str) -> None:
+        """Returns when the job is terminal."""
+        await trio.lowlevel.checkpoint()
+        while (state := self._active.get(job)) is not None:
+            await state.changed.wait()
+
+    @property
+    def version(self) -> int:
+        """Grows with every change of any record."""
+        return self._version
+
+    async def wait_any(self, since: int) -> int:
+        """Returns when `version` is above ``since``."""
+        await trio.lowlevel.checkpoint()
+        while self._version <= since:
+            await self._changed.wait()
+        return self._version
+
+    def take_dirty(self) -> set[str]:
+        """Jobs whose records changed since the last call: for one caller, who tells others of them."""
+        dirty, self._dirty = self._dirty, set()
+        return dirty
+
+    # --- inside
+
+    async def _settle(self, job: str, entries: Sequence[SignedEntry]) -> None:
+        """Durable entries into memory; what they compact away leaves the journal."""
+        state = self._active.get(job) or self._finished.get(job)
+        before = state.record.ids() if state else frozenset[str]()
+        self._apply(job, entries)
+        state = self._known(job)
+        if dropped := (before | {e.id for e in entries}) - state.record.ids():
+            state.noted = [e for e in state.noted if e.id not in dropped]
+            await self._journal.discard(job, sorted(dropped))
+
+    def _apply(self, job: str, entries: Sequence[SignedEntry]) -> None:
+        """A view costs more than an entry: only an outcome or a claim can make a job finished or unfinished."""
+        state = self._active.get(job) or self._finished.get(job) or _Job(Record(job))
+        for entry in entries:
+            state.record.add(entry)
+        if not self.holds(job) or any(isinstance(e.body(), (OutcomeEntry, Claim)) for e in entries):
+            self._file(job, state, finished=view(state.record).terminal)
+        self._tell(state, job)
+
+    def _tell(self, state: _Job, job: str) -> None:
+        state.version += 1
+        state.changed.set()
+        state.changed = trio.Event()
+        self._dirty.add(job)
+        self._version += 1
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _file(self, job: str, state: _Job, *, finished: bool) -> None:
+        if not finished:
+            if self._finished.pop(job, None) is not None:
+                self._bytes -= self._sizes.pop(job)
+            self._active[job] = state
+            return
+        self._active.pop(job, None)
+        self._finished[job] = state
+        self._finished.move_to_end(job)
+        size = state.size()
+        self._bytes += size - self._sizes.get(job, 0)
+        self._sizes[job] = size
+        s = self._settings
+        while len(self._finished) > s.keep_finished or (self._bytes > s.keep_finished_bytes and len(self._finished) > 1):
+            oldest, _ = self._finished.popitem(last=False)
+            self._bytes -= self._sizes.pop(oldest)
+
+    def _known(self, job: str) -> _Job:
+        state = self._active.get(job) or self._finished.get(job)
+        if state is None:
+            raise _unknown(job)
+        return state
+
+    async def _find(self, job: str) -> _Job:
+        state = await self._find_any(job)
+        if state is None:
+            raise _unknown(job)
+        return state
+
+    async def _find_any(self, job: str) -> _Job | None:
+        """None if there is nothing at all, or only what this node signed when it ran tasks for another owner."""
+        state = self._active.get(job) or self._finished.get(job)
+        if state is not None:
+            return state
+        entries = await self._journal.load(job)
+        return self._active.get(job) or self._finished.get(job) or self._take_in(job, entries)
+
+    def _take_in(self, job: str, entries: Sequence[SignedEntry]) -> _Job | None:
+        state = _Job(Record(job, entries))
+        seen = view(state.record)
+        if seen.core is None and seen.status != "deleted":
+            return None
+        state.version = 1
+        self._file(job, state, finished=seen.terminal)
+        return state
+
+
+class _Pending:
+    __slots__ = ("all", "entries", "job", "noted")
+
+    def __init__(self, job: str, entries: list[SignedEntry], noted: list[SignedEntry]) -> None:
+        self.job = job
+        self.entries = entries
+        self.noted = noted
+        self.all = [*noted, *entries]
+
+
+def _unknown(job: str) -> NotFound:
+    return NotFound(f"job {job} is not known here", hint="`dimnode jobs` lists the jobs.")

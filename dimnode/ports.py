@@ -10,7 +10,7 @@ consistent; methods without ``async`` never block; errors that reach people are 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ from dimnode.domain.job_form import JobForm
 from dimnode.domain.model import ModelManifest, ModelRef
 from dimnode.domain.node import CabinetInfo, Capabilities, Heartbeat, Load, NodeState, Seat
 from dimnode.domain.record import Ballot, SignedEntry
-from dimnode.domain.task import TaskOrder, TaskUpdate
+from dimnode.domain.task import TaskOrder, TaskReport, TaskUpdate
 
 
 class Clock(Protocol):
@@ -275,12 +275,34 @@ class TaskService(Protocol):
     """The part of every node that runs work. ``caller`` is the authenticated peer id."""
 
     def run_task(self, order: TaskOrder, caller: str) -> AsyncGenerator[TaskUpdate, None]:
-        """Accepts (or raises `ResourceExhausted`, `Fenced`, `PermissionDenied`, `InvalidArgument`),
-        then yields progress; the last update carries the signed attempt. Closing the iterator
-        before that cancels the task."""
+        """Accepts durably (or raises `ResourceExhausted`, `Fenced`, `PermissionDenied`, `InvalidArgument`),
+        then yields progress; the last update carries the signed attempt. Closing the iterator leaves the task
+        running: only `cancel_task`, its timeout or the end of the node stop it. The same attempt ordered again under
+        an equal or higher ballot is the same task: it runs once, and the new caller gets all updates. While
+        the attempt cannot be written down, callers get `ResourceExhausted` and the node tries on."""
         ...
 
-    async def cancel_task(self, job: str, task: str, attempt: int, ballot: Ballot) -> bool: ...
+    async def cancel_task(self, job: str, task: str, attempt: int, ballot: Ballot) -> bool:
+        """Whether there was something to cancel. Raises `Fenced`."""
+        ...
+
+    async def attempts_of(self, job: str, ballot: Ballot) -> TaskReport:
+        """What this node has of a job, for its new owner. Lower ballots are fenced from now on. Raises `Fenced`."""
+        ...
+
+    def unfetched(self) -> tuple[SignedEntry, ...]:
+        """Finished attempts that no caller of `run_task` is there for, oldest first: to be offered to the seats. Bounded;
+        what falls out stays in the journal. Some may have been received already."""
+        ...
+
+    def fetched(self, entry_ids: Collection[str]) -> None:
+        """These attempts are in good hands: they leave `unfetched`. Unknown ids are ignored."""
+        ...
+
+    async def wait_unfetched(self, since: int) -> int:
+        """Returns when more attempts are to be offered than at version ``since``; returns the version now.
+        Versions start at 0, with nothing to offer."""
+        ...
 
     async def prewarm(self, model_cid: str, manifest_cid: str, providers: Sequence[str]) -> bool: ...
 

@@ -66,3 +66,13 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     """Its `Attempt` entries."""
     running: tuple[tuple[str, int], ...] = ()
     """(task key, attempt) accepted and not finished."""
+
+
+class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What one node has of one job: for the owner who takes it over."""
+
+    finished: tuple[SignedEntry, ...] = ()
+    """Its attempts that have ended, failed and cancelled ones included."""
+    running: tuple[tuple[str, int], ...] = ()
+    """(task key, attempt number) of what it has accepted and not finished, queued ones included. The same attempt
+    ordered under the new ballot is adopted."""

@@ -83,12 +83,14 @@ class RealNode:
     settings: dict[str, str] = field(default_factory=dict)
     join: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
+    prefix: tuple[str, ...] = ()
+    """What comes before the command, to run it elsewhere (a namespace)."""
 
     # --- life
 
     def start(self, *, ready: bool = True, defaults: Mapping[str, str] = LOOPBACK) -> RealNode:
         self.home.create()
-        command = [sys.executable, "-m", "dimnode", "start", "--home", str(self.home.path), "--name", self.name]
+        command = [*self.prefix, sys.executable, "-m", "dimnode", "start", "--home", str(self.home.path), "--name", self.name]
         for key, value in {**defaults, **self.settings}.items():
             command += ["--set", f"{key}={value}"]
         for address in self.join:

@@ -127,3 +127,13 @@ class TaskFailed(DimError):
 
 class Fenced(DimError):
     code = Code.FENCED
+
+
+_BY_CODE: dict[Code, type[DimError]] = {kind.code: kind for kind in DimError.__subclasses__()}
+
+
+def error_of(
+    code: Code, message: str, *, hint: str = "", retry_after: float | None = None, fields: tuple[FieldProblem, ...] = ()
+) -> DimError:
+    """The error that another node reported, of the class that its code has here."""
+    return _BY_CODE.get(code, DimError)(message, code=code, hint=hint, retry_after=retry_after, fields=fields)

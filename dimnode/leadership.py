@@ -11,8 +11,8 @@ import trio
 from dimnode.domain.node import Seat
 from dimnode.errors import DimError
 from dimnode.orchestrator import Orchestrator
-from dimnode.orchestrator.any_seat import AnySeat, AskSettings, JobAnswers
-from dimnode.ports import Elector, SwarmApi
+from dimnode.orchestrator.seat_questions import AskSettings, JobAnswers
+from dimnode.ports import Elector, OrchestratorApi, SwarmApi
 from dimnode.rpc.bridge import Bridge
 from dimnode.rpc.orchestrator_server import OrchestratorServerSettings, RateLimit, is_loopback, serve_orchestrator
 from p2p.api import Network
@@ -43,21 +43,23 @@ class Leadership:
         elector: Elector,
         bridge: Bridge,
         make: Callable[[], Orchestrator],
+        api: Callable[[Orchestrator], OrchestratorApi],
         swarm: SwarmApi,
         rate_limit: RateLimit,
         settings: LeadershipSettings,
     ) -> None:
-        self._network = network
+        """``api``: what clients of this seat are answered by, around its orchestrator."""
         self._elector = elector
         self._bridge = bridge
         self._make = make
+        self._api = api
         self._swarm = swarm
         self._limit = rate_limit
         self._settings = settings
         self.orchestrator: Orchestrator | None = None
         self.address: str | None = None
         """``host:port`` of the API while it is served."""
-        JobAnswers(network, lambda: self.orchestrator, settings.ask)
+        JobAnswers(network, elector, lambda: self.orchestrator, settings.ask)
 
     def local(self) -> tuple[str, int] | None:
         """Where this node itself reaches its API."""
@@ -102,8 +104,9 @@ class Leadership:
             await self._serve_on(orchestrator, f"{host}:0")
 
     async def _serve_on(self, orchestrator: Orchestrator, listen: str) -> None:
-        api = AnySeat(orchestrator, self._network, self._elector, self._settings.ask)
-        async with serve_orchestrator(self._bridge, api, self._swarm, listen, self._settings.server, rate_limit=self._limit) as server:
+        async with serve_orchestrator(
+            self._bridge, self._api(orchestrator), self._swarm, listen, self._settings.server, rate_limit=self._limit
+        ) as server:
             self.orchestrator = orchestrator
             self.address = server.address
             advertised = self._settings.announce or server.address

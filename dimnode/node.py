@@ -21,6 +21,7 @@ import trio
 from dimnode import PROTOCOL_VERSION
 from dimnode.clock import SystemClock
 from dimnode.config import Config, require_served
+from dimnode.core.load_sharing import LoadSharing
 from dimnode.core.rate_limit import RateLimiter
 from dimnode.daemon.service import Change, Daemon
 from dimnode.domain.node import Heartbeat, Load
@@ -30,7 +31,9 @@ from dimnode.invite import Invite, Membership, make, settle
 from dimnode.leadership import Leadership
 from dimnode.node_api import LocalNode
 from dimnode.orchestrator import Orchestrator, build_orchestrator
+from dimnode.orchestrator.any_seat import AnySeat
 from dimnode.ports import Journal
+from dimnode.records.search import RecordSearch
 from dimnode.records.table import RecordTable
 from dimnode.rpc.bridge import Bridge, open_bridge
 from dimnode.rpc.channels import open_pool, resolver
@@ -127,6 +130,7 @@ class Node:
         self.name = config.node.name or f"{socket.gethostname()}-{identity.peer_id[-6:]}"
         self.started = self.clock.monotonic()
         self.records = RecordTable(journal, identity)
+        self.sharing = LoadSharing()
         self.certificates = CertificateStore(network, self.clock.wall, self.settings.certificates())
         self.daemon = Daemon(
             signer=identity,
@@ -152,6 +156,7 @@ class Node:
             eligible=config.election.eligible,
             start="join" if member.bootstrap else "lan" if config.swarm.mdns or met_before else "alone",
         )
+        self.search = RecordSearch(network, self.records, self.registry)
         self.met_before = met_before
         self.models = SwarmModels(self.registry, store, fetch_timeout=config.ipfs.fetch_timeout)
         self.limiter = RateLimiter(self.settings.rate_limit())
@@ -206,7 +211,14 @@ class Node:
     ) -> None:
         api = self._local_node(client)
         leadership = Leadership(
-            self.network, self.elector, self.bridge, lambda: self._orchestrator(client), api, self._limit, self.settings.leadership()
+            self.network,
+            self.elector,
+            self.bridge,
+            lambda: self._orchestrator(client),
+            self._any_seat,
+            api,
+            self._limit,
+            self.settings.leadership(),
         )
         relay = Relay(self.network, self.elector, leadership.local, self.settings.relay())
         self._leadership = leadership
@@ -334,6 +346,10 @@ class Node:
             clock=self.clock,
             settings=self.settings.orchestrator(),
         )
+
+    def _any_seat(self, orchestrator: Orchestrator) -> AnySeat:
+        ask = self.settings.leadership().ask
+        return AnySeat(orchestrator, self.records, self.network, self.elector, self.clock, ask, sharing=self.sharing, search=self.search)
 
     def _local_node(self, client: GrpcDaemonClient) -> LocalNode:
         return LocalNode(

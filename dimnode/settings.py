@@ -12,7 +12,7 @@ from dimnode.core.rate_limit import RateLimitSettings
 from dimnode.daemon.settings import AgentSettings, DaemonSettings
 from dimnode.invite import Membership
 from dimnode.leadership import LeadershipSettings
-from dimnode.orchestrator.any_seat import AskSettings
+from dimnode.orchestrator.seat_questions import AskSettings
 from dimnode.orchestrator.settings import OrchestratorSettings
 from dimnode.rpc.channels import ChannelSettings
 from dimnode.rpc.orchestrator_server import OrchestratorServerSettings

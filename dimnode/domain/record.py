@@ -49,6 +49,8 @@ class Core(msgspec.Struct, frozen=True, kw_only=True, tag="core"):
     """Seconds since the epoch on the acceptor's clock: shown, never decided by."""
     timeout: float
     nonce: str = ""
+    labels: dict[str, str] = {}
+    """The form's, for listings."""
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True, tag="claim"):

@@ -85,6 +85,7 @@ class Admission:
                 submitted=self._clock.wall(),
                 timeout=timeout,
                 nonce=nonce,
+                labels=form.form.labels,
             ),
             repeatable=form.form.idempotency_key is not None,
         )

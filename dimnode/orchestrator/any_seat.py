@@ -1,216 +1,298 @@
-"""Any orchestrator answers for any job: what it does not know it asks of the other seats.
+"""Any orchestrator answers for any job, and hands new ones to a freer seat before it accepts them.
 
-Questions travel as requests between seat holders; a watch is a long poll. Only one seat drives a job, so
-at most one of the others knows it better than "not found".
+Of a job the present owner knows most: it is asked first, while it holds a seat. A copy here answers for what has ended,
+and for what nobody drives at the moment; a job that is unknown here is looked for at the other seats, then at every
+node that may hold a copy.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any
 
-import msgspec
+import structlog
 import trio
 
-from dimnode.domain import codec
+from dimnode.core.job_view import JobView
+from dimnode.core.load_sharing import LoadSharing
 from dimnode.domain.job_form import JobForm
 from dimnode.errors import Code, DimError, NotFound, Unavailable
 from dimnode.orchestrator.documents import result_document
+from dimnode.orchestrator.seat_questions import Asker, AskSettings, Question, digest
 from dimnode.orchestrator.service import Orchestrator
-from dimnode.ports import Accepted, Elector, JobDocument, ResultDocument
-from p2p.api import Network, NetworkError, RemoteFault
+from dimnode.ports import Accepted, Clock, Elector, JobDocument, ResultDocument
+from dimnode.records.table import RecordTable
+from p2p.api import Network, NetworkError, Unreachable
+from p2p.groups import collapse
 
-METHOD = "orchestrator/job"
+log = structlog.get_logger(__name__)
+ENDED = frozenset({"completed", "failed", "cancelled", "expired"})
+_ORDER = ("queued", "scheduling", "fetching", "running", "aggregating")
+_ELSEWHERE = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.PERMISSION_DENIED, Code.UNIMPLEMENTED})
+"""Refusals of a seat that was to take a job over which are no reason to refuse the client."""
 
-
-class Question(msgspec.Struct, frozen=True, kw_only=True):
-    op: str
-    """get, result, cancel, watch, list."""
-    job: str = ""
-    seen: str = ""
-    """watch: digest of the last document that the asker has."""
-    wait: float = 0.0
-    """result: seconds to wait for the job to end."""
-    active: bool = False
-    limit: int = 0
+Search = Callable[[str], Awaitable[bool]]
+"""Looks for a job's record at all nodes; True if it is here afterwards."""
 
 
-@dataclass(frozen=True, slots=True)
-class AskSettings:
-    timeout: float = 5.0
-    """Seconds for one answer of another seat."""
-    poll: float = 10.0
-    """Seconds that a watch waits for a change before it answers with what there is."""
-
-
-class JobAnswers:
-    """Answers the questions of other seats; registered once, whoever orchestrates here at the time."""
-
-    def __init__(self, network: Network, local: Callable[[], Orchestrator | None], settings: AskSettings | None = None) -> None:
-        self._local = local
-        self._settings = settings or AskSettings()
-        network.serve(METHOD, self._answer)
-
-    async def _answer(self, peer: str, data: bytes) -> bytes:
-        del peer
-        local = self._local()
-        if local is None:
-            raise RemoteFault(Code.UNAVAILABLE.value, "no seat is held here")
-        try:
-            question = codec.decode(data, Question)
-            return codec.encode(await self._reply(local, question))
-        except codec.CodecError as e:
-            raise RemoteFault(Code.INVALID_ARGUMENT.value, "not a question") from e
-        except DimError as e:
-            raise RemoteFault(e.code.value, e.message) from e
-
-    async def _reply(self, local: Orchestrator, q: Question) -> Any:
-        match q.op:
-            case "get":
-                return await local.get(q.job)
-            case "cancel":
-                return await local.cancel(q.job)
-            case "result":
-                return plain_result(await local.result(q.job, min(q.wait, self._settings.poll)))
-            case "list":
-                return await local.list_jobs(q.active, max(1, min(q.limit, 1000)))
-            case "watch":
-                return await self._changed(local, q)
-            case _:
-                raise DimError(f"unknown question {q.op!r}", code=Code.UNIMPLEMENTED)
-
-    async def _changed(self, local: Orchestrator, q: Question) -> JobDocument:
-        document = await local.get(q.job)
-        with trio.move_on_after(self._settings.poll):
-            async with aclosing(local.watch(q.job)) as documents:
-                async for document in documents:
-                    if digest(document) != q.seen:
-                        break
-        return document
+async def nowhere(job: str) -> bool:
+    del job
+    await trio.lowlevel.checkpoint()
+    return False
 
 
 class AnySeat:
-    """`dimnode.ports.OrchestratorApi`: this seat's jobs, and through it the jobs of the others."""
+    """`dimnode.ports.OrchestratorApi`. ``hint``: job -> the owner that gossip told, if any."""
 
-    def __init__(self, local: Orchestrator, network: Network, elector: Elector, settings: AskSettings | None = None) -> None:
+    def __init__(
+        self,
+        local: Orchestrator,
+        table: RecordTable,
+        network: Network,
+        elector: Elector,
+        clock: Clock,
+        settings: AskSettings | None = None,
+        *,
+        sharing: LoadSharing | None = None,
+        hint: Callable[[str], str | None] = lambda job: None,
+        search: Search = nowhere,
+    ) -> None:
         self._local = local
-        self._network = network
+        self._table = table
+        self._me = network.peer_id
         self._elector = elector
+        self._clock = clock
         self._settings = settings or AskSettings()
+        self._asker = Asker(network, self._settings)
+        self._sharing = sharing or LoadSharing()
+        self._hint = hint
+        self._search = search
+
+    # --- new jobs
 
     async def submit(self, form: JobForm, principal: str) -> Accepted:
-        return await self._local.submit(form, principal, self._known_elsewhere)
+        answer = (await self.submit_many([form], principal))[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     async def submit_many(self, forms: Sequence[JobForm | Exception], principal: str) -> list[Accepted | Exception]:
-        return await self._local.submit_many(forms, principal, self._known_elsewhere)
+        """In order. What another seat does not take is accepted here, under the same id: it carries its own key."""
+        answers: list[Accepted | Exception | None] = [f if isinstance(f, Exception) else None for f in forms]
+        shares: dict[str | None, dict[int, JobForm]] = {}
+        movable = {n: f for n, f in enumerate(forms) if isinstance(f, JobForm)}
+        for (n, form), seat in zip(movable.items(), self._place(list(movable.values())), strict=True):
+            shares.setdefault(seat, {})[n] = form if seat is None else _with_key(form)
+
+        async def accept(seat: str | None, share: Mapping[int, JobForm]) -> None:
+            for n, answer in zip(share, await self._accept(seat, list(share.values()), principal), strict=True):
+                answers[n] = answer
+
+        with collapse():
+            async with trio.open_nursery() as nursery:
+                for seat, share in shares.items():
+                    nursery.start_soon(accept, seat, share)
+        return [a for a in answers if a is not None]
+
+    def _place(self, forms: Sequence[JobForm]) -> list[str | None]:
+        """Inputs by CID are on this node as a rule: such a job stays here."""
+        others = {s.peer: s.jobs for s in self._elector.seats() if s.peer != self._me}
+        movable = [all(t.cid is None for t in f.client_data.values()) for f in forms]
+        placed = iter(self._sharing.place(self._local.load(), others, sum(movable), self._clock.monotonic()))
+        return [next(placed) if m else None for m in movable]
+
+    async def _accept(self, seat: str | None, forms: Sequence[JobForm], principal: str) -> list[Accepted | Exception]:
+        if seat is None:
+            return await self._local.submit_many(forms, principal)
+        try:
+            answers = await self._asker.submit(seat, forms, principal)
+            if len(answers) == len(forms):
+                return await self._accept_refused(forms, answers, principal)
+        except NetworkError as e:
+            log.info("jobs.not_handed_over", seat=seat, jobs=len(forms), reason=str(e))
+        except DimError as e:
+            if e.code not in _ELSEWHERE:
+                raise
+        return await self._local.submit_many(forms, principal)
+
+    async def _accept_refused(
+        self, forms: Sequence[JobForm], answers: list[Accepted | Exception], principal: str
+    ) -> list[Accepted | Exception]:
+        """Here, for what the other seat has no room for, or does not know yet: its view of the swarm is its own."""
+        back = [n for n, a in enumerate(answers) if isinstance(a, DimError) and a.code in (*_ELSEWHERE, Code.NOT_FOUND)]
+        if back:
+            for n, answer in zip(back, await self._local.submit_many([forms[n] for n in back], principal), strict=True):
+                answers[n] = answer
+        return answers
 
     async def dry_run(self, form: JobForm, principal: str) -> Mapping[str, Any]:
         return await self._local.dry_run(form, principal)
 
+    # --- jobs that exist
+
     async def get(self, job_id: str) -> JobDocument:
-        return await self._here_or_there(self._local.get(job_id), Question(op="get", job=job_id))
+        return await self._best(job_id, lambda: self._local.get(job_id), Question(op="get", job=job_id))
 
     async def cancel(self, job_id: str) -> JobDocument:
-        return await self._here_or_there(self._local.cancel(job_id), Question(op="cancel", job=job_id))
+        return await self._best(job_id, lambda: self._local.cancel(job_id), Question(op="cancel", job=job_id))
 
     async def result(self, job_id: str, wait: float = 0.0) -> ResultDocument:
-        try:
-            return await self._local.result(job_id, wait)
-        except NotFound as missing:
-            wait = min(wait, self._settings.poll)
-            plain = await self._ask_all(Question(op="result", job=job_id, wait=wait), missing, extra=wait)
+        wait = min(wait, self._settings.poll)
+
+        async def elsewhere() -> ResultDocument:
+            plain = await self._best_elsewhere(job_id, Question(op="result", job=job_id, wait=wait), extra=wait)
             return result_document(plain, plain.get("result_cid"))
 
-    async def list_jobs(self, active: bool, limit: int) -> list[JobDocument]:
-        """Of all seats, newest first. A seat that does not answer in time is left out."""
-        found = {d["job_id"]: d for d in await self._local.list_jobs(active, limit)}
+        return await self._here_or(job_id, lambda: self._local.result(job_id, wait), elsewhere)
 
-        async def add(peer: str) -> None:
+    async def list_jobs(self, active: bool, limit: int) -> list[JobDocument]:
+        """Of all seats, newest first; of a job that several know the latest state. A seat that does not answer in time is
+        left out."""
+        found: dict[str, JobDocument] = {}
+
+        def add(documents: Sequence[JobDocument]) -> None:
+            for d in documents:
+                known = found.get(d["job_id"])
+                if known is None or progress(d) > progress(known):
+                    found[d["job_id"]] = d
+
+        async def ask(peer: str) -> None:
             try:
-                for document in await self._ask(peer, Question(op="list", active=active, limit=limit)):
-                    found.setdefault(document["job_id"], document)
+                # Ended ones too: a copy elsewhere may not know yet that a job ended, and would list it as active.
+                add(await self._asker.ask(peer, Question(op="list", active=active, limit=limit)))
             except (NetworkError, DimError):
                 return
 
+        add(await self._local.list_jobs(active, limit))
         async with trio.open_nursery() as nursery:
             for peer in self._others():
-                nursery.start_soon(add, peer)
+                nursery.start_soon(ask, peer)
         return sorted(found.values(), key=lambda d: d["submitted"], reverse=True)[:limit]
 
     async def watch(self, job_id: str) -> AsyncGenerator[JobDocument, None]:
-        try:
-            async with aclosing(self._local.watch(job_id)) as documents:
-                async for document in documents:
-                    yield document
-        except NotFound as missing:
-            async with aclosing(self._watch_elsewhere(job_id, missing)) as documents:
-                async for document in documents:
-                    yield document
-
-    async def _watch_elsewhere(self, job_id: str, missing: NotFound) -> AsyncGenerator[JobDocument, None]:
-        seen = ""
+        """Never goes back: what is older than the last document (a copy that has not heard all) is left out."""
+        last: JobDocument | None = None
+        alone_since: float | None = None
         while True:
-            question = Question(op="watch" if seen else "get", job=job_id, seen=seen)
-            document = await self._ask_all(question, missing, extra=self._settings.poll if seen else 0.0)
-            if digest(document) != seen:
-                seen = digest(document)
+            try:
+                document = await self._next(job_id, last)
+                alone_since = None
+            except (NotFound, Unavailable):
+                # Its owner may just have died, and the next one not have begun.
+                alone_since = self._clock.monotonic() if alone_since is None else alone_since
+                if last is None or self._clock.monotonic() - alone_since > self._settings.grace:
+                    raise
+                await trio.sleep(self._settings.pause)
+                continue
+            if last is None or (progress(document) >= progress(last) and document != last):
+                last = document
                 yield document
-            if document["status"] in ("completed", "failed", "cancelled", "expired"):
+            else:
+                await trio.sleep(self._settings.pause)
+            if document["status"] in ENDED:
                 return
 
-    async def _known_elsewhere(self, job: str) -> bool:
-        """A client that got no answer sends its job again, perhaps to this seat. One that does not answer does not
-        keep others from working."""
-        try:
-            await self._ask_all(Question(op="get", job=job), NotFound(f"job {job} is not known"))
-        except (NotFound, Unavailable):
-            return False
-        return True
+    async def _next(self, job_id: str, last: JobDocument | None) -> JobDocument:
+        """The job's document as soon as it is another than ``last``, or when the poll's time is over."""
+        question = Question(op="get" if last is None else "watch", job=job_id, seen="" if last is None else digest(last))
 
-    async def _here_or_there(self, here: Awaitable[JobDocument], question: Question) -> JobDocument:
-        try:
-            return await here
-        except NotFound as missing:
-            return await self._ask_all(question, missing)
+        async def here() -> JobDocument:
+            seen = last
+            with trio.move_on_after(self._settings.poll):
+                async with aclosing(self._local.watch(job_id)) as documents:
+                    async for seen in documents:
+                        if seen != last or self._driven_elsewhere(job_id):
+                            break
+            if seen is None:
+                raise NotFound(f"job {job_id} is not known here")
+            return seen
 
-    async def _ask_all(self, question: Question, missing: NotFound, extra: float = 0.0) -> Any:
-        """The first answer other than "not found". Raises ``missing`` if all say so, `Unavailable` if one
-        that might know does not answer."""
+        return await self._best(job_id, here, question, extra=0.0 if last is None else self._settings.poll)
+
+    # --- whom to ask
+
+    async def _best(self, job_id: str, here: Callable[[], Awaitable[JobDocument]], question: Question, extra: float = 0.0) -> JobDocument:
+        return await self._here_or(job_id, here, lambda: self._best_elsewhere(job_id, question, extra))
+
+    async def _here_or(
+        self, job_id: str, here: Callable[[], Awaitable[JobDocument]], elsewhere: Callable[[], Awaitable[JobDocument]]
+    ) -> JobDocument:
+        known = await self._table.exists(job_id)
+        if known and not self._driven_elsewhere(job_id):
+            return await here()
+        try:
+            return await elsewhere()
+        except (NotFound, NetworkError, Unavailable):
+            if known or await self._search(job_id):
+                return await here()
+            raise
+
+    def _driven_elsewhere(self, job_id: str) -> bool:
+        """Whether another live seat knows more of this unfinished job. It is in memory, as all unfinished ones are."""
+        return self._table.holds(job_id) and self._owner(self._table.view(job_id)) is not None
+
+    def _owner(self, seen: JobView) -> str | None:
+        """The other seat that drives it now."""
+        if seen.terminal or seen.owner is None:
+            return None
+        owner = seen.owner
+        return next((s.peer for s in self._elector.seats() if s.peer == owner.peer != self._me and s.boot == owner.boot), None)
+
+    async def _best_elsewhere(self, job_id: str, question: Question, extra: float = 0.0) -> Any:
+        """The answer of the owner, if it is known, else the first other than "not found". Raises `NotFound` if all say so,
+        `Unavailable` if one that might know does not answer."""
+        owner = self._owner(self._table.view(job_id)) if self._table.holds(job_id) else self._hint(job_id)
         silent = False
-        for peer in self._others():
+        for peer in sorted(self._others(), key=lambda p: p != owner):
             try:
-                return await self._ask(peer, question, extra)
+                return await self._ask_while_seated(peer, question, extra)
             except NotFound:
                 continue
             except NetworkError:
                 silent = True
+        missing = f"job {job_id} is not known"
         if silent:
-            raise Unavailable(f"{missing.message}, and an orchestrator that may know it does not answer", hint="Try again shortly.")
-        raise missing
+            raise Unavailable(f"{missing} here, and an orchestrator that may know it does not answer", hint="Try again shortly.")
+        raise NotFound(missing, hint="`dimnode jobs` lists the jobs.")
 
-    async def _ask(self, peer: str, question: Question, extra: float = 0.0) -> Any:
-        try:
-            answer = await self._network.request(peer, METHOD, codec.encode(question), timeout=self._settings.timeout + extra)
-        except RemoteFault as e:
-            code = Code(e.code) if e.code in Code.__members__ else Code.INTERNAL
-            if code is Code.NOT_FOUND:
-                raise NotFound(e.message) from e
-            if code is Code.UNAVAILABLE:
-                raise
-            raise DimError(e.message, code=code) from e
-        return codec.decode_plain(answer)
+    async def _ask_while_seated(self, peer: str, question: Question, extra: float) -> Any:
+        """Raises `Unreachable` as soon as the other is seen to have lost its seat: a frozen one answers nobody."""
+        answers: list[Any] = []
+
+        async def give_up(scope: trio.CancelScope) -> None:
+            since = self._elector.changed()
+            while peer in self._others():
+                since = await self._elector.wait_changed(since)
+            scope.cancel()
+
+        with collapse():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(give_up, nursery.cancel_scope)
+                answers.append(await self._asker.ask(peer, question, extra))
+                nursery.cancel_scope.cancel()
+        if not answers:
+            raise Unreachable(f"{peer} lost its seat")
+        return answers[0]
 
     def _others(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(s.peer for s in self._elector.seats() if s.peer != self._network.peer_id))
+        return tuple(dict.fromkeys(s.peer for s in self._elector.seats() if s.peer != self._me))
 
 
-def digest(document: JobDocument) -> str:
-    return codec.digest(codec.encode(document))
+def progress(document: JobDocument) -> tuple[int, int, int, float]:
+    """Sorts documents of one job, the latest last: ended ones, then by owner and status."""
+    status = document["status"]
+    return (
+        status in ENDED,
+        document["epoch"],
+        _ORDER.index(status) if status in _ORDER else len(_ORDER),
+        document["updated"],
+    )
 
 
-def plain_result(document: ResultDocument) -> dict[str, Any]:
-    """The inverse of `documents.result_document`."""
-    outputs = {n: {"dtype": t.dtype, "shape": list(t.shape), "raw": t.raw, "cid": t.cid} for n, t in document["outputs"].items()}
-    return {**document, "outputs": outputs}
+def _with_key(form: JobForm) -> JobForm:
+    """A form whose job has the same id wherever it is accepted: an answer that got lost makes no second job."""
+    if form.form.idempotency_key is not None:
+        return form
+    return JobForm(form.form.model_copy(update={"idempotency_key": secrets.token_hex(16)}), form.client_data)

@@ -38,6 +38,7 @@ def job_document(record: Record, name_of: NameOf) -> dict[str, Any]:
         "error": error_document(seen.error),
         "tasks": task_documents(record, name_of),
         "priority": core.priority if core else "normal",
+        "labels": dict(core.labels) if core else {},
         "spec_cid": core.spec_cid if core else "",
     }
 

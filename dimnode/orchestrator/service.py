@@ -322,6 +322,10 @@ class Orchestrator:
         plan = self._admission.plan_now(form, manifests, dry_run=True)
         return self._selector.explain(plan, form, manifests)
 
+    def load(self) -> int:
+        """Unfinished jobs that this orchestrator drives or will drive."""
+        return len(self._own)
+
     def statistics(self) -> dict[str, Any]:
         return {**self._counters, "active": len(self._own), "waiting": len(self._waiting), "driven": len(self._scopes)}
 

@@ -230,13 +230,20 @@ class FakeSwarm:
     # --- the orchestrator ---
 
     def orchestrator(
-        self, journal: MemoryJournal, settings: OrchestratorSettings | None = None, boot: str = "boot-1", keep: TableSettings | None = None
+        self,
+        journal: MemoryJournal,
+        settings: OrchestratorSettings | None = None,
+        boot: str = "boot-1",
+        keep: TableSettings | None = None,
+        *,
+        name: str = "orchestrator",
+        table: RecordTable | None = None,
     ) -> Orchestrator:
         return build_orchestrator(
             swarm="test",
             boot=boot,
-            signer=identity("orchestrator"),
-            table=RecordTable(journal, identity("orchestrator"), settings=keep),
+            signer=identity(name),
+            table=table or RecordTable(journal, identity(name), settings=keep),
             journal=journal,
             store=self.store,
             registry=self,

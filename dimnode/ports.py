@@ -146,6 +146,10 @@ class Copies(Protocol):
         time for it (2 s) is over or no other node could take one. What is missing then is repaired later."""
         ...
 
+    def others(self, job: str) -> int:
+        """Other nodes that are known to have the job's whole record."""
+        ...
+
     def drop(self, jobs: Sequence[str]) -> None:
         """This node no longer owns these jobs: it neither writes nor repairs their copies."""
         ...

@@ -34,6 +34,9 @@ class Prepared:
     core: Core
     repeatable: bool
     """The client may submit it again: its id follows from an idempotency key."""
+    min_copies: int = 1
+    blocks: tuple[str, ...] = ()
+    """CIDs of its inputs."""
 
     def entries(self, ballot: Ballot, at: float) -> list[Body]:
         """What makes it accepted and this node its owner."""
@@ -88,6 +91,8 @@ class Admission:
                 labels=form.form.labels,
             ),
             repeatable=form.form.idempotency_key is not None,
+            min_copies=form.form.min_copies or 1,
+            blocks=tuple(t.cid for t in settled.client_data.values() if t.cid is not None),
         )
 
     async def check(self, form: JobForm, *, dry_run: bool) -> dict[str, ModelManifest]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -24,18 +24,9 @@ from dimnode.orchestrator.selection import Selector
 from dimnode.orchestrator.settings import OrchestratorSettings
 from dimnode.ports import Accepted, Clock, JobDocument, Journal, ResultDocument
 from dimnode.records.table import RecordTable
-from p2p.groups import collapse
 from p2p.ipfs.api import ContentError, ContentStore
 
 log = structlog.get_logger(__name__)
-
-
-Elsewhere = Callable[[str], Awaitable[bool]]
-
-
-async def _nowhere(job: str) -> bool:
-    del job
-    return False
 
 
 class Orchestrator:
@@ -175,67 +166,79 @@ class Orchestrator:
 
     # --- the API ---
 
-    async def submit(self, form: JobForm, principal: str, elsewhere: Elsewhere | None = None) -> Accepted:
-        answer = (await self.submit_many([form], principal, elsewhere))[0]
+    async def submit(self, form: JobForm, principal: str) -> Accepted:
+        answer = (await self.submit_many([form], principal))[0]
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    async def submit_many(
-        self, forms: Sequence[JobForm | Exception], principal: str, elsewhere: Elsewhere | None = None
-    ) -> list[Accepted | Exception]:
-        """``elsewhere`` tells whether another seat has a job already; asked only of jobs that may be sent again."""
+    async def submit_many(self, forms: Sequence[JobForm | Exception], principal: str) -> list[Accepted | Exception]:
         prepared = [form if isinstance(form, Exception) else await self._prepare(form, principal) for form in forms]
-        new = {p.job: p for p in reversed(prepared) if isinstance(p, Prepared)}
-        await self._accept(new, elsewhere or _nowhere)
-        return [Accepted(p.job, 1) if isinstance(p, Prepared) else p for p in prepared]
+        answers = await self._accept({p.job: p for p in reversed(prepared) if isinstance(p, Prepared)})
+        return [answers[p.job] if isinstance(p, Prepared) else p for p in prepared]
 
-    async def _accept(self, wanted: Mapping[str, Prepared], elsewhere: Elsewhere) -> None:
+    async def _accept(self, wanted: Mapping[str, Prepared]) -> dict[str, Accepted | Exception]:
         """Returns when all of them are durable, whoever brought them. What another call is just making durable is
         waited for, and looked at again, for that call may fail."""
         self._admit(0)
+        answers: dict[str, Accepted | Exception] = {}
         while wanted:
-            known = await self._known([p.job for p in wanted.values() if p.repeatable], elsewhere)
-            missing = {j: p for j, p in wanted.items() if j not in known and not self._table.holds(j)}
+            for job in [j for j, p in wanted.items() if p.repeatable and await self._accepted(j)]:
+                answers[job] = Accepted(job, 1 + self._table.copies.others(job))
+            missing = {j: p for j, p in wanted.items() if j not in answers}
             theirs = {j: self._arriving[j] for j in missing if j in self._arriving}
             if mine := [p for j, p in missing.items() if j not in theirs]:
-                await self._create(mine)
+                answers.update(await self._create(mine))
             for arrived in theirs.values():
                 await arrived.wait()
             wanted = {j: missing[j] for j in theirs}
+        return answers
 
-    async def _known(self, jobs: Sequence[str], elsewhere: Elsewhere) -> set[str]:
-        known: set[str] = set()
-        limit = trio.CapacityLimiter(self._settings.questions_at_once)
+    async def _accepted(self, job: str) -> bool:
+        """A core without a claim is a job that never had the copies it asked for."""
+        return await self._table.exists(job) and (await self._table.load(job)).owner is not None
 
-        async def look(job: str) -> None:
-            async with limit:
-                if await self._table.exists(job) or await elsewhere(job):
-                    known.add(job)
-
-        with collapse():
-            async with trio.open_nursery() as nursery:
-                for job in jobs:
-                    nursery.start_soon(look, job)
-        return known
-
-    async def _create(self, new: Sequence[Prepared]) -> None:
+    async def _create(self, new: Sequence[Prepared]) -> dict[str, Accepted | Exception]:
         """Not interrupted once begun: a job that is durable is also driven, though its client may be gone."""
         self._admit(len(new))
-        ballot = Ballot(1, self._me, self._boot)
-        at = self._clock.wall()
         arrived = trio.Event()
         self._arriving.update((p.job, arrived) for p in new)
+        answers: dict[str, Accepted | Exception] = {}
         try:
             with trio.CancelScope(shield=True):
-                await self._table.extend([(p.job, p.entries(ballot, at)) for p in new])
-            for p in new:
-                self._counters["accepted"] += 1
-                self._enqueue(p.job, p.core.priority, ballot)
+                demanding = [p for p in new if p.min_copies > 1]
+                short = await self._copy_first(demanding)
+                answers.update(short)
+                ready = [p for p in new if p.job not in short]
+                counts = await self._table.create(
+                    [(p.job, p.entries(Ballot(1, self._me, self._boot), self._clock.wall())) for p in ready],
+                    blocks={p.job: p.blocks for p in ready},
+                )
+                for p, count in zip(ready, counts, strict=True):
+                    answers[p.job] = Accepted(p.job, count or 1 + self._table.copies.others(p.job))
+                    if count is not None:  # else another seat has it, and drives it
+                        self._counters["accepted"] += 1
+                        self._enqueue(p.job, p.core.priority, Ballot(1, self._me, self._boot))
         finally:
             for p in new:
                 del self._arriving[p.job]
             arrived.set()
+        return answers
+
+    async def _copy_first(self, demanding: Sequence[Prepared]) -> dict[str, Accepted | Exception]:
+        """Jobs that insist on copies are claimed, which is to say accepted, only when they have them: the refusals of those
+        that have not. Their cores stay where they are and are never driven; the same job sent again tries again."""
+        short: dict[str, Accepted | Exception] = {}
+        for p in demanding:
+            (count,) = await self._table.create([(p.job, [p.core])], wanted=p.min_copies - 1, blocks={p.job: p.blocks})
+            if count is not None and count < p.min_copies:
+                self._counters["refused"] += 1
+                short[p.job] = Unavailable(
+                    f"the job has {count} of the {p.min_copies} durable copies that it asks for",
+                    hint="Try again when more nodes are there, or ask for fewer (`min_copies`).",
+                    retry_after=1.0,
+                )
+        return short
 
     async def _prepare(self, form: JobForm, principal: str) -> Prepared | Exception:
         try:

@@ -30,6 +30,9 @@ HINTS = "dim/jobs/1"
 class JobEntries(msgspec.Struct, frozen=True, kw_only=True):
     job: str
     entries: tuple[SignedEntry, ...]
+    new: bool = False
+    """In a `StoreRequest`: the job is being accepted. Then it is fenced by any claim that somebody else made, lower ones
+    too: a client that sent its job to two seats gets one job, driven by the first."""
 
 
 class StoreRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -40,6 +40,10 @@ class NoCopies:
         await trio.lowlevel.checkpoint()
         return [Copied(w.job, 0) for w in jobs]
 
+    def others(self, job: str) -> int:
+        del job
+        return 0
+
     def drop(self, jobs: Sequence[str]) -> None:
         del jobs
 
@@ -145,6 +149,30 @@ class RecordTable:
                 await self.extend([(job, [outcome])], blocks={job: blocks}, copies_first=True)
             return view(state.record)
 
+    async def create(
+        self,
+        jobs: Sequence[tuple[str, Sequence[Body]]],
+        *,
+        wanted: int | None = None,
+        blocks: dict[str, Sequence[str]] | None = None,
+    ) -> list[int | None]:
+        """Newly accepted jobs, all in one transaction. Returns the number of copies of each, this node's included; None
+        for a job that another seat accepted before: then its record is here, and nothing of this one."""
+        pending = [_Pending(job, [sign_entry(b, self._signer) for b in bodies], []) for job, bodies in jobs]
+        written = [Written(p.job, p.all, new=True, blocks=(blocks or {}).get(p.job, ())) for p in pending]
+        copied = await self._write(pending, written, wanted)
+        counts: list[int | None] = []
+        for p, c in zip(pending, copied, strict=True):
+            if c.fenced is None:
+                await self._settle(p.job, p.entries)
+                counts.append(1 + c.others)
+            else:
+                theirs = {e.id for e in c.entries}
+                await self._journal.discard(p.job, [e.id for e in p.entries if e.id not in theirs])
+                await self.merge(p.job, c.entries)
+                counts.append(None)
+        return counts
+
     def note(self, job: str, body: Body) -> None:
         """Sign and add now; durable with the next `append`. For what may be lost in a crash, and for what has
         no effect before that `append`."""
@@ -159,36 +187,40 @@ class RecordTable:
         self,
         jobs: Sequence[tuple[str, Sequence[Body]]],
         *,
-        new: bool = False,
         wanted: int | None = None,
         blocks: dict[str, Sequence[str]] | None = None,
         copies_first: bool = False,
     ) -> list[int]:
-        """`append` for several jobs, here in one transaction. ``new``: they were just accepted. ``copies_first``: durable
+        """`append` for several jobs, here in one transaction. ``copies_first``: durable
         on the copies before here, for what may not be written at all if somebody else owns a job by now (claims, ends).
         Returns the number of copies of each, this node's included. Raises `Fenced` if that is so for any; with
         ``copies_first`` the others are written all the same."""
         pending = [_Pending(job, [sign_entry(b, self._signer) for b in bodies], self._take_noted(job)) for job, bodies in jobs]
-        written = [Written(p.job, p.all, new=new, blocks=(blocks or {}).get(p.job, ())) for p in pending]
-        copied: list[Copied] = []
-
-        async def copy() -> None:
-            copied.extend(await self.copies.write(written, wanted=wanted))
-
+        written = [Written(p.job, p.all, blocks=(blocks or {}).get(p.job, ())) for p in pending]
         try:
             if copies_first:
-                await copy()
+                copied = await self.copies.write(written, wanted=wanted)
                 await self._journal.append([e for p, c in zip(pending, copied, strict=True) if c.fenced is None for e in p.all])
             else:
-                with collapse():
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(copy)
-                        await self._journal.append([e for p in pending for e in p.all])
+                copied = await self._write(pending, written, wanted)
         except BaseException:
             for p in pending:
                 self._give_back(p)
             raise
         return await self._written(pending, copied, copies_first=copies_first)
+
+    async def _write(self, pending: Sequence[_Pending], written: Sequence[Written], wanted: int | None) -> list[Copied]:
+        """Here and on the copies at the same time."""
+        copied: list[Copied] = []
+
+        async def copy() -> None:
+            copied.extend(await self.copies.write(written, wanted=wanted))
+
+        with collapse():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(copy)
+                await self._journal.append([e for p in pending for e in p.all])
+        return copied
 
     async def _written(self, pending: Sequence[_Pending], copied: Sequence[Copied], *, copies_first: bool) -> list[int]:
         fenced: Copied | None = None

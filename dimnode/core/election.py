@@ -12,129 +12,46 @@ that a holder that dies is replaced, and that joiners and flapping links displac
 - Of two claims of one seat the lower (support, n, peer, boot) resigns; support is the largest live set of the
   tenure, so the side of more incumbents wins. It does not grow while a rival is seen: those who have just met would
   count each other's side as their own.
-- The pool's rank r claims the r-th vacancy after one beat; ranks beyond the vacancies wait ``step`` longer each.
+- The pool's rank r claims the r-th vacancy after one beat, at once if the holder itself gave the seat up; ranks beyond the
+  vacancies wait ``step`` longer each.
+- A seat is for a node that others can reach: one with less than half the links of a candidate gives way, and claims
+  last. It is a preference, not a condition: where nobody is well connected, somebody still holds the seats.
 - A claim takes effect once its term is on disk: `PersistTerm` out, `persisted` in.
 - A gap in my own ticks (pause, suspension) drops the seat: others had to assume that I died.
+- A beat of my own id with an unknown boot id: somebody copied this node's disk. The seat is dropped and none is claimed; if
+  it goes on, one of the two ends (`dimnode.core.election_clones`).
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import msgspec
 
+from dimnode.core.election_clones import Clones
+from dimnode.core.election_peers import Peers, StaleBeat
+from dimnode.core.election_terms import sane_leap
+from dimnode.core.election_types import (
+    Action,
+    Duplicate,
+    ElectionSettings,
+    ElectionStatistics,
+    Lost,
+    PersistTerm,
+    Quarantined,
+    Reason,
+    SendBeat,
+    Start,
+    Won,
+    claim_key,
+    pool_order,
+)
 from dimnode.domain.node import Beat, Seat
-
-Start = Literal["alone", "lan", "join"]
-"""Nobody to find; perhaps somebody by mDNS; bootstrap peers or an invite to find."""
-ClaimKey = tuple[int, int, str, str]
-_MAX_N = (1 << 53) - 1
-
-
-@dataclass(frozen=True, slots=True)
-class ElectionSettings:
-    """Times in seconds."""
-
-    orchestrators: int = 3
-    """K, the seats of the swarm."""
-    spare: int = 3
-    """The pool has this many more nodes than there are seats."""
-    beat: float = 0.5
-    observe: float = 1.0
-    """Between the beats of a node outside seats and pool, at the least."""
-    observe_rate: float = 200.0
-    """Observers' beats per second and seat in the whole swarm: with N nodes each waits N / this."""
-    suspicion: float = 2.0
-    disconnect_grace: float = 0.75
-    pause: float = 2.0
-    """A longer gap between two ticks means that this node slept."""
-    step: float = 1.0
-    """Between the claims of ranks that have no vacancy of their own."""
-    lan_wait: float = 2.0
-    join_wait: float = 10.0
-    contact_wait: float = 1.0
-    """After the first two-way contact, before claiming."""
-    probe: float = 2.0
-    """Between beats to a pool member that does not answer."""
-    forget: float = 60.0
-    """After this long a silent peer is forgotten."""
-    released: float = 60.0
-    """After a release no seat is claimed for this long: longer than a stop may take; a node that released because it
-    could not serve tries again."""
-    max_leap: int = 1 << 20
-    """A beat whose n is higher than mine by more is refused."""
-    max_peers: int = 4096
-    allow: frozenset[str] = frozenset()
-    """Peers that may hold seats; empty: all eligible ones."""
-
-
-@dataclass(frozen=True, slots=True)
-class PersistTerm:
-    """Write ``n`` to disk, then call `Election.persisted`."""
-
-    n: int
-
-
-@dataclass(frozen=True, slots=True)
-class Won:
-    seat: Seat
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    seat: Seat
-    reason: Literal["displaced", "pause", "released"]
-
-
-@dataclass(frozen=True, slots=True)
-class SendBeat:
-    to: tuple[str, ...]
-    beat: Beat
-
-
-Action = PersistTerm | Won | Lost | SendBeat
-
-
-@dataclass(slots=True)
-class ElectionStatistics:
-    beats: int = 0
-    stale: int = 0
-    refused: int = 0
-    """Beats with an impossible claim or a leaping n, or for which there was no room."""
-    clones: int = 0
-    """Beats from my own id with another boot id: somebody copied this node's disk."""
-
-
-@dataclass(slots=True)
-class _Peer:
-    """What a peer last told."""
-
-    boot: str
-    seq: int
-    at: float
-    """When, by my clock; moved back on a disconnect."""
-    heard: frozenset[str]
-    claim: Seat | None
-    vouch: tuple[Seat, ...]
-
-
-def claim_key(seat: Seat) -> ClaimKey:
-    """Of two claims of one seat the higher stays."""
-    return (seat.support, seat.n, seat.peer, seat.boot)
-
-
-@lru_cache(maxsize=16384)
-def pool_order(peer: str) -> bytes:
-    """The pool is made of the lowest of these."""
-    return hashlib.sha256(peer.encode()).digest()
 
 
 class Election:
-    """One node's part. Call `tick` every ``beat / 2`` and do what it says."""
+    """One node's part. Call `tick` every ``beat / 2``, and at once when it is `urgent`; do what it says."""
 
     def __init__(
         self,
@@ -156,8 +73,8 @@ class Election:
         self.statistics = ElectionStatistics()
         self._members: tuple[str, ...] = ()
         self._candidates: frozenset[str] = frozenset({me})
-        self._peers: dict[str, _Peer] = {}
-        self._old_boots: dict[str, list[str]] = {}
+        self._peers = Peers(settings, me, boot)
+        self._clones = Clones(settings, boot)
         self._pool: tuple[str, ...] = (me,) if self.eligible else ()
         self._claim: Seat | None = None
         self._claiming: Seat | None = None
@@ -168,15 +85,21 @@ class Election:
         self._told: dict[str, float] = {}
         self._asked: dict[str, float] = {}
         self._vacant_since: dict[int, float] = {}
+        self._vouched: frozenset[str] = frozenset()
+        self._outdone_since: float | None = None
+        self._pending: list[Action] = []
+        self._hurry = False
         self._alone = start == "alone"
         self._joining = start != "alone"
         self._wait = {"alone": 0.0, "lan": settings.lan_wait, "join": settings.join_wait}[start]
         self._quiet = now + self._wait
         self._released_until = now
 
-    def resume(self, n: int, now: float) -> None:
-        """Begin now, with the persisted term: for a shell that reads its disk after making this."""
+    def resume(self, n: int, now: float, boots: Iterable[str] = ()) -> None:
+        """Begin now, with the persisted term and the boot ids of earlier starts: for a shell that reads its disk after
+        making this."""
         self.n = max(self.n, n)
+        self._clones.remember(boots)
         self._tick_at = now
         self._quiet = now + self._wait
 
@@ -207,45 +130,52 @@ class Election:
 
     def on_beat(self, beat: Beat, now: float) -> bool:
         """Take in a beat whose sender is known to be ``beat.peer``. False if it was stale or refused."""
+        self._mind_gap(now)
         if beat.peer == self.me:
-            self.statistics.clones += beat.boot != self.boot
+            self.on_boot(beat.boot, now)
             return False
         if not self._sound(beat):
             self.statistics.refused += 1
             return False
-        known = self._peers.get(beat.peer)
-        if known is not None and not self._newer(beat, known):
+        try:
+            before = self._peers.take(beat, now, self._window())
+        except StaleBeat:
             self.statistics.stale += 1
             return False
         self.statistics.beats += 1
         self.n = max(self.n, beat.n)
-        vouch = tuple(v for v in beat.vouch if self._counts(v))
-        claim = beat.claim if beat.claim is not None and self._counts(beat.claim) else None
-        self._peers[beat.peer] = _Peer(beat.boot, beat.seq, now, frozenset(beat.heard), claim, vouch)
         self._asked.pop(beat.peer, None)
+        if before is not None and before.claim is not None and beat.claim is None:
+            # The holder itself gave it up: nobody has to wait whether it comes back.
+            self._vacant_since.setdefault(before.claim.seat, now - self.settings.beat)
+            self._hurry = True
         if self._joining and self.me in beat.heard:
             self._joining = False
             self._quiet = now + self.settings.contact_wait
         return True
 
+    def on_boot(self, boot: str, now: float) -> None:
+        """Something authentic of my own identity with this boot id was seen: a beat, a heartbeat."""
+        if self._clones.sign(boot, now):
+            self._seen_double(now)
+
     def on_disconnect(self, peer: str, now: float) -> None:
         """The connection broke: unless the peer is heard again very soon, it is not live."""
         at = now - self._window() + self.settings.disconnect_grace
-        known = self._peers.get(peer)
-        if known is not None:
-            known.at = min(known.at, at)
-        elif peer in self._candidates:
+        if not self._peers.disconnected(peer, at) and peer in self._candidates:
             self._asked[peer] = min(self._asked.get(peer, at), at)
 
     def persisted(self, n: int, now: float) -> list[Action]:
         """The term of my claim is on disk: the claim takes effect if the seat is still to be had."""
+        self._mind_gap(now)
         claim, self._claiming = self._claiming, None
-        if claim is None or claim.n != n or now < max(self._quiet, self._released_until):
+        if claim is None or claim.n != n or now < self._quiet or self._resting(now):
             return []
         if any(c.seat == claim.seat for c in self._claims(now)):
             return []
         self._claim = msgspec.structs.replace(claim, grpc=self._address[0], local_only=self._address[1], jobs=self._jobs)
         self._vacant_since.clear()
+        self._outdone_since = None
         self._told.clear()
         return [Won(self._claim), *self._send(now)]
 
@@ -256,18 +186,23 @@ class Election:
 
     def tick(self, now: float) -> list[Action]:
         """Time has passed."""
-        gap, self._tick_at = now - self._tick_at, now
-        if gap > self.settings.pause:
-            return self._slept(now)
-        self._forget(now)
+        self._hurry = False
+        if self._mind_gap(now):
+            return self._flush() + self._send(now)
+        self._tick_at = now
+        for peer in self._peers.forget(now):
+            self._told.pop(peer, None)
+        self._look_for_double(now)
         actions = self._defend(now) if self._claim is not None else self._consider(now)
-        return actions + self._send(now)
+        return self._flush() + actions + self._send(now)
 
     def release(self, now: float) -> list[Action]:
         """Give the seat up and claim none for ``released`` seconds."""
+        self._mind_gap(now)
         self._released_until = now + self.settings.released
         self._claiming = None
-        actions = self._drop("released")
+        self._drop("released")
+        actions = self._flush()
         if actions:
             self._told.clear()
             actions += self._send(now)
@@ -275,32 +210,24 @@ class Election:
 
     # --- what is so -----------------------------------------------------------------------------
 
+    @property
+    def urgent(self) -> bool:
+        """`tick` has something to do at once."""
+        return self._hurry or bool(self._pending)
+
     def beat(self, now: float, to: str) -> Beat:
         """My answer to a peer's beat."""
+        self._mind_gap(now)
         self._told[to] = now
-        return self._beat(now, (to,))
-
-    def _beat(self, now: float, to: tuple[str, ...]) -> Beat:
-        """``heard`` names seats, pool and recipients only: a beat does not grow with the swarm."""
-        self._seq += 1
-        live = self.live(now)
-        relevant = {*to, *self._core(), *(p for p in live if self._peers[p].claim is not None)}
-        return Beat(
-            peer=self.me,
-            boot=self.boot,
-            seq=self._seq,
-            n=self.n,
-            heard=tuple(sorted(relevant.intersection(self._heard(now)))),
-            claim=self._claim,
-            vouch=tuple(claim for p in sorted(live) if (claim := self._peers[p].claim) is not None),
-        )
+        known = self._peers.get(to)
+        return self._beat(now, (to,), known.beat.boot if known is not None else "")
 
     def mine(self) -> Seat | None:
         return self._claim
 
     def live(self, now: float) -> frozenset[str]:
         """Peers that I hear and that hear me."""
-        return frozenset(p for p in self._heard(now) if self.me in self._peers[p].heard)
+        return self._peers.live(now, self._window())
 
     def seats(self, now: float) -> tuple[Seat, ...]:
         """Present holders by seat number, the own seat included."""
@@ -316,19 +243,31 @@ class Election:
 
     # --- decisions ------------------------------------------------------------------------------
 
-    def _slept(self, now: float) -> list[Action]:
-        self._peers.clear()
-        self._vacant_since.clear()
-        self._told.clear()
-        self._asked.clear()
-        self._claiming = None
-        self._joining = False
-        self._quiet = now + self.settings.suspicion
-        return self._drop("pause") + self._send(now)
+    def _mind_gap(self, now: float) -> bool:
+        """Whether this node slept. What woke it may be a beat, before any tick: its answer must not hold a claim that
+        others had to give up as dead, and that would still win against its successor's."""
+        slept = now - self._tick_at > self.settings.pause
+        if slept:
+            self._tick_at = now
+            self._peers.clear()
+            self._vacant_since.clear()
+            self._told.clear()
+            self._asked.clear()
+            self._claiming = None
+            self._joining = False
+            self._quiet = max(self._quiet, now + self.settings.suspicion)
+            self._drop("pause")
+        return slept
 
-    def _drop(self, reason: Literal["displaced", "pause", "released"]) -> list[Action]:
+    def _drop(self, reason: Reason) -> None:
         seat, self._claim = self._claim, None
-        return [Lost(seat, reason)] if seat is not None else []
+        if seat is not None:
+            self._vacant_since.clear()
+            self._pending.append(Lost(seat, reason))
+
+    def _flush(self) -> list[Action]:
+        actions, self._pending = self._pending, []
+        return actions
 
     def _defend(self, now: float) -> list[Action]:
         assert self._claim is not None
@@ -337,16 +276,29 @@ class Election:
             support = max(self._claim.support, len(self.live(now)) + 1)
             if support > self._claim.support:
                 self._claim = msgspec.structs.replace(self._claim, support=support)
+            self._give_way(now)
         elif any(claim_key(c) > claim_key(self._claim) for c in rivals):
-            self._vacant_since.clear()
             self._quiet = now + 2 * self.settings.beat
             self._told.clear()
-            return self._drop("displaced")
-        return []
+            self._drop("displaced")
+        return self._flush()
+
+    def _give_way(self, now: float) -> None:
+        """A holder that most others cannot reach is of little use. One seat after the other looks: the first that
+        gives way may have been the only one that a better candidate was waiting for."""
+        assert self._claim is not None
+        if not _far_below(self._reach(now), self._best_reach(now)):
+            self._outdone_since = None
+            return
+        if self._outdone_since is None:
+            self._outdone_since = now
+        if now - self._outdone_since >= self.settings.unreached + 2 * self.settings.step * self._claim.seat:
+            self._told.clear()
+            self._drop("unreached")
 
     def _consider(self, now: float) -> list[Action]:
         self._update_pool(now)
-        if not self.eligible or self._claiming is not None or now < max(self._quiet, self._released_until):
+        if not self.eligible or self._claiming is not None or now < self._quiet or self._resting(now):
             return []
         claims = self._claims(now)
         filled = {c.seat for c in claims}
@@ -367,32 +319,100 @@ class Election:
             return vacant[0], 0.0
         if self.me not in self._pool:
             return None, 0.0
-        present = self.live(now) | {self.me}
-        rank = [p for p in self._pool if p in present and p not in holders].index(self.me)
+        best = self._best_reach(now)
+        if _far_below(self._reach(now), best):
+            return vacant[0], self.settings.beat + self.settings.step * self._size()
+        free = self._peers.free_reach(self.live(now))
+        standing = {p for p, reach in free.items() if p not in holders and not _far_below(reach, best)}
+        rank = [p for p in self._pool if p == self.me or p in standing].index(self.me)
         if rank < len(vacant):
             return vacant[rank], self.settings.beat
         return vacant[0], self.settings.beat + self.settings.step * (rank - len(vacant) + 1)
 
+    def _resting(self, now: float) -> bool:
+        return now < self._released_until or self._clones.quarantined(now)
+
+    # --- how well connected ---------------------------------------------------------------------
+
+    def _reach(self, now: float) -> int:
+        """How many of seats and pool are live."""
+        live = self.live(now)
+        return len(live & (self._core() | {c.peer for c in self._claims(now)}))
+
+    def _best_reach(self, now: float) -> int:
+        """The highest that a candidate without a seat has, by its own word or that of a live peer."""
+        live = self.live(now)
+        return max(self._peers.told_spare(live), *self._peers.free_reach(live).values(), 0)
+
+    # --- others with my identity ----------------------------------------------------------------
+
+    def _look_for_double(self, now: float) -> None:
+        """Those who know me by another boot id hear somebody else under my name."""
+        for boot in self._peers.doubles(now, self._window()):
+            self.on_boot(boot, now)
+        if (other := self._clones.unbearable(now)) is not None:
+            self._pending.append(Duplicate(other))
+
+    def _seen_double(self, now: float) -> None:
+        self.statistics.clones += 1
+        self._claiming = None
+        if (other := self._clones.news()) is not None:
+            self._told.clear()
+            self._drop("clone")
+            self._pending.append(Quarantined(other))
+
     # --- whom to tell ---------------------------------------------------------------------------
 
+    def _beat(self, now: float, to: tuple[str, ...], you: str = "") -> Beat:
+        """``heard`` names seats, pool and recipients only: a beat does not grow with the swarm."""
+        self._seq += 1
+        live = self.live(now)
+        claims = self._peers.held(live)
+        reach, stance = self._reach(now), self._stance(now)
+        free = self._claim is None and stance == "candidate"
+        return Beat(
+            peer=self.me,
+            boot=self.boot,
+            seq=self._seq,
+            n=self.n,
+            heard=tuple(sorted({*to, *self._core(), *claims}.intersection(self._peers.heard(now, self._window())))),
+            claim=self._claim,
+            # An observer hears so seldom that it would vouch for the dead.
+            vouch=() if self._observer() else tuple(claims.values()),
+            stance=stance,
+            reach=reach,
+            # First-hand only: hearsay would outlive the candidates.
+            spare=max(reach if free else 0, *self._peers.free_reach(live).values(), 0),
+            you=you,
+        )
+
+    def _stance(self, now: float) -> Literal["candidate", "observer", "resting"]:
+        return "resting" if self._resting(now) else "candidate" if self.eligible and not self._observer() else "observer"
+
+    def _size(self) -> int:
+        return self.settings.orchestrators + self.settings.spare
+
     def _update_pool(self, now: float) -> None:
-        """The K + spare lowest of those that are not known to be silent. Reachability is what beats show: a
+        """The K + spare lowest of those that are not known to be silent or resting. Reachability is what beats show: a
         peer that was asked and did not answer in time is passed over until it is heard."""
-        size = self.settings.orchestrators + self.settings.spare
         pool: list[str] = []
         for peer in self._ranked(now):
-            if len(pool) == size:
+            if len(pool) == self._size():
                 break
-            if peer == self.me or not self._silent(peer, now):
+            if peer == self.me or not (self._silent(peer, now) or self._rests(peer)):
                 pool.append(peer)
         self._pool = tuple(pool)
 
     def _ranked(self, now: float) -> list[str]:
-        if not self.eligible or now < self._released_until:
+        if not self.eligible or self._resting(now):
             return list(self._members)
         mine = pool_order(self.me)
         before = [p for p in self._members if pool_order(p) < mine]
         return [*before, self.me, *self._members[len(before) :]]
+
+    def _rests(self, peer: str) -> bool:
+        known = self._peers.get(peer)
+        return known is not None and known.beat.stance == "resting"
 
     def _silent(self, peer: str, now: float) -> bool:
         known = self._peers.get(peer)
@@ -403,6 +423,11 @@ class Election:
 
     def _send(self, now: float) -> list[Action]:
         self._update_pool(now)
+        vouched = frozenset(self._peers.held(self.live(now)))
+        if self._vouched - vouched:
+            # A holder is gone for me: as long as others do not know, they believe my last word for it.
+            self._told.clear()
+        self._vouched = vouched
         due = tuple(p for p in self._targets(now) if now - self._told.get(p, -1e9) >= self._every(p, now))
         if not due:
             return []
@@ -417,11 +442,11 @@ class Election:
         released = now < self._released_until
         if self._observer() and holders and not released:
             return sorted(holders)
-        return sorted((self._core() | holders | (self._peers.keys() if released else set())) - {self.me})
+        return sorted((self._core() | holders | (set(self._peers) if released else set())) - {self.me})
 
     def _core(self) -> set[str]:
         """The pool, and those that would be in it if they answered."""
-        return {*self._pool, *self._members[: self.settings.orchestrators + self.settings.spare]}
+        return {*self._pool, *self._members[: self._size()]}
 
     def _every(self, peer: str, now: float) -> float:
         """A little less than the period, so that beats and answers that cross are not both repeated."""
@@ -436,33 +461,15 @@ class Election:
     def _allowed(self, peer: str) -> bool:
         return not self.settings.allow or peer in self.settings.allow
 
-    def _counts(self, claim: Seat) -> bool:
-        """A seat beyond mine is that of a node with another ``orchestrators``: none of my business."""
-        return self._allowed(claim.peer) and claim.seat < self.settings.orchestrators
-
     def _sound(self, beat: Beat) -> bool:
-        if not 0 <= beat.n <= min(self.n + self.settings.max_leap, _MAX_N):
+        if not sane_leap(self.n, beat.n, self.settings.max_leap):
             return False
         claims = [*beat.vouch, *([beat.claim] if beat.claim else [])]
         if beat.claim is not None and (beat.claim.peer, beat.claim.boot) != (beat.peer, beat.boot):
             return False
         if any(c.seat < 0 or not 0 <= c.n <= beat.n for c in claims):
             return False
-        return beat.peer in self._peers or len(self._peers) < self.settings.max_peers
-
-    def _newer(self, beat: Beat, known: _Peer) -> bool:
-        if beat.boot == known.boot:
-            return beat.seq > known.seq
-        old = self._old_boots.setdefault(beat.peer, [])
-        if beat.boot in old:
-            return False
-        old.append(known.boot)
-        del old[:-4]
-        return True
-
-    def _heard(self, now: float) -> list[str]:
-        window = self._window()
-        return [p for p, v in self._peers.items() if now - v.at < window]
+        return self._peers.room(beat.peer)
 
     def _window(self) -> float:
         """An observer of a large swarm beats seldom, and so hears seldom."""
@@ -475,21 +482,9 @@ class Election:
         return max(self.settings.observe, (len(self._members) + 1) / self.settings.observe_rate)
 
     def _claims(self, now: float) -> list[Seat]:
-        """Claims of others, by live peers' word; a holder's own word beats hearsay about it."""
-        live = self.live(now)
-        best: dict[str, Seat] = {}
-        for p in live:
-            for c in self._peers[p].vouch:
-                if c.peer != self.me and c.peer not in live and (c.peer not in best or claim_key(c) > claim_key(best[c.peer])):
-                    best[c.peer] = c
-        for p in live:
-            claim = self._peers[p].claim
-            if claim is not None:
-                best[p] = claim
-        return list(best.values())
+        return self._peers.claims(self.live(now))
 
-    def _forget(self, now: float) -> None:
-        for peer in [p for p, v in self._peers.items() if now - v.at > self.settings.forget]:
-            del self._peers[peer]
-            self._old_boots.pop(peer, None)
-            self._told.pop(peer, None)
+
+def _far_below(reach: int, best: int) -> bool:
+    """Half as many, and not for want of a single link."""
+    return 2 * reach + 1 <= best

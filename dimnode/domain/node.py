@@ -104,3 +104,11 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     claim: Seat | None = None
     vouch: tuple[Seat, ...] = ()
     """Claims of my live peers."""
+    stance: Literal["candidate", "observer", "resting"] = "candidate"
+    """In the pool, as I see it; outside; claiming nothing for a while (released, in quarantine)."""
+    reach: int = 0
+    """How many of seats and pool I hear and am heard by."""
+    spare: int = 0
+    """The highest reach of a candidate without a seat that I know."""
+    you: str = ""
+    """In an answer: the boot id by which I know the asker. Another than its own means that its disk was copied."""

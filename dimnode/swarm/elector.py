@@ -6,16 +6,27 @@ nothing queues: a beat that is late is worth nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 
 import structlog
 import trio
 
-from dimnode.core.election import Action, Election, ElectionSettings, Lost, PersistTerm, SendBeat, Start, Won
+from dimnode.core.election import Election
+from dimnode.core.election_types import (
+    Action,
+    Duplicate,
+    ElectionSettings,
+    Lost,
+    PersistTerm,
+    Quarantined,
+    SendBeat,
+    Start,
+    Won,
+)
 from dimnode.domain import codec
 from dimnode.domain.node import Beat, Seat
-from dimnode.errors import DimError
+from dimnode.errors import DimError, FailedPrecondition
 from dimnode.ports import Clock, Journal, Registry
 from p2p.api import Network, NetworkError, RemoteFault
 
@@ -23,7 +34,10 @@ log = structlog.get_logger(__name__)
 
 METHOD = "election/beat"
 KEY = "election.n"
+BOOTS = "election.boots"
 MAX_BYTES = 256 * 1024
+_MAX_BOOTS = 16
+"""Earlier boot ids kept: late messages of these are no sign of a copied disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +63,10 @@ class SwarmElector:
         boot: str,
         eligible: bool = True,
         start: Start = "alone",
+        on_quarantine: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """``start``: whether there may be others to find, see `dimnode.core.election`."""
+        """``start``: whether there may be others to find, see `dimnode.core.election`. ``on_quarantine`` is called when
+        this node's disk turns out to be a copy, or to have been rolled back: learn anew, take a new store id."""
         self._network = network
         self._registry = registry
         self._journal = journal
@@ -61,6 +77,8 @@ class SwarmElector:
         )
         self._nursery: trio.Nursery | None = None
         self._in_flight: set[str] = set()
+        self._on_quarantine = on_quarantine
+        self._hurry = trio.Event()
         self._changed = trio.Event()
         self._holders: frozenset[tuple[int, str, str]] = frozenset()
         self._version = 0
@@ -127,9 +145,11 @@ class SwarmElector:
         return {"sent": self._sent, "failed": self._failed, **asdict(self._election.statistics)}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Takes part until cancelled. Raises what the journal raises if the persisted term cannot be read."""
+        """Takes part until cancelled. Raises what the journal raises if the persisted term cannot be read, and
+        `FailedPrecondition` when another running node has this node's identity."""
         stored = await self._journal.get(KEY)
-        self._election.resume(int(stored) if stored else 0, self._clock.monotonic())
+        boots = await self._remember_boot()
+        self._election.resume(int(stored) if stored else 0, self._clock.monotonic(), boots)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._watch_connections)
@@ -139,7 +159,22 @@ class SwarmElector:
             finally:
                 self._nursery = None
 
+    def saw_boot(self, boot: str) -> None:
+        """An authentic heartbeat of this node's own id came with this boot id."""
+        self._election.on_boot(boot, self._clock.monotonic())
+        self._hasten()
+
     # --- inside ---------------------------------------------------------------------------------
+
+    async def _remember_boot(self) -> list[str]:
+        """Boot ids of earlier starts; this one joins them."""
+        stored = await self._journal.get(BOOTS)
+        boots = stored.decode().split() if stored else []
+        try:
+            await self._journal.put(BOOTS, " ".join([*boots, self.boot][-_MAX_BOOTS:]).encode())
+        except DimError as e:
+            log.warning("boot id not stored", error=str(e))
+        return boots
 
     async def _tick_loop(self, nursery: trio.Nursery) -> None:
         while True:
@@ -147,7 +182,9 @@ class SwarmElector:
             self._election.members(v.heartbeat.peer_id for v in views if v.state in ("alive", "suspect") and v.heartbeat.eligible)
             self._do(nursery, self._election.tick(self._clock.monotonic()))
             self._look()
-            await trio.sleep(self._election.settings.beat / 2)
+            with trio.move_on_after(self._election.settings.beat / 2):
+                await self._hurry.wait()
+            self._hurry = trio.Event()
 
     def _do(self, nursery: trio.Nursery, actions: list[Action]) -> None:
         self._note(actions)
@@ -161,8 +198,21 @@ class SwarmElector:
                         if peer not in self._in_flight:
                             self._in_flight.add(peer)
                             nursery.start_soon(self._tell_once, peer, data)
+                case Quarantined(other):
+                    log.error("another node speaks with this node's identity: no seat, learning anew", boot=other)
+                    if self._on_quarantine is not None:
+                        nursery.start_soon(self._on_quarantine)
+                case Duplicate():
+                    raise FailedPrecondition(
+                        "another running node has this node's identity",
+                        hint="A home was copied: stop one of the two nodes and give it a home of its own (`dimnode init` in an empty one).",
+                    )
                 case Won() | Lost():
                     pass
+
+    def _hasten(self) -> None:
+        if self._election.urgent:
+            self._hurry.set()
 
     def _note(self, actions: list[Action]) -> None:
         for action in actions:
@@ -171,7 +221,7 @@ class SwarmElector:
                     log.info("seat won", seat=seat.seat, term=seat.n)
                 case Lost(seat, reason):
                     log.info("seat lost", seat=seat.seat, term=seat.n, reason=reason)
-                case PersistTerm() | SendBeat():
+                case PersistTerm() | SendBeat() | Quarantined() | Duplicate():
                     continue
             self._look()
             self._wake()
@@ -222,6 +272,7 @@ class SwarmElector:
             self._election.statistics.refused += 1
             return False
         self._election.on_beat(beat, self._clock.monotonic())
+        self._hasten()
         return True
 
     async def _serve(self, peer: str, data: bytes) -> bytes:

@@ -164,10 +164,10 @@ def test_when_the_whole_pool_dies_the_others_take_over() -> None:
 def test_a_paused_holder_drops_its_seat_when_it_wakes_and_claims_no_filled_one() -> None:
     swarm = steady(6, 8, loss=0.0)
     victim = swarm.holders()[0][0]
-    swarm.paused = {victim}
+    swarm.pause(victim)
     swarm.run(8)
     assert len(swarm.holders()[0]) == 2, "asleep it cannot know; others took over"
-    swarm.paused = set()
+    swarm.wake_all()
     swarm.run(0.3)
     assert victim not in swarm.holders()[0]
     swarm.run(8)

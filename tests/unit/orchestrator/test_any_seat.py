@@ -129,17 +129,18 @@ async def test_nonsense_from_a_peer_is_refused(autojump_clock: MockClock) -> Non
     hub.connect_all()
     holder: list[Any] = [None]
     JobAnswers(other, Seats([]), lambda: holder[0])  # type: ignore[arg-type]
-    with pytest.raises(RemoteFault, match="UNAVAILABLE"):
-        await one.request(other.peer_id, METHOD, b"\xff", timeout=1)
-    holder[0] = FakeSwarm([FakeNode("n")]).orchestrator(MemoryJournal())
-    with pytest.raises(RemoteFault, match="INVALID_ARGUMENT"):
-        await one.request(other.peer_id, METHOD, b"\xff", timeout=1)
-    asker = Asker(one)
-    with pytest.raises(DimError) as e:
-        await asker.ask(other.peer_id, Question(op="zzz"))
-    assert e.value.code is Code.UNIMPLEMENTED
-    with pytest.raises(PermissionDenied):  # it holds no seat
-        await asker.submit(other.peer_id, [form()], "me")
+    async with hub:
+        with pytest.raises(RemoteFault, match="UNAVAILABLE"):
+            await one.request(other.peer_id, METHOD, b"\xff", timeout=1)
+        holder[0] = FakeSwarm([FakeNode("n")]).orchestrator(MemoryJournal())
+        with pytest.raises(RemoteFault, match="INVALID_ARGUMENT"):
+            await one.request(other.peer_id, METHOD, b"\xff", timeout=1)
+        asker = Asker(one)
+        with pytest.raises(DimError) as e:
+            await asker.ask(other.peer_id, Question(op="zzz"))
+        assert e.value.code is Code.UNIMPLEMENTED
+        with pytest.raises(PermissionDenied):  # it holds no seat
+            await asker.submit(other.peer_id, [form()], "me")
 
 
 async def test_a_burst_to_one_of_three_seats_is_shared(autojump_clock: MockClock) -> None:

@@ -65,7 +65,7 @@ async def test_everyone_knows_everyone_soon(autojump_clock: MockClock, hub: Memo
 
 
 async def test_a_newcomer_learns_all_members_from_one_connection(autojump_clock: MockClock, hub: MemoryHub, nursery: trio.Nursery) -> None:
-    hub.loss = 1.0
+    hub.faults.loss = 1.0
     await start_nodes(hub, nursery, PEERS)
     await trio.sleep(2)
     late = SwarmNode(hub, "late")
@@ -185,7 +185,7 @@ async def test_a_replayed_or_rapid_member_changes_nothing(autojump_clock: MockCl
     rapid = hub.network("rapid")
     hub.connect_all()
     await trio.sleep(1)
-    hub.delay = (0.0, 0.0)
+    hub.faults.delay = (0.0, 0.0)
     sign = FakeSigner("rapid")
     for seq in range(40):
         await rapid.publish(heartbeats.TOPIC, codec.encode(heartbeats.sign(heartbeat("rapid", seq=seq + 1), sign)))

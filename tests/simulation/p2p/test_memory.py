@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -9,7 +10,7 @@ import trio
 import trio.testing
 
 from p2p.api import PeerEvent, RequestTimeout, Unreachable
-from p2p.memory import MemoryHub, MemoryNetwork
+from p2p.memory import LinkFaults, MemoryHub, MemoryNetwork
 from tests.support.network_contract import NetworkContract, Pair, accept, echo
 
 
@@ -155,3 +156,101 @@ async def test_a_thousand_nodes_take_little_time(autojump_clock: trio.testing.Mo
         await networks[0].publish("t", b"hello")
         await trio.sleep(1)
         assert sum(inbox.statistics().current_buffer_used for inbox in inboxes) == 999
+
+
+async def test_gossip_may_come_twice_and_out_of_order(autojump_clock: trio.testing.MockClock) -> None:
+    async with MemoryHub(seed=3, delay=(0.0, 1.0)) as hub:
+        a, b = swarm(hub, 2)
+        hub.faults.duplicates = 0.5
+        inbox = b.subscribe("t", accept)
+        for number in range(40):
+            await a.publish("t", bytes([number]))
+        await trio.sleep(2)
+        seen = [inbox.receive_nowait().data for _ in range(inbox.statistics().current_buffer_used)]
+    assert 50 < len(seen) < 70
+    assert len(set(seen)) == 40
+    assert list(dict.fromkeys(seen)) != sorted(set(seen))
+
+
+async def test_requests_and_their_answers_may_get_lost_and_some_take_long(autojump_clock: trio.testing.MockClock) -> None:
+    async with MemoryHub(seed=3) as hub:
+        a, b = swarm(hub, 2)
+        acted = 0
+
+        async def act(peer: str, data: bytes) -> bytes:
+            nonlocal acted
+            await trio.lowlevel.checkpoint()
+            acted += 1
+            return b""
+
+        b.serve("act", act)
+        hub.degrade(a.peer_id, b.peer_id, LinkFaults(lost_requests=0.3))
+        hub.degrade(b.peer_id, a.peer_id, LinkFaults(lost_requests=0.3))
+        answered = 0
+        for _ in range(100):
+            try:
+                await a.request(b.peer_id, "act", b"", timeout=1)
+                answered += 1
+            except RequestTimeout:
+                continue
+        assert 30 < answered < acted < 90
+        hub.heal()
+        hub.faults = LinkFaults(slow=1.0, slow_delay=(2.0, 3.0))
+        began = trio.current_time()
+        await a.request(b.peer_id, "act", b"", timeout=10)
+        assert 4 <= trio.current_time() - began <= 6
+
+
+async def test_a_paused_node_answers_when_it_is_back(autojump_clock: trio.testing.MockClock) -> None:
+    async with MemoryHub(seed=1) as hub:
+        a, b = swarm(hub, 2)
+        b.serve("echo", echo)
+        inbox = b.subscribe("t", accept)
+        hub.pause(b.peer_id)
+        await a.publish("t", b"kept")
+        with pytest.raises(RequestTimeout):
+            await a.request(b.peer_id, "echo", b"too long", timeout=1)
+        assert inbox.statistics().current_buffer_used == 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_resume_later, hub, b.peer_id)
+            assert await a.request(b.peer_id, "echo", b"late", timeout=5) == b"late"
+        assert trio.current_time() > 2
+        assert inbox.receive_nowait().data == b"kept"
+
+
+async def _resume_later(hub: MemoryHub, peer: str) -> None:
+    await trio.sleep(2)
+    hub.resume(peer)
+
+
+async def test_a_link_that_is_silent_one_way_is_closed_after_a_while(autojump_clock: trio.testing.MockClock) -> None:
+    async with MemoryHub(seed=1, health=4.0) as hub:
+        a, b, c = swarm(hub, 3)
+        hub.cut(a.peer_id, b.peer_id)
+        hub.pause(c.peer_id)
+        await trio.sleep(3)
+        assert a.peers() == {b.peer_id, c.peer_id}
+        await trio.sleep(2)
+        assert a.peers() == b.peers() == frozenset()
+        with pytest.raises(Unreachable):
+            await b.request(a.peer_id, "echo", b"", timeout=1)
+        hub.resume(c.peer_id)
+        assert a.peers() == {c.peer_id}
+        hub.heal()
+        assert a.peers() == {b.peer_id, c.peer_id}
+
+
+async def test_handlers_run_in_the_context_of_their_node(autojump_clock: trio.testing.MockClock) -> None:
+    whose = contextvars.ContextVar("whose", default="nobody's")
+
+    async def tell(peer: str, data: bytes) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return whose.get().encode()
+
+    async with MemoryHub(seed=1) as hub:
+        a = hub.network("a")
+        token = whose.set("b's")
+        hub.network("b").serve("tell", tell)
+        whose.reset(token)
+        hub.connect_all()
+        assert await a.request("b", "tell", b"", timeout=1) == b"b's"

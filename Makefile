@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-dep
 KINDS := unit simulation integration e2e performance security
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test $(addprefix test-,$(KINDS)) check bench report up down format lock clean
+.PHONY: help setup demo test $(addprefix test-,$(KINDS)) check bench chaos report up down format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z% -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -38,6 +38,9 @@ check: $(DEV)  ## lint, format, types, import rules, generated files, locks
 bench: $(DEV)  ## the benchmark: a table, and bench-results.json
 	$(BIN)/python -m tools.bench
 
+chaos: $(DEV)  ## a real swarm under fire; takes SECONDS=600 SEED=1 NODES=5 RATE=4 and exits 1 if a job is lost or wrong
+	$(BIN)/python -m tools.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(NODES),--nodes $(NODES)) $(if $(RATE),--rate $(RATE))
+
 report:  ## htmlcov/, coverage.xml, test-results.xml, report.md (runs the tests if there are no results)
 	@test -f test-results.xml || $(MAKE) test || true
 	$(BIN)/python tools/report.py
@@ -56,7 +59,7 @@ lock: $(DEV)  ## write requirements/*.lock from what is installed
 	$(BIN)/python tools/lock.py
 
 clean:  ## remove everything that was made here, the virtual environment too
-	rm -rf $(VENV) build dist *.egg-info htmlcov coverage.xml coverage.json test-results.xml report.md report bench-results.json .dim-demo
+	rm -rf $(VENV) build dist *.egg-info htmlcov coverage.xml coverage.json test-results.xml report.md report bench-results.json chaos-results.json chaos-kept .dim-demo
 	rm -rf .coverage .coverage.* .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(BASE):

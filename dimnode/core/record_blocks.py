@@ -1,0 +1,39 @@
+"""Which blocks belong to a job's record: its inputs and its result, as far as they are not in the record itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dimnode.core.job_record import Record
+from dimnode.domain import codec
+from dimnode.domain.record import Core, OutcomeEntry
+
+
+def blocks_of(record: Record) -> tuple[str, ...]:
+    """CIDs, each once. Of a result that is a block of its own this is that block; `tensors_of` tells what it refers to."""
+    found: dict[str, None] = {}
+    for body in [b for _, b in record.items()]:
+        if isinstance(body, Core):
+            found.update(dict.fromkeys(tensors_of(_plain(body.spec), "client_data")))
+        elif isinstance(body, OutcomeEntry) and body.result is not None:
+            found.update(dict.fromkeys(tensors_of(_plain(body.result), "outputs")))
+        elif isinstance(body, OutcomeEntry) and body.result_cid is not None:
+            found[body.result_cid] = None
+    return tuple(found)
+
+
+def tensors_of(document: Any, section: str) -> Iterator[str]:
+    """CIDs of the tensors under ``client_data`` of a spec, or ``outputs`` of a result document."""
+    tensors = document.get(section) if isinstance(document, Mapping) else None
+    for tensor in tensors.values() if isinstance(tensors, Mapping) else ():
+        cid = tensor.get("cid") if isinstance(tensor, Mapping) else None
+        if isinstance(cid, str):
+            yield cid
+
+
+def _plain(data: bytes) -> Any:
+    try:
+        return codec.decode_plain(data)
+    except codec.CodecError:
+        return None

@@ -1,0 +1,197 @@
+"""What a leaving node does with the records it has: others shall have them all before it goes.
+
+Other nodes are asked first what they have (most have most already), and get what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import structlog
+import trio
+
+from dimnode.core.job_record import Record
+from dimnode.core.job_view import view
+from dimnode.core.record_blocks import blocks_of, tensors_of
+from dimnode.domain import codec
+from dimnode.domain.record import SignedEntry
+from dimnode.errors import DimError
+from dimnode.ports import JobDigest, Journal
+from dimnode.records.keepers import Keepers
+from dimnode.records.links import in_parts
+from dimnode.records.messages import (
+    BLOCKS,
+    COMPARE,
+    STORE,
+    BlocksAnswer,
+    BlocksRequest,
+    CompareAnswer,
+    CompareItem,
+    CompareRequest,
+    JobEntries,
+    StoreAnswer,
+    StoreRequest,
+)
+from dimnode.records.table import RecordTable
+from p2p.api import Network, NetworkError
+from p2p.ipfs.api import ContentError, ContentStore
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class HandOverSettings:
+    page: int = 500
+    """Records of the journal that are looked at in one go."""
+    compare: int = 256
+    """Records that a node is asked about at once."""
+    rounds: int = 3
+    """Nodes that are tried for a record, one after the other."""
+    max_bytes: int = 4 * 1024 * 1024
+    """Of entries in one request."""
+    request_timeout: float = 5.0
+    blocks_timeout: float = 30.0
+    """For a node to fetch a record's blocks."""
+
+
+@dataclass(slots=True)
+class _Item:
+    digest: bytes
+    have: set[str] = field(default_factory=set[str])
+    """Nodes that have it."""
+    failed: set[str] = field(default_factory=set[str])
+    """Nodes that did not take it."""
+
+
+class HandOver:
+    def __init__(
+        self, network: Network, table: RecordTable, journal: Journal, store: ContentStore, keepers: Keepers, settings: HandOverSettings
+    ) -> None:
+        self._network = network
+        self._table = table
+        self._journal = journal
+        self._store = store
+        self._keepers = keepers
+        self._settings = settings
+
+    async def run(self, replicas: int, held: Callable[[str], Collection[str]], timeout: float) -> int:
+        """``held`` tells which nodes are known to have all of a job. Returns the records that too few others have: fewer
+        than ``replicas`` (at least one), though there are so many others."""
+        self._keepers.look()
+        if self._keepers.alone():
+            return 0
+        wanted = max(1, min(max(1, replicas), len(self._keepers.members)))
+        items: dict[str, _Item] = {}
+        with trio.move_on_after(timeout):
+            items = await self._collect(held)
+            for _ in range(self._settings.rounds):
+                if not (plan := self._plan(items, wanted)):
+                    break
+                async with trio.open_nursery() as nursery:
+                    for peer, jobs in plan.items():
+                        nursery.start_soon(self._to_peer, peer, {j: items[j] for j in jobs})
+        left = sum(len(i.have) < wanted for i in items.values())
+        log.info("records.handed_over", records=len(items), not_handed_over=left)
+        return left
+
+    async def _collect(self, held: Callable[[str], Collection[str]]) -> dict[str, _Item]:
+        """All records, unfinished ones first."""
+        found: list[JobDigest] = []
+        after = ""
+        while page := await self._journal.digests(after, self._settings.page):
+            found += page
+            after = page[-1].job
+        found.sort(key=lambda d: d.finished)
+        return {d.job: _Item(d.digest, set(held(d.job))) for d in found}
+
+    def _plan(self, items: dict[str, _Item], wanted: int) -> dict[str, list[str]]:
+        plan: dict[str, list[str]] = {}
+        for job, item in items.items():
+            if len(item.have) >= wanted:
+                continue
+            owner = self._owner(job)
+            chosen = self._keepers.pick(job, wanted + 1, item.have, (), lambda p, i=item: p not in i.failed)
+            # An owner has the record, and finds others for it; before that one more node shall have it.
+            chosen = sorted(chosen, key=lambda p: p == owner)
+            for peer in [p for p in chosen if p not in item.have][: wanted - len(item.have)]:
+                plan.setdefault(peer, []).append(job)
+        return plan
+
+    def _owner(self, job: str) -> str | None:
+        if not self._table.holds(job):
+            return None
+        owner = view(self._table.record(job)).owner
+        return owner.peer if owner is not None else None
+
+    async def _to_peer(self, peer: str, items: dict[str, _Item]) -> None:
+        """Marks each item: the peer has it, or failed."""
+        jobs = list(items)
+        for start in range(0, len(jobs), self._settings.compare):
+            part = jobs[start : start + self._settings.compare]
+            try:
+                have = await self._some(peer, {j: items[j] for j in part})
+            except (NetworkError, codec.CodecError, DimError) as e:
+                log.warning("records.not_handed_over", peer=peer, records=len(jobs) - start, reason=str(e))
+                for job in jobs[start:]:
+                    items[job].failed.add(peer)
+                return
+            for job in part:
+                (items[job].have if job in have else items[job].failed).add(peer)
+
+    async def _some(self, peer: str, items: dict[str, _Item]) -> set[str]:
+        asked = CompareRequest(items=tuple(CompareItem(job=j, digest=i.digest, keep=True) for j, i in items.items()))
+        answer = await self._ask(peer, COMPARE, asked, CompareAnswer)
+        differ = {d.job for d in answer.differ}
+        missing = [j for j in items if j in differ or j in answer.want]
+        have = set(items) - set(missing)
+        records = {j: Record(j, e) for j, e in (await self._journal.load_many(missing)).items()}
+        taken, fenced = await self._store_all(peer, records)
+        for job, record in records.items():
+            # A fence of one who has the record himself: he knows more of it than this node.
+            if (job in taken or (job in fenced and job in differ)) and await self._keep_blocks(peer, record):
+                have.add(job)
+        return have
+
+    async def _store_all(self, peer: str, records: dict[str, Record]) -> tuple[set[str], set[str]]:
+        """Those that the peer stored, and those it fenced."""
+        most = self._settings.max_bytes
+        pieces = [(j, part, size) for j, r in records.items() for part, size in in_parts(r.entries(), most)]
+        stored, fenced, refused = set[str](), set[str](), set[str]()
+        while pieces:
+            batch: list[tuple[str, Sequence[SignedEntry]]] = []
+            room = most
+            while pieces and (not batch or pieces[0][2] <= room):
+                job, part, size = pieces.pop(0)
+                batch.append((job, part))
+                room -= size
+            request = StoreRequest(jobs=tuple(JobEntries(job=j, entries=tuple(part)) for j, part in batch))
+            answer = await self._ask(peer, STORE, request, StoreAnswer)
+            for result in answer.results:
+                (stored if result.status == "stored" else fenced if result.status == "fenced" else refused).add(result.job)
+        return stored - fenced - refused, fenced - refused
+
+    async def _keep_blocks(self, peer: str, record: Record) -> bool:
+        """Whether the peer has the blocks of the record that are here."""
+        cids = [c for c in await self._blocks(record) if await self._store.has(c)]
+        if not cids:
+            return True
+        request = BlocksRequest(job=record.job, cids=tuple(cids), providers=(self._network.peer_id,))
+        answer = await self._ask(peer, BLOCKS, request, BlocksAnswer, self._settings.blocks_timeout)
+        return set(cids) <= set(answer.kept)
+
+    async def _blocks(self, record: Record) -> list[str]:
+        cids = list(blocks_of(record))
+        outcome = view(record).outcome
+        if outcome is not None and outcome.result is None and outcome.result_cid is not None and await self._store.has(outcome.result_cid):
+            try:
+                cids += tensors_of(await self._store.get_dag(outcome.result_cid, timeout=self._settings.request_timeout), "outputs")
+            except ContentError as e:
+                log.warning("records.result_unreadable", job=record.job, reason=str(e))
+        return cids
+
+    async def _ask(self, peer: str, method: str, request: Any, kind: type[T], timeout: float | None = None) -> T:
+        timeout = timeout or self._settings.request_timeout
+        return codec.decode(await self._network.request(peer, method, codec.encode(request), timeout=timeout), kind)

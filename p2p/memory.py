@@ -10,12 +10,14 @@ that whoever marks a node's tasks by a context variable finds those, too.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import trio
 
@@ -67,6 +69,8 @@ class MemoryHub:
         self.health = health
         self.grain = grain
         self.networks: dict[str, MemoryNetwork] = {}
+        self.hosts: dict[str, str] = {}
+        """Peer id -> the address at which others reach it; 127.0.0.1 for those left out."""
         self._links: dict[frozenset[str], bool] = {}
         """Pairs that were connected and not disconnected on purpose; True while the link is up."""
         self._cut: set[Pair] = set()
@@ -74,11 +78,16 @@ class MemoryHub:
         self._groups: dict[str, int] = {}
         self._routes: dict[Pair, list[str]] = {}
         """(author, topic) -> whom its gossip reaches, until anything changes."""
+        self._due: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
+        """What is under way: a heap by the time of its arrival."""
+        self._order = itertools.count()
+        self._next = trio.CancelScope()
         self._manager = trio.open_nursery()
         self.nursery: trio.Nursery | None = None
 
     async def __aenter__(self) -> MemoryHub:
         self.nursery = await self._manager.__aenter__()
+        self.nursery.start_soon(self._run)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool | None:
@@ -147,12 +156,10 @@ class MemoryHub:
     def _sicken(self, pair: frozenset[str]) -> None:
         self.changed()
         if self.health is not None and self._links.get(pair):
-            assert self.nursery is not None
-            self.nursery.start_soon(self._close_unless_well, pair, self.health)
+            self.later(self.health, self._close_unless_well, pair)
 
-    async def _close_unless_well(self, pair: frozenset[str], health: float) -> None:
-        await trio.sleep(health)
-        if self._links.get(pair) and not self._well(*pair):
+    def _close_unless_well(self, pair: frozenset[str]) -> None:
+        if self._links.get(pair) and not self.well(*pair):
             self._take_down(pair)
 
     def _review(self) -> None:
@@ -160,14 +167,15 @@ class MemoryHub:
         for pair, up in list(self._links.items()):
             if up and not self._together(*pair):
                 self._take_down(pair)
-            elif not up and self._together(*pair) and (self.health is None or self._well(*pair)):
+            elif not up and self._together(*pair) and (self.health is None or self.well(*pair)):
                 self._bring_up(pair)
 
     def _together(self, one: str, other: str) -> bool:
         both = one in self.networks and other in self.networks
         return both and self._groups.get(one, 0) == self._groups.get(other, 0)
 
-    def _well(self, one: str, other: str) -> bool:
+    def well(self, one: str, other: str) -> bool:
+        """Whether bytes get through both ways and both nodes are awake."""
         awake = self._together(one, other) and not self.networks[one].paused and not self.networks[other].paused
         return awake and self.passes(one, other) and self.passes(other, one)
 
@@ -184,7 +192,7 @@ class MemoryHub:
     def link(self, one: str, other: str) -> bool:
         """Connects two nodes; False if they cannot reach each other."""
         pair = frozenset((one, other))
-        if one == other or not self._well(one, other):
+        if one == other or not self.well(one, other):
             return False
         if not self._links.get(pair):
             self._bring_up(pair)
@@ -208,13 +216,11 @@ class MemoryHub:
         self._links[pair] = False
         self.changed()
         if self.notice:
-            assert self.nursery is not None
-            self.nursery.start_soon(self._tell_later, pair)
+            self.later(self.notice, self._tell_if_down, pair)
         else:
             self._tell(pair, connected=False)
 
-    async def _tell_later(self, pair: frozenset[str]) -> None:
-        await trio.sleep(self.notice)
+    def _tell_if_down(self, pair: frozenset[str]) -> None:
         if not self._links.get(pair):
             self._tell(pair, connected=False)
 
@@ -226,6 +232,22 @@ class MemoryHub:
 
     # --- traffic
 
+    def later(self, seconds: float, act: Callable[..., object], *args: Any) -> None:
+        """Calls ``act`` then, in a task of the hub; in the order of the calls where times are equal."""
+        when = trio.current_time() + seconds
+        heapq.heappush(self._due, (when, next(self._order), act, args))
+        if when < self._next.deadline:
+            self._next.deadline = when
+
+    async def _run(self) -> None:
+        while True:
+            with trio.CancelScope(deadline=self._due[0][0] if self._due else math.inf) as self._next:
+                await trio.sleep_forever()
+            now = trio.current_time()
+            while self._due and self._due[0][0] <= now:
+                _, _, act, args = heapq.heappop(self._due)
+                act(*args)
+
     def faults_of(self, source: str, target: str) -> LinkFaults:
         return self._degraded.get((source, target), self.faults)
 
@@ -235,16 +257,25 @@ class MemoryHub:
             seconds += self.rng.uniform(*faults.slow_delay)
         return math.ceil(seconds / self.grain) * self.grain if self.grain else seconds
 
-    async def travel(self, source: str, target: str) -> None:
-        """One way of a request. Never returns where bytes do not pass, and for those that get lost."""
+    def send(self, source: str, target: str, act: Callable[..., object], *args: Any) -> None:
+        """One way of a request: calls ``act`` when it arrives. Never where bytes do not pass, and for those that get lost."""
         faults = self.faults_of(source, target)
-        await trio.sleep(self._delay(faults))
-        if not self.passes(source, target) or (faults.lost_requests and self.rng.random() < faults.lost_requests):
-            await trio.sleep_forever()
+        lost = faults.lost_requests and self.rng.random() < faults.lost_requests
+        if not lost:
+            self.later(self._delay(faults), self._arrive, source, target, act, args)
+
+    def _arrive(self, source: str, target: str, act: Callable[..., object], args: tuple[Any, ...]) -> None:
+        if self.passes(source, target):
+            act(*args)
+
+    async def travel(self, source: str, target: str) -> None:
+        """Returns when what was sent has arrived; see `send`."""
+        arrived = trio.Event()
+        self.send(source, target, arrived.set)
+        await arrived.wait()
 
     def spread(self, author: str, topic: str, data: bytes) -> None:
         """Gossip reaches whoever is connected to the author, directly or through others of the topic."""
-        assert self.nursery is not None
         message = GossipMessage(topic, author, data)
         route = self._routes.get((author, topic))
         if route is None:
@@ -252,9 +283,9 @@ class MemoryHub:
         for peer in route:
             faults = self.faults_of(author, peer)
             if self.rng.random() >= faults.loss:
-                self.nursery.start_soon(self._deliver, peer, message, self._delay(faults))
+                self.later(self._delay(faults), self._deliver, peer, message)
                 if faults.duplicates and self.rng.random() < faults.duplicates:
-                    self.nursery.start_soon(self._deliver, peer, message, self._delay(faults))
+                    self.later(self._delay(faults), self._deliver, peer, message)
 
     def _reachable(self, author: str, topic: str) -> list[str]:
         reached = {author: None}
@@ -267,8 +298,7 @@ class MemoryHub:
                     frontier.append(peer)
         return [peer for peer in reached if peer != author]
 
-    async def _deliver(self, peer: str, message: GossipMessage, delay: float) -> None:
-        await trio.sleep(delay)
+    def _deliver(self, peer: str, message: GossipMessage) -> None:
         network = self.networks.get(peer)
         if network is not None:
             network.receive(message)

@@ -50,8 +50,11 @@ class _Call:
     done: trio.Event = field(default_factory=trio.Event)
     answer: bytes = b""
     fault: RemoteFault | None = None
+    broken: bool = False
 
     def result(self) -> bytes:
+        if self.broken:
+            raise Unreachable("the connection broke before the answer came")
         if self.fault is not None:
             raise RemoteFault(self.fault.code, self.fault.message)
         return self.answer
@@ -75,7 +78,8 @@ class MemoryNetwork:
         self._held: deque[GossipMessage] = deque(maxlen=HELD)
         self._tunnel_handlers: dict[str, TunnelHandler] = {}
         self._tunnels: list[tuple[str, trio.abc.AsyncResource]] = []
-        self._asks: list[tuple[str, trio.CancelScope]] = []
+        self._asks: dict[_Call, str] = {}
+        """Own requests under way, and of whom."""
         self.scopes: set[trio.CancelScope] = set()
         """Work that this node does for others: ends when it crashes."""
         self._counts: Counter[str] = Counter()
@@ -91,7 +95,7 @@ class MemoryNetwork:
         return frozenset(self._peers)
 
     def remote_host(self, peer: str) -> str | None:
-        return "127.0.0.1" if peer in self._peers else None
+        return self._hub.hosts.get(peer, "127.0.0.1") if peer in self._peers else None
 
     async def connect(self, address: str) -> str:
         await trio.lowlevel.checkpoint()
@@ -132,9 +136,10 @@ class MemoryNetwork:
         self._events = [queue for queue in self._events if queue.put(PeerEvent(peer, connected))]
         if not connected:
             self._break_tunnels(peer)
-            for asked, scope in self._asks:
+            for call, asked in self._asks.items():
                 if asked == peer:
-                    scope.cancel()
+                    call.broken = True
+                    call.done.set()
 
     def _break_tunnels(self, peer: str | None) -> None:
         for owner, stream in self._tunnels:
@@ -209,40 +214,34 @@ class MemoryNetwork:
 
     async def _ask(self, peer: str, call: _Call) -> bytes:
         other = self._reach(peer)
-        with trio.CancelScope() as scope:
-            self._asks.append((peer, scope))
-            try:
-                await self._hub.travel(self._peer_id, peer)
-                other.handle(call)
-                await call.done.wait()
-                return call.result()
-            finally:
-                self._asks.remove((peer, scope))
-                if self._hub.passes(self._peer_id, peer):
-                    call.scope.cancel()  # else its own time ends it
-        raise Unreachable("the connection broke before the answer came")
+        self._asks[call] = peer
+        self._hub.send(self._peer_id, peer, other.handle, call)
+        try:
+            await call.done.wait()
+        finally:
+            del self._asks[call]
+            if self._hub.passes(self._peer_id, peer):
+                call.scope.cancel()  # else its own time ends it
+        return call.result()
 
     def handle(self, call: _Call) -> None:
         """Somebody's request has arrived: a task of this node answers it."""
         assert self._hub.nursery is not None
-        if self.alive:
+        if self.alive and not call.scope.cancel_called:
             self.context.copy().run(self._hub.nursery.start_soon, self._handle, call)
 
     async def _handle(self, call: _Call) -> None:
         self.scopes.add(call.scope)
         call.scope.deadline = trio.current_time() + call.timeout
-        try:
-            with call.scope:
-                await self._up()
-                try:
-                    call.answer = await self.methods.call(call.asker, call.method, call.data)
-                except RemoteFault as fault:
-                    call.fault = fault
-                await self._up()
-                await self._hub.travel(self._peer_id, call.asker)
-                call.done.set()
-        finally:
-            self.scopes.discard(call.scope)
+        with call.scope:
+            await self._up()
+            try:
+                call.answer = await self.methods.call(call.asker, call.method, call.data)
+            except RemoteFault as fault:
+                call.fault = fault
+            await self._up()
+            self._hub.send(self._peer_id, call.asker, call.done.set)
+        self.scopes.discard(call.scope)
 
     def serve(self, method: str, handler: Handler, concurrency: int = 64) -> None:
         self.methods.serve(method, handler, concurrency)

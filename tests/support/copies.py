@@ -9,6 +9,7 @@ from typing import Any
 import trio
 
 from dimnode.clock import TrioClock
+from dimnode.core.job_record import Record
 from dimnode.domain import codec
 from dimnode.domain.node import NodeState
 from dimnode.domain.record import Ballot, Core, SignedEntry
@@ -129,7 +130,9 @@ class Holder:
     async def _compare(self, peer: str, data: bytes) -> bytes:
         request = codec.decode(data, CompareRequest)
         await trio.lowlevel.checkpoint()
-        return codec.encode(CompareAnswer(want=tuple(i.job for i in request.items if i.job not in self.records)))
+        held = {i.job: Record(i.job, self.records[i.job].values()) for i in request.items if i.job in self.records}
+        differ = [JobEntries(job=i.job, entries=r.entries()) for i in request.items if (r := held.get(i.job)) and r.digest != i.digest]
+        return codec.encode(CompareAnswer(want=tuple(i.job for i in request.items if i.job not in held), differ=tuple(differ)))
 
     def has(self, job: str, entries: Sequence[SignedEntry]) -> bool:
         return {e.id for e in entries} <= self.records.get(job, {}).keys()
@@ -165,7 +168,9 @@ class Owner:
 
 
 @asynccontextmanager
-async def an_owner(peers: str = "abc", settings: ReplicatorSettings | None = None, delay: tuple[float, float] = (0.001, 0.002)) -> AsyncGenerator[Owner]:
+async def an_owner(
+    peers: str = "abc", settings: ReplicatorSettings | None = None, delay: tuple[float, float] = (0.001, 0.002)
+) -> AsyncGenerator[Owner]:
     async with MemoryHub(seed=7, delay=delay) as hub, trio.open_nursery() as nursery:
         owner = Owner(hub, peers, settings)
         await nursery.start(owner.replicator.run)

@@ -57,19 +57,19 @@ class Spawner:
             self._thread = threading.Thread(target=self._run, name="dim-spawner", daemon=True)
             self._thread.start()
         token, done = trio.lowlevel.current_trio_token(), trio.Event()
-        results: list[subprocess.Popen[bytes] | OSError] = []
+        results: list[subprocess.Popen[bytes] | Exception] = []
 
         def work() -> None:
             try:
                 results.append(_popen(args, cwd, env, fd))
-            except OSError as e:
+            except Exception as e:  # noqa: BLE001 - raised again below; the thread must live, or nobody is answered any more
                 results.append(e)
             token.run_sync_soon(done.set)
 
         self._work.put(work)
         with trio.CancelScope(shield=True):
             await done.wait()
-        if isinstance(results[0], OSError):
+        if isinstance(results[0], Exception):
             raise results[0]
         return results[0]
 

@@ -9,26 +9,40 @@ from typing import Literal
 import trio
 
 from dimnode.daemon.job_queue import Ticket
-from dimnode.domain.record import Attempt, ErrorInfo, SignedEntry
+from dimnode.daemon.together import again
+from dimnode.domain.record import Attempt, Ballot, ErrorInfo, SignedEntry
 from dimnode.domain.task import TaskOrder, TaskUpdate
 from dimnode.errors import Code, DimError
 
 Why = Literal["", "cancelled", "stopping"]
-Key = tuple[str, str, int]
+Place = tuple[str, str, int]
+"""(job, task, attempt)"""
+Key = tuple[str, str, int, str]
+"""(job, task, attempt, task_key): owners that did not know of each other may have given one number to unlike work."""
 FINAL = frozenset((Code.INVALID_ARGUMENT, Code.PERMISSION_DENIED))
 """Failures that no other node could avoid."""
+
+
+def key_of(task: TaskOrder | Attempt) -> Key:
+    return (task.job, task.task, task.attempt, task.task_key)
 
 
 @dataclass(slots=True, eq=False)
 class Execution:
     order: TaskOrder
+    ballot: Ballot
+    """The highest under which it was ordered."""
+    row: int | None = None
+    """In the ledger, until the attempt is delivered or kept."""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     turn: trio.Event = field(default_factory=trio.Event)
     """Set when the queue has given it a slot."""
     ticket: Ticket[Execution] | None = None
     updates: list[TaskUpdate] = field(default_factory=list[TaskUpdate])
-    finished: bool = False
+    entry: SignedEntry | None = None
+    """Its attempt, once that is durable."""
     error: DimError | None = None
+    """Why there is no attempt to tell of; passes if it can be written down later."""
     watchers: int = 0
     why: Why = ""
     started: float = 0.0
@@ -37,43 +51,41 @@ class Execution:
 
     @property
     def key(self) -> Key:
+        return key_of(self.order)
+
+    @property
+    def place(self) -> Place:
         return (self.order.job, self.order.task, self.order.attempt)
 
     def stage(self, stage: Literal["accepted", "fetching", "running"]) -> None:
         self._tell(TaskUpdate(stage=stage))
 
     def finish(self, entry: SignedEntry) -> None:
-        self.finished = True
+        self.entry, self.error = entry, None
         self._tell(TaskUpdate(stage="finished", entry=entry))
 
     def fail(self, error: DimError) -> None:
-        """The attempt could not even be written down."""
-        self.finished, self.error = True, error
+        """The attempt is not written down, or not yet: whoever watches turns elsewhere."""
+        self.error = error
         self._wake()
 
     def cancel(self, why: Why) -> None:
-        if not self.finished and not self.why:
+        if self.entry is None and not self.why:
             self.why = why
             self.scope.cancel()
 
     async def watch(self) -> AsyncGenerator[TaskUpdate]:
-        """All updates from the first on. The last watcher that leaves early cancels the task."""
-        self.watchers += 1
+        """All updates from the first on."""
         seen = 0
-        try:
-            while True:
-                while seen < len(self.updates):
-                    seen += 1
-                    yield self.updates[seen - 1]
-                if self.error is not None:
-                    raise self.error
-                if self.finished:
-                    return
-                await self._changed.wait()
-        finally:
-            self.watchers -= 1
-            if not self.watchers:
-                self.cancel("cancelled")
+        while True:
+            while seen < len(self.updates):
+                seen += 1
+                yield self.updates[seen - 1]
+            if self.entry is not None:
+                return
+            if self.error is not None:
+                raise again(self.error)
+            await self._changed.wait()
 
     def _tell(self, update: TaskUpdate) -> None:
         self.updates.append(update)

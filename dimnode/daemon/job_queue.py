@@ -61,16 +61,20 @@ class JobQueue(Generic[T]):
     def capacity(self) -> int:
         return self._capacity
 
-    def push(self, item: T, priority: str, now: float) -> Ticket[T]:
-        """Raises `ResourceExhausted` with ``retry_after`` when full, `InvalidArgument` for an unknown priority."""
-        level = LEVELS.get(priority)
-        if level is None:
+    def require(self, priority: str, others: int = 0) -> None:
+        """Raises what `push` would, with ``others`` more items in the queue (fewer, if negative)."""
+        if priority not in LEVELS:
             raise InvalidArgument(f"priority {priority!r} is not known", hint=f"Use one of {', '.join(LEVELS)}.")
-        if len(self) >= self._capacity:
+        if len(self) + others >= self._capacity:
             self._refused += 1
             raise ResourceExhausted(
                 "the node's task queue is full", hint="Try again later or on another node.", retry_after=self.retry_after()
             )
+
+    def push(self, item: T, priority: str, now: float) -> Ticket[T]:
+        """Raises `ResourceExhausted` with ``retry_after`` when full, `InvalidArgument` for an unknown priority."""
+        self.require(priority)
+        level = LEVELS[priority]
         ticket = Ticket(item, priority, now)
         self._count += 1
         heapq.heappush(self._heap, (now + level * self._aging, self._count, ticket))

@@ -17,6 +17,7 @@ from typing import Any
 import trio
 
 from dimnode.daemon.store_errors import store_errors
+from dimnode.daemon.together import again
 from dimnode.errors import DataLoss, DimError, ResourceExhausted, Unavailable
 from loaders.registry import ENTRIES
 from p2p.ipfs.api import ContentStore
@@ -138,7 +139,7 @@ class ModelCache:
                 # whoever comes next starts anew
                 self._forget(cid, download)
         if download.error is not None:
-            raise _again(download.error)
+            raise again(download.error)
 
     async def _download(self, download: _Download, cid: str, format: str, providers: tuple[str, ...]) -> None:
         path = self._folder / f"{cid}{ENTRIES[format].suffix}"
@@ -157,12 +158,15 @@ class ModelCache:
         except DimError as e:
             self._failed += 1
             download.error = e
+        except OSError:
+            self._failed += 1
+            download.error = ResourceExhausted("the model could not be stored on this node's disk", hint="Use another node.")
         finally:
             if download.error is None and not whole:
                 download.error = Unavailable("the download was given up")
             if not whole:
                 with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(lambda: part.unlink(missing_ok=True))
+                    await trio.to_thread.run_sync(_unlink, part)
             self._forget(cid, download)
             download.done.set()
         self._on_change()
@@ -182,7 +186,7 @@ class ModelCache:
             gone.append(self._files.pop(cid).path)
         for path in gone:
             self._evicted += 1
-            await trio.to_thread.run_sync(lambda p: p.unlink(missing_ok=True), path)
+            await trio.to_thread.run_sync(_unlink, path)
         if self._bytes() > self._max_bytes:
             raise ResourceExhausted("the node's model cache is full of models in use", retry_after=1.0)
         reason = self._admit(download.size)
@@ -190,9 +194,10 @@ class ModelCache:
             raise ResourceExhausted(f"the model cannot be stored: {reason}")
 
 
-def _again(error: DimError) -> DimError:
-    """The same error for one more caller: an exception object collects one traceback."""
-    return type(error)(error.message, hint=error.hint, code=error.code, fields=error.fields, retry_after=error.retry_after)
+def _unlink(path: Path) -> None:
+    """What cannot be removed now is found again at the next start."""
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _scan(folder: Path) -> dict[str, _File]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -101,7 +102,9 @@ class ModelShelf:
         self._fetched[manifest.cid] = _ref(manifest, manifest_cid)
         while len(self._fetched) > self._remember:
             del self._fetched[next(iter(self._fetched))]
-        await self._write()
+        # on a full disk the model is forgotten at the next start, which is no reason to fail the task
+        with contextlib.suppress(OSError):
+            await self._write()
 
     def check_id(self, id: str, cid: str | None = None) -> None:
         """Raises `InvalidArgument`, `AlreadyExists` if the id names another model of this node."""

@@ -1,15 +1,14 @@
 """The daemon: takes orders, runs them on agents, answers with signed attempts.
 
-An order is fenced, queued, gets a slot, its model and inputs, an agent; what comes out is reduced, published,
-signed and written to the journal before anyone hears of it. The same attempt ordered twice runs once.
+`tasks` sees to it that an accepted order ends with an attempt in the journal; here it gets its model and inputs, an
+agent, and what comes out is reduced and published.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,37 +18,26 @@ import trio
 from dimnode.daemon import cabinet_policy, model_formats
 from dimnode.daemon.agents import AgentPool, ModelFile
 from dimnode.daemon.cabinets import Cabinets
-from dimnode.daemon.execution import Execution, Key, failed_attempt
-from dimnode.daemon.job_queue import JobQueue
+from dimnode.daemon.execution import Execution
 from dimnode.daemon.model_cache import ModelCache
 from dimnode.daemon.model_shelf import ModelShelf
-from dimnode.daemon.recorder import Recorder
 from dimnode.daemon.resources import ResourceMonitor, capabilities, estimate_memory, refusal
 from dimnode.daemon.settings import DaemonSettings
 from dimnode.daemon.store_errors import store_errors
 from dimnode.daemon.task_inputs import Gathered, gather
 from dimnode.daemon.task_outputs import leave
+from dimnode.daemon.tasks import Tasks
 from dimnode.domain import tensors
 from dimnode.domain.model import ModelManifest, ModelRef
 from dimnode.domain.node import CabinetInfo, Capabilities, Load
 from dimnode.domain.record import Attempt, Ballot, Receipt, SignedEntry
-from dimnode.domain.task import TaskOrder, TaskUpdate
-from dimnode.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    DimError,
-    FailedPrecondition,
-    Fenced,
-    InvalidArgument,
-    ResourceExhausted,
-    Unavailable,
-)
+from dimnode.domain.task import TaskOrder, TaskReport, TaskUpdate
+from dimnode.errors import DimError, FailedPrecondition, InvalidArgument, Unavailable
 from dimnode.ports import Clock, Journal, Signer
 from loaders.registry import available_loaders
 from p2p.ipfs.api import ContentStore
 
 Change = Literal["models", "cabinets", "load"]
-_log = logging.getLogger(__name__)
 
 
 class Daemon:
@@ -69,10 +57,9 @@ class Daemon:
         on_change: Callable[[Change], None] = lambda change: None,
     ) -> None:
         """``folder``: the node's home. ``on_change`` is called on the loop and must be quick."""
-        self._signer, self._clock, self._journal, self._store = signer, clock, journal, store
+        self._signer, self._clock, self._store = signer, clock, store
         self._folder, self._settings, self._price, self._boot = folder, settings, price, boot
         self.on_change = on_change
-        self._queue: JobQueue[Execution] = JobQueue(capacity=settings.queue_capacity, aging=settings.aging_seconds, slots=settings.slots)
         self._resources = ResourceMonitor(folder, interval=settings.resource_interval, on_change=lambda: self.on_change("load"))
         self._pool = AgentPool(settings.agents, folder / "agents", admit=self._no_memory, on_change=lambda: self.on_change("models"))
         self._cache = ModelCache(
@@ -81,15 +68,11 @@ class Daemon:
         )  # fmt: skip
         self._shelf = ModelShelf(store, folder, fetch_timeout=settings.fetch_timeout, remember=settings.remembered_models)
         self._cabinets = Cabinets(folder, cache_bytes=settings.cabinet_cache_bytes, on_change=lambda: self.on_change("cabinets"))
-        self._recorder = Recorder(signer, journal)
-        self._executions: dict[Key, Execution] = {}
-        self._finished: dict[Key, SignedEntry] = {}
-        self._known_jobs: dict[str, None] = {}
-        self._running = 0
-        self._nursery: trio.Nursery | None = None
+        self._tasks = Tasks(
+            signer=signer, clock=clock, journal=journal, settings=settings, work=self._work,
+            refusal=self._no_room, on_change=lambda: self.on_change("load"),
+        )  # fmt: skip
         self._stop = trio.Event()
-        self._idle = trio.Event()
-        self._counters = dict.fromkeys(("accepted", "completed", "failed", "cancelled", "fenced", "refused", "repeated"), 0)
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -111,159 +94,46 @@ class Daemon:
                 await trio.to_thread.run_sync(lambda: self._folder.mkdir(parents=True, exist_ok=True))
                 await self._shelf.open()
                 await self._cabinets.open()
-                for part in (self._resources.run, self._cache.run, self._pool.run_pool, self._recorder.run):
+                for part in (self._resources.run, self._cache.run, self._pool.run_pool, self._tasks.run):
                     await nursery.start(part)
-                self._nursery = nursery
                 task_status.started()
                 await self._stop.wait()
-                self._nursery = None
-                await self._hand_back()
+                await self._tasks.hand_back()
                 guard.cancel()
-
-    async def _hand_back(self) -> None:
-        for execution in [*self._executions.values()]:
-            execution.cancel("stopping")
-        with trio.move_on_after(self._settings.stop_grace):
-            await self.wait_idle()
 
     async def wait_idle(self) -> None:
         """Returns when no task is here."""
-        while self._executions:
-            self._idle = trio.Event()
-            await self._idle.wait()
+        await self._tasks.wait_idle()
 
     def close_intake(self) -> None:
         """From now on orders are refused as `Unavailable`; what is here goes on."""
-        self._nursery = None
+        self._tasks.close_intake()
+
+    async def hand_back(self) -> None:
+        """Closes the intake and ends what is here with failed, retryable attempts, while its callers can still hear of
+        them. At most ``stop_grace`` seconds."""
+        await self._tasks.hand_back()
 
     # --- tasks -----------------------------------------------------------------------------------
 
     def run_task(self, order: TaskOrder, caller: str) -> AsyncGenerator[TaskUpdate, None]:
         """See `dimnode.ports.TaskService`. ``caller`` was authorised by whoever serves the call."""
-        return self._run_task(order)
+        return self._tasks.watch(order)
 
-    async def _run_task(self, order: TaskOrder) -> AsyncGenerator[TaskUpdate]:
-        execution = await self._accept(order)
-        async with contextlib.aclosing(execution.watch()) as updates:
-            async for update in updates:
-                yield update
+    async def cancel_task(self, job: str, task: str, attempt: int, ballot: Ballot) -> bool:
+        return await self._tasks.cancel(job, task, attempt, ballot)
 
-    async def _accept(self, order: TaskOrder) -> Execution:
-        """Raises `Unavailable`, `Fenced`, `ResourceExhausted`, `InvalidArgument`."""
-        await self._fence(order.job, order.ballot)
-        execution = Execution(order)
-        entry = await self._stored(execution.key)
-        repeated = self._executions.get(execution.key)
-        if repeated is not None:
-            self._counters["repeated"] += 1
-            return repeated
-        if entry is not None:
-            self._counters["repeated"] += 1
-            execution.finish(entry)
-            return execution
-        if self._nursery is None:
-            raise Unavailable("the node takes no new tasks", hint="Use another node.")
-        self._admit(execution)
-        execution.scope.deadline = trio.current_time() + (order.timeout or self._settings.default_timeout)
-        execution.stage("accepted")
-        self._executions[execution.key] = execution
-        self._counters["accepted"] += 1
-        self._nursery.start_soon(self._execute, execution)
-        self._dispatch()
-        return execution
+    async def attempts_of(self, job: str, ballot: Ballot) -> TaskReport:
+        return await self._tasks.attempts_of(job, ballot)
 
-    def _admit(self, execution: Execution) -> None:
-        """Into the queue. Raises `ResourceExhausted`, `InvalidArgument`."""
-        s = self._settings
-        reason = refusal(self._resources.latest, memory=0, disk=0, min_memory=s.min_free_memory, min_disk=s.min_free_disk)
-        if reason is not None:
-            self._counters["refused"] += 1
-            raise ResourceExhausted(reason, hint="Use another node.", retry_after=s.resource_interval)
-        try:
-            execution.ticket = self._queue.push(execution, execution.order.priority, self._clock.monotonic())
-        except ResourceExhausted:
-            self._counters["refused"] += 1
-            raise
+    def unfetched(self) -> tuple[SignedEntry, ...]:
+        return self._tasks.unfetched()
 
-    async def _fence(self, job: str, ballot: Ballot) -> None:
-        highest = await self._journal.raise_ballot(job, ballot)
-        if highest != ballot:
-            self._counters["fenced"] += 1
-            raise Fenced(f"ballot {highest.n} of {highest.peer} owns this job", hint="Merge with its owner.")
+    def fetched(self, entry_ids: Collection[str]) -> None:
+        self._tasks.fetched(entry_ids)
 
-    async def _stored(self, key: Key) -> SignedEntry | None:
-        """The attempt, if it has finished before: from memory, or after a restart from the journal."""
-        if key in self._finished or key[0] in self._known_jobs:
-            return self._finished.get(key)
-        for entry in await self._journal.load(key[0]):
-            body = entry.body()
-            if entry.author == self._signer.peer_id and isinstance(body, Attempt):
-                self._remember((body.job, body.task, body.attempt), entry)
-        self._known_jobs[key[0]] = None
-        while len(self._known_jobs) > self._settings.remembered_tasks:
-            del self._known_jobs[next(iter(self._known_jobs))]
-        return self._finished.get(key)
-
-    def _remember(self, key: Key, entry: SignedEntry) -> None:
-        self._finished[key] = entry
-        while len(self._finished) > self._settings.remembered_tasks:
-            old = next(iter(self._finished))
-            del self._finished[old]
-            # its job is looked up in the journal again
-            self._known_jobs.pop(old[0], None)
-
-    def _dispatch(self) -> None:
-        """Gives free slots to whoever is next."""
-        while self._running < self._settings.slots:
-            ticket = self._queue.pop()
-            if ticket is None:
-                return
-            self._running += 1
-            ticket.item.started = self._clock.wall()
-            ticket.item.turn.set()
-
-    async def _execute(self, execution: Execution) -> None:
-        """From the queue to the journal, whatever happens in between."""
-        begun = self._clock.monotonic()
-        try:
-            attempt = await self._attempt(execution)
-        finally:
-            if execution.ticket is not None and not self._queue.cancel(execution.ticket):
-                self._running -= 1
-                self._queue.finished(self._clock.monotonic() - begun)
-        self._dispatch()
-        try:
-            entry = await self._recorder.record(attempt)
-        except DimError as e:
-            execution.fail(e)
-        else:
-            self._remember(execution.key, entry)
-            execution.finish(entry)
-        finally:
-            del self._executions[execution.key]
-            self._idle.set()
-            self._counters[attempt.status] += 1
-            self.on_change("load")
-
-    async def _attempt(self, execution: Execution) -> Attempt:
-        order, error = execution.order, None
-        try:
-            with execution.scope:
-                await execution.turn.wait()
-                return await self._work(execution)
-        except DimError as e:
-            error = e
-        except Exception:  # noqa: BLE001 - a mistake of ours fails one task, never the node; it is logged
-            _log.exception("task failed unexpectedly", extra={"job": order.job, "task": order.task})
-            error = DimError("the node failed at this task", hint="Its log says more.")
-        if error is None and execution.why == "cancelled":
-            error = Cancelled("the task was cancelled")
-        elif error is None and execution.why == "stopping":
-            error = Unavailable("the node stopped before the task was done", hint="Another node can run it.")
-        elif error is None:
-            where = "while it ran" if execution.turn.is_set() else "in the node's queue"
-            error = DeadlineExceeded(f"the task's time was up {where}")
-        return failed_attempt(order, self._signer.peer_id, error, execution.why)
+    async def wait_unfetched(self, since: int) -> int:
+        return await self._tasks.wait_unfetched(since)
 
     async def _work(self, execution: Execution) -> Attempt:
         order = execution.order
@@ -315,15 +185,6 @@ class Daemon:
             receipt=receipt,
             node=self._signer.peer_id,
         )
-
-    async def cancel_task(self, job: str, task: str, attempt: int, ballot: Ballot) -> bool:
-        """Whether there was something to cancel. Raises `Fenced`."""
-        await self._fence(job, ballot)
-        execution = self._executions.get((job, task, attempt))
-        if execution is None:
-            return False
-        execution.cancel("cancelled")
-        return True
 
     # --- models and cabinets ---------------------------------------------------------------------
 
@@ -422,8 +283,8 @@ class Daemon:
     def load(self) -> Load:
         latest = self._resources.latest
         return Load(
-            running=self._running,
-            queued=len(self._queue),
+            running=self._tasks.running,
+            queued=self._tasks.waiting(),
             slots=self._settings.slots,
             queue_capacity=self._settings.queue_capacity,
             memory_free=latest.memory_free,
@@ -434,15 +295,20 @@ class Daemon:
         latest = self._resources.latest
         return {
             "boot": self._boot,
-            "running": self._running,
-            "queue": msgspec.to_builtins(self._queue.statistics(self._clock.monotonic())),
+            "running": self._tasks.running,
+            "kept": self._tasks.kept(),
+            "queue": msgspec.to_builtins(self._tasks.statistics()),
             "agents": self._pool.statistics(),
             "cache": self._cache.statistics(),
             "resources": msgspec.to_builtins(latest),
-            "counters": dict(self._counters),
+            "counters": dict(self._tasks.counters),
             "models": len(self.models()),
             "cabinets": len(self.cabinets()),
         }
+
+    def _no_room(self) -> str | None:
+        s = self._settings
+        return refusal(self._resources.latest, memory=0, disk=0, min_memory=s.min_free_memory, min_disk=s.min_free_disk)
 
     def _no_memory(self, format: str, size: int) -> str | None:
         s = self._settings

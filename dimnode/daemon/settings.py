@@ -70,6 +70,12 @@ class DaemonSettings:
     """Seconds that a stopping daemon takes to hand its tasks back."""
     remembered_tasks: int = 1024
     """Finished attempts that are answered again from memory."""
+    kept_attempts: int = 512
+    """Finished attempts that wait for somebody to take them; the oldest are dropped from this list, not from the journal."""
+    write_retry: float = 2.0
+    """Seconds until an attempt that could not be written down (the disk is full) is tried again."""
+    tidy_delay: float = 1.0
+    """Seconds until the marks of delivered attempts are cleared from the journal, those of that time together."""
     remembered_models: int = 1024
     """Manifests, and models listed as held."""
     agents: AgentSettings = field(default_factory=AgentSettings)

@@ -36,7 +36,7 @@ async def leave(
             values[name] = inline
             left -= inline.nbytes
         else:
-            values[name] = await _by_cid(array, store)
+            values[name] = await _by_cid(array, store, order.job)
     return values
 
 
@@ -55,9 +55,11 @@ def shape(order: TaskOrder, manifest: ModelManifest, outputs: Mapping[str, Array
     return renamed
 
 
-async def _by_cid(array: Array, store: ContentStore) -> TensorValue:
+async def _by_cid(array: Array, store: ContentStore, job: str) -> TensorValue:
+    """Stored and pinned: the attempt that names it may be fetched much later, by an owner that is not there yet."""
     data = await trio.to_thread.run_sync(tensors.to_npy, array)
     with store_errors("an output"):
-        cid = await store.add_bytes(data)
+        cid = await store.add_bytes(data, durable=False)
+        await store.pin(cid, reason=f"output of {job}")  # which makes it durable
     dtype = tensors.STRING if array.dtype.kind in "OUS" else array.dtype.name
     return TensorValue(dtype=dtype, shape=tuple(array.shape), cid=cid)

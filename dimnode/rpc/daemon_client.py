@@ -32,11 +32,13 @@ class DaemonClientSettings:
     """Seconds for Health, Stats and CancelTask."""
     prewarm_timeout: float = 600.0
     """Seconds for Prewarm, which fetches the model."""
+    reattach: int = 2
+    """Times that the stream of an accepted task is taken up again when it breaks."""
 
 
 class GrpcDaemonClient:
-    """Raises `Unavailable` when a node cannot be reached or the connection breaks. A call that failed before it
-    had an effect is tried once more on a fresh connection."""
+    """Raises `Unavailable` when a node cannot be reached. All calls may be repeated without harm, and are, on a fresh
+    connection: a daemon answers the same order with the same attempt."""
 
     def __init__(self, pool: ChannelPool, own_peer: str, own: TaskService, settings: DaemonClientSettings | None = None) -> None:
         self._pool = pool
@@ -45,24 +47,31 @@ class GrpcDaemonClient:
         self._settings = settings or DaemonClientSettings()
 
     async def run_task(self, peer: str, order: TaskOrder) -> AsyncGenerator[TaskUpdate]:
-        """See `ports.TaskService.run_task`. Closing the generator cancels the task."""
+        """See `ports.TaskService.run_task`. A stream that breaks is taken up again; each stage is told once."""
         if peer == self._own_peer:
             async with closing(self._own.run_task(order, peer)) as updates:
                 async for update in updates:
                     yield update
             return
         request = pb.RunTaskRequest(order=codec.encode(order))
-        for last in (False, True):
-            accepted = False
+        told: set[str] = set()
+        fresh, left = False, self._settings.reattach
+        while True:
+            progress = False
             try:
-                async with aclosing(self._run(peer, request, fresh=last)) as updates:
+                async with aclosing(self._run(peer, request, fresh=fresh)) as updates:
                     async for update in updates:
-                        accepted = True
-                        yield update
+                        progress = True
+                        if update.stage not in told:
+                            told.add(update.stage)
+                            yield update
                 return
             except DimError as e:
-                if accepted or last or e.code not in _RECONNECT:
+                left -= progress
+                # a first failure may be the connection's, a failure of a fresh one is the node's
+                if e.code not in _RECONNECT or (fresh and not progress) or left < 0:
                     raise _outside(e) from None
+            fresh = True
 
     async def _run(self, peer: str, request: Any, *, fresh: bool) -> AsyncGenerator[TaskUpdate]:
         async with self._pool.channel(peer, fresh=fresh) as channel:

@@ -81,6 +81,7 @@ class DaemonService:
         return peer
 
     async def RunTask(self, request: Any, call: Call) -> AsyncIterator[Any]:  # noqa: N802 - gRPC's names
+        """A stream that ends early leaves the task running."""
         caller = self._worker_for(call)
         if len(request.order) > self._settings.max_order_bytes:
             raise _bad("order", f"must not be larger than {self._settings.max_order_bytes} bytes")

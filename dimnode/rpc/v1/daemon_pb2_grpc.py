@@ -70,7 +70,8 @@ class DaemonServicer:
     """Missing associated documentation comment in .proto file."""
 
     def RunTask(self, request, context):
-        """Progress of one task; the last update carries the signed attempt. Ending the call early cancels the task.
+        """Progress of one task; the last update carries the signed attempt. Ending the call early leaves the task running:
+        CancelTask ends it, and the same order takes it up again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import trio
 
 from dimnode.domain.record import Attempt, Ballot
-from dimnode.domain.task import CabinetQuery, TaskInput
+from dimnode.domain.task import CabinetQuery, TaskInput, TaskReport
 from dimnode.domain.tensors import TensorValue, from_npy, to_npy, to_numpy
 from dimnode.errors import AlreadyExists, FailedPrecondition, Fenced, InvalidArgument, ResourceExhausted, Unavailable
 from dimnode.state.memory_journal import MemoryDisk
@@ -149,25 +150,48 @@ async def started(updates) -> None:
             return
 
 
-async def test_closing_cancels_and_cancel_task_cancels(tmp_path: Path) -> None:
+async def test_closing_leaves_the_task_running_and_cancel_task_cancels(tmp_path: Path) -> None:
     async with running_daemon(tmp_path / "home") as bench:
         manifest, manifest_cid = await add(bench, slow_onnx(tmp_path / "slow.onnx"))
-        one = order(manifest, manifest_cid, {"x": np.ones(1, np.float32)})
-        updates = bench.daemon.run_task(one, "c")
-        await started(updates)
-        await updates.aclose()
-        await bench.daemon.wait_idle()
-        assert (await finish(bench.daemon, one)).status == "cancelled"
-        two = order(manifest, manifest_cid, {"x": np.ones(1, np.float32)}, task="two")
-        async with trio.open_nursery() as nursery:
-            updates = bench.daemon.run_task(two, "c")
+        task = order(manifest, manifest_cid, {"x": np.ones(1, np.float32)})
+        async with aclosing(bench.daemon.run_task(task, "c")) as updates:
             await started(updates)
-            assert await bench.daemon.cancel_task("job-1", "two", 1, two.ballot)
+        assert bench.daemon.load().running == 1
+        async with aclosing(bench.daemon.run_task(task, "another")) as updates:
+            await started(updates)
+            assert await bench.daemon.cancel_task("job-1", "t", 1, task.ballot)
             rest = [u async for u in updates]
-            nursery.cancel_scope.cancel()
+        assert rest[-1].entry is not None
         body = rest[-1].entry.body()
+        assert isinstance(body, Attempt)
         assert body.status == "cancelled"
-        assert not await bench.daemon.cancel_task("job-1", "two", 1, two.ballot)
+        assert not await bench.daemon.cancel_task("job-1", "t", 1, task.ballot)
+        assert bench.daemon.stats()["counters"]["adopted"] == 1
+
+
+async def test_a_result_that_nobody_fetched_is_kept_with_its_outputs_pinned(tmp_path: Path) -> None:
+    disk = MemoryDisk()
+    async with running_daemon(tmp_path / "home", disk=disk, settings=replace(SETTINGS, inline_bytes=16)) as bench:
+        manifest, manifest_cid = await add(bench, linear_onnx(tmp_path / "m.onnx"))
+        async with aclosing(bench.daemon.run_task(order(manifest, manifest_cid, {"x": X}), "c")) as updates:
+            await anext(updates)
+        with trio.fail_after(30):
+            await bench.daemon.wait_unfetched(0)
+        (entry,) = bench.daemon.unfetched()
+        body = entry.body()
+        assert isinstance(body, Attempt)
+        by_cid = [v.cid for v in body.outputs.values() if v.cid]
+        assert by_cid
+        assert {(await bench.store.pins())[cid] for cid in by_cid} == {"output of job-1"}
+        assert bench.daemon.stats()["kept"] == 1
+        report = await bench.daemon.attempts_of("job-1", Ballot(2, "new", "b"))
+        assert report == TaskReport(finished=(entry,))
+        with pytest.raises(Fenced):
+            await finish(bench.daemon, order(manifest, manifest_cid, {"x": X}))
+    async with running_daemon(tmp_path / "home", disk=disk) as bench:
+        assert bench.daemon.unfetched() == (entry,)
+        bench.daemon.fetched([entry.id])
+        assert bench.daemon.stats()["kept"] == 0
 
 
 async def test_the_same_attempt_runs_once_also_after_a_restart(tmp_path: Path) -> None:

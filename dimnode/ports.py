@@ -54,7 +54,7 @@ class JobDigest:
     digest: bytes
     """`dimnode.core.job_record.Record.digest` of what is durable."""
     finished: bool
-    """It has an outcome that compacts, or any outcome."""
+    """It has an outcome that counts: no later claim has undone it."""
     at: float
     """Wall clock of this node when the record last grew here: for retention."""
 
@@ -63,9 +63,11 @@ class Journal(Protocol):
     """The node's durable memory: SQLite, WAL, ``synchronous=FULL``. Concurrent appends share one
     transaction (group commit)."""
 
-    async def append(self, entries: Sequence[SignedEntry]) -> None:
-        """Returns when the entries are fsynced. Known entries are ignored. Raises
-        `ResourceExhausted` when the disk is full."""
+    async def append(self, entries: Sequence[SignedEntry], *, under: Mapping[str, Ballot] | None = None) -> dict[str, Ballot]:
+        """Returns when the entries are fsynced. Known entries are ignored, and those that the record does not keep
+        (`dimnode.core.job_record`: compaction). A claim raises the job's ballot. ``under``: jobs with the ballots under which
+        their entries were decided; where a higher one is known, nothing of that job is stored. Returns those higher ones.
+        Raises `ResourceExhausted` when the disk is full."""
         ...
 
     async def load(self, job: str) -> tuple[SignedEntry, ...]:
@@ -73,11 +75,11 @@ class Journal(Protocol):
         ...
 
     async def discard(self, job: str, ids: Sequence[str]) -> None:
-        """Forget entries that compaction dropped (`dimnode.core.job_record`); unknown ids are ignored."""
+        """Take back entries that nobody else has; unknown ids are ignored."""
         ...
 
     async def unfinished(self) -> tuple[str, ...]:
-        """Jobs that have a core and no outcome, oldest first."""
+        """Jobs that have a core and no outcome that counts (a later claim undoes failed and expired), oldest first."""
         ...
 
     async def recent(self, limit: int) -> tuple[str, ...]:
@@ -100,8 +102,9 @@ class Journal(Protocol):
         """As `load`, for many in one go; unknown jobs are left out."""
         ...
 
-    async def digests(self, after: str, limit: int) -> tuple[JobDigest, ...]:
-        """Jobs that have a core or an outcome, with ids above ``after`` in order: for anti-entropy."""
+    async def digests(self, after: str, limit: int, *, parts: bool = False) -> tuple[JobDigest, ...]:
+        """Jobs that have a core, or are deleted, with ids above ``after`` in order: for anti-entropy and retention.
+        ``parts``: instead those of which there are only parts, what this node signed when it ran tasks for others."""
         ...
 
     async def forget(self, jobs: Sequence[str]) -> None:

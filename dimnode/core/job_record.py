@@ -10,6 +10,9 @@ Compaction keeps that, because what it keeps depends on the set alone: for any s
 - *deleted*: everything goes but the outcome itself, since the spec and the results are data.
 
 Entries of unknown kinds are carried along until the job is deleted.
+
+Two copies are equal if their digests are: the XOR of the ids of what is kept, so that it is made entry by entry and
+in any order. Nobody signs or trusts it; two unequal copies with one digest would only be repaired later, by their next change.
 """
 
 from __future__ import annotations
@@ -17,11 +20,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from dimnode.domain import codec
+from dimnode.domain.ids import job_id
 from dimnode.domain.record import (
     SIGNING_PREFIX,
     Assign,
     Attempt,
     Body,
+    Claim,
     Core,
     OutcomeEntry,
     PlanEntry,
@@ -34,6 +39,11 @@ from dimnode.domain.record import (
 MAX_ENTRY_BYTES = 4 * 1024 * 1024
 """Largest payload of an entry: a spec or a result document may be inline, up to ``jobs.max_spec_bytes``
 in JSON, plus its overhead."""
+MAX_RECORD_ENTRIES = 50_000
+MAX_RECORD_BYTES = 128 * 1024 * 1024
+"""Of payloads. Bounds of what one copy takes from others; merging itself knows none, or its order would matter."""
+ROOM_TO_END = 1_000
+"""Claims and outcomes that a full record still takes, so that it can be taken over and end."""
 MAX_BALLOT_N = 1 << 53
 
 RANK = {"expired": 1, "failed": 2, "completed": 3, "cancelled": 4, "deleted": 5}
@@ -42,6 +52,9 @@ FINAL = frozenset({"completed", "cancelled", "deleted"})
 """Outcomes that count from any ballot, and compact."""
 
 _BULK = (PlanEntry, Assign, Attempt, Void, SealEntry)
+BULK_KINDS = frozenset({"plan", "assign", "attempt", "void", "seal"})
+"""What completed and cancelled records do not keep."""
+DIGEST_BYTES = 8
 
 Verify = Callable[[str, bytes, bytes], bool]
 """(peer id, signed bytes, signature) -> valid."""
@@ -52,11 +65,16 @@ class EntryRefused(ValueError):
     """An entry that may not enter any record; the text says why."""
 
 
-def check_entry(entry: SignedEntry, verify: Verify, max_bytes: int = MAX_ENTRY_BYTES) -> Body | Unknown:
+class RecordFull(EntryRefused):
+    """The record has as many entries, or as many bytes, as a copy may have."""
+
+
+def check_entry(entry: SignedEntry, verify: Verify, max_bytes: int = MAX_ENTRY_BYTES, *, swarm: str | None = None) -> Body | Unknown:
     """The decoded body of an entry that is fit to be stored.
 
     Checks, the cheap ones first: size, schema, that a decision is by the peer of its ballot and an attempt
-    by its executor, signature. Raises `EntryRefused`.
+    by its executor, that a core's job id is made of what it says (given the name of the ``swarm``), signature.
+    Raises `EntryRefused`.
     """
     if len(entry.payload) > max_bytes:
         raise EntryRefused(f"entry of {len(entry.payload)} bytes is larger than {max_bytes}")
@@ -67,6 +85,8 @@ def check_entry(entry: SignedEntry, verify: Verify, max_bytes: int = MAX_ENTRY_B
     if not body.job:
         raise EntryRefused("entry names no job")
     _check_author(body, entry.author)
+    if swarm is not None and isinstance(body, Core) and body.job != job_id(swarm, body.principal, body.nonce, codec.digest(body.spec)):
+        raise EntryRefused(f"the core of {body.job} is another job's")
     if not verify(entry.author, SIGNING_PREFIX + entry.payload, entry.signature):
         raise EntryRefused(f"signature is not {entry.author}'s")
     return body
@@ -88,6 +108,21 @@ def _check_author(body: Body | Unknown, author: str) -> None:
         raise EntryRefused(f"ballot number {body.ballot.n} is out of range")
 
 
+def check_room(record: Record | None, entries: Iterable[SignedEntry]) -> None:
+    """Whether a copy (None: not there yet) may take these entries, known ones left aside. Raises `RecordFull`."""
+    new = [e for e in entries if record is None or e.id not in record]
+    ending = sum(isinstance(e.body(), (Claim, OutcomeEntry)) for e in new)
+    have, size = (len(record), record.size) if record is not None else (0, 0)
+    most = MAX_RECORD_ENTRIES + (ROOM_TO_END if ending == len(new) else 0)
+    if have + len(new) > most or (ending < len(new) and size + sum(len(e.payload) for e in new) > MAX_RECORD_BYTES):
+        raise RecordFull(f"a record has at most {MAX_RECORD_ENTRIES} entries and {MAX_RECORD_BYTES} bytes")
+
+
+def id_bits(entry_id: str) -> int:
+    """What an entry adds to its record's digest."""
+    return int(entry_id[: 2 * DIGEST_BYTES], 16)
+
+
 class Record:
     """The entries of one job, each decoded once.
 
@@ -95,7 +130,7 @@ class Record:
     Entries are trusted to have passed `check_entry`.
     """
 
-    __slots__ = ("_bodies", "_entries", "_final", "_version", "job", "view_cache")
+    __slots__ = ("_bodies", "_bytes", "_digest", "_entries", "_final", "_version", "job", "view_cache")
 
     def __init__(self, job: str, entries: Iterable[SignedEntry] = ()) -> None:
         self.job = job
@@ -104,6 +139,8 @@ class Record:
         self._final = 0
         """Rank of the best final outcome so far, 0 if there is none."""
         self._version = 0
+        self._digest = 0
+        self._bytes = 0
         self.view_cache: tuple[int, object] | None = None
         """For `dimnode.core.job_view.view`: the version it was made from, and the view."""
         for entry in entries:
@@ -113,6 +150,16 @@ class Record:
     def version(self) -> int:
         """Grows with every change of this copy; says nothing about other copies."""
         return self._version
+
+    @property
+    def digest(self) -> bytes:
+        """Of the set of entries, whatever their order: equal copies have equal ones."""
+        return self._digest.to_bytes(DIGEST_BYTES, "big")
+
+    @property
+    def size(self) -> int:
+        """Bytes of the entries' payloads."""
+        return self._bytes
 
     def add(self, entry: SignedEntry, body: Body | Unknown | None = None) -> bool:
         """Whether the record changed. ``body`` saves decoding where the caller has it. Raises
@@ -127,6 +174,8 @@ class Record:
             return False
         self._entries[key] = entry
         self._bodies[key] = body
+        self._digest ^= id_bits(key)
+        self._bytes += len(entry.payload)
         self._version += 1
         if isinstance(body, OutcomeEntry) and body.status in FINAL:
             self._compact(RANK[body.status])
@@ -141,7 +190,7 @@ class Record:
     def copy(self) -> Record:
         twin = Record(self.job)
         twin._entries, twin._bodies = dict(self._entries), dict(self._bodies)
-        twin._final, twin._version = self._final, self._version
+        twin._final, twin._version, twin._digest, twin._bytes = self._final, self._version, self._digest, self._bytes
         return twin
 
     def get(self, entry_id: str) -> SignedEntry | None:
@@ -185,6 +234,8 @@ class Record:
         else:
             drop = [k for k, b in self._bodies.items() if isinstance(b, _BULK)]
         for key in drop:
+            self._digest ^= id_bits(key)
+            self._bytes -= len(self._entries[key].payload)
             del self._entries[key], self._bodies[key]
 
     def _outcome(self, key: str) -> OutcomeEntry:

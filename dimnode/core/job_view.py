@@ -1,7 +1,8 @@
 """What a record says: a pure, deterministic function of its entries. DESIGN.md section 4 has the rules.
 
 - The owner is the highest claim.
-- Attempts are facts of their executors: they count from any ballot.
+- Attempts are facts of their executors: they count from any ballot, if some owner assigned that task, attempt number
+  and node. What a node says to have done unasked is carried along and counts for nothing.
 - Decisions below the highest claim do not count, except the outcomes completed, cancelled and deleted.
   Two more come from any ballot, because a new owner goes on with them instead of deciding anew: the plan
   (lowest (ballot, entry id)) and, for each round, the seal (lowest (ballot, entry id)).
@@ -155,6 +156,8 @@ def view(record: Record) -> JobView:
 
 def _view(record: Record) -> JobView:
     by = _sort(record)
+    asked = {(a.task, a.attempt, a.node) for _, a in by.assigns}
+    by.attempts = [item for item in by.attempts if (item[1].task, item[1].attempt, item[1].node) in asked]
     top = max((c.ballot for _, c in by.claims), default=_NO_BALLOT)
     owned = top is not _NO_BALLOT
     core = min(by.cores, default=None, key=lambda item: item[0])
@@ -171,7 +174,7 @@ def _view(record: Record) -> JobView:
         times=_times(by, top, core[1] if core else None, outcome),
         plan=min(by.plans, key=lambda item: (item[1].ballot, item[0]))[1].plan if by.plans else None,
         assignments=_assignments(by.assigns, top),
-        last_attempt=_last_attempts(by),
+        last_attempt=_last_attempts(by.assigns),
         attempts=_chosen(completed, seals),
         completed=completed,
         failed=_facts(by.attempts, "failed", set()),
@@ -236,9 +239,9 @@ def _assignments(assigns: list[tuple[str, Assign]], top: Ballot) -> dict[str, As
     return {task: Assignment(key, a, a.ballot >= top) for task, (key, a) in best.items()}
 
 
-def _last_attempts(by: _Sorted) -> dict[str, int]:
+def _last_attempts(assigns: list[tuple[str, Assign]]) -> dict[str, int]:
     last: dict[str, int] = {}
-    for _, a in (*by.assigns, *by.attempts):
+    for _, a in assigns:
         last[a.task] = max(a.attempt, last.get(a.task, 0))
     return last
 

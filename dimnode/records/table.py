@@ -8,14 +8,14 @@ are noted at once and become durable together with the next decision.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
 
 from dimnode.core.job_record import Record
 from dimnode.core.job_view import JobView, view
-from dimnode.domain.record import Body, Claim, OutcomeEntry, SignedEntry
+from dimnode.domain.record import Attempt, Ballot, Body, Claim, OutcomeEntry, SignedEntry
 from dimnode.errors import Fenced, NotFound
 from dimnode.ports import Copied, Copies, Journal, Signer, Written
 from dimnode.security.signing import sign_entry
@@ -30,6 +30,19 @@ class TableSettings:
     """Of their entries: specs and results."""
     load_at_once: int = 500
     """Records that are read in one go when the node starts."""
+    remember_changed: int = 4096
+    """Jobs that `RecordTable.lately` tells of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What became of another copy's entries for one job."""
+
+    job: str
+    grew: bool
+    """They told something new."""
+    fenced: Ballot | None = None
+    """A higher ballot is known: nothing was stored."""
 
 
 class NoCopies:
@@ -59,10 +72,6 @@ class _Job:
         self.changed = trio.Event()
         self.ending = trio.Lock()
 
-    def size(self) -> int:
-        """Bytes of its entries."""
-        return sum(len(e.payload) for e in self.record.entries())
-
 
 class RecordTable:
     """Records by job id. Unfinished jobs stay in memory; finished ones in an LRU (the latest stays in any case)."""
@@ -80,6 +89,7 @@ class RecordTable:
         self._version = 0
         self._changed = trio.Event()
         self._dirty: set[str] = set()
+        self._lately: OrderedDict[str, None] = OrderedDict()
 
     async def open(self) -> None:
         """Reads the unfinished records of the journal."""
@@ -164,7 +174,7 @@ class RecordTable:
         counts: list[int | None] = []
         for p, c in zip(pending, copied, strict=True):
             if c.fenced is None:
-                await self._settle(p.job, p.entries)
+                self._settle(p.job, p.entries)
                 counts.append(1 + c.others)
             else:
                 theirs = {e.id for e in c.entries}
@@ -182,6 +192,18 @@ class RecordTable:
         """The same for an entry of another node."""
         self._known(job).noted.append(entry)
         self._apply(job, [entry])
+
+    def forsake(self, job: str) -> None:
+        """This node does not drive the job any more: what it decided and did not make durable is forgotten. Facts that others
+        signed stay."""
+        state = self._active.get(job) or self._finished.get(job)
+        if state is None:
+            return
+        mine = {e.id for e in state.noted if e.author == self._signer.peer_id and not isinstance(e.body(), Attempt)}
+        if mine:
+            state.noted = [e for e in state.noted if e.id not in mine]
+            state.record = Record(job, [e for e in state.record.entries() if e.id not in mine])
+            self._tell(state, job)
 
     async def extend(
         self,
@@ -231,7 +253,7 @@ class RecordTable:
                     self._give_back(p)
                 await self.merge(p.job, c.entries)
             if c.fenced is None or not copies_first:
-                await self._settle(p.job, p.entries)
+                self._settle(p.job, p.entries)
         if fenced is not None:
             owner = fenced.fenced
             assert owner is not None
@@ -255,19 +277,52 @@ class RecordTable:
     async def merge(self, job: str, entries: Sequence[SignedEntry]) -> bool:
         """Entries of another copy, already checked (`check_entry`): durable when it returns. Whether they told anything
         new. A record that was unknown is one afterwards, if it has a core or an end."""
-        state = await self._find_any(job)
-        new = [e for e in entries if state is None or e.id not in state.record]
+        return (await self.merge_many([(job, entries)]))[0].grew
+
+    async def merge_many(
+        self, jobs: Sequence[tuple[str, Sequence[SignedEntry]]], *, under: Mapping[str, Ballot] | None = None
+    ) -> list[Merged]:
+        """`merge` for several jobs (each once), in one transaction. ``under``: jobs with the ballots under which another node
+        decided what it sends; where a higher one is known here, also by a fence alone, nothing of that job is stored.
+        Raises `ResourceExhausted` when the disk is full."""
+        under = under or {}
+        away = await self._journal.load_many(missing) if (missing := [job for job, _ in jobs if not self.holds(job)]) else {}
+        new: dict[str, list[SignedEntry]] = {}
+        for job, entries in jobs:
+            state = self._active.get(job) or self._finished.get(job)
+            known = state.record if state is not None else frozenset(e.id for e in away.get(job, ()))
+            new[job] = [e for e in entries if e.id not in known]
+        fenced: Mapping[str, Ballot] = {}
+        if under or any(new.values()):
+            fenced = await self._journal.append([e for entries in new.values() for e in entries], under=under)
+        return [
+            Merged(job, job not in fenced and self._absorb(job, away.get(job, ()), found), fenced.get(job)) for job, found in new.items()
+        ]
+
+    def _absorb(self, job: str, away: Sequence[SignedEntry], new: Sequence[SignedEntry]) -> bool:
+        """What has just become durable, into memory. ``away``: what the journal had of a job that was not in memory."""
         if not new:
             return False
-        await self._journal.append(new)
-        if state is None:
-            state = await self._find_any(job)  # what was durable already, and the new
-            if state is None:
-                return True
-            self._tell(state, job)
+        state = self._active.get(job) or self._finished.get(job)
+        before = state.record.version if state is not None else -1
+        if state is None and (state := self._take_in(job, away)) is None:
+            state = self._take_in(job, (*away, *new))
+            if state is not None:
+                self._tell(state, job)
             return True
-        await self._settle(job, new)
-        return True
+        self._settle(job, new)
+        return state.record.version != before
+
+    async def forget(self, jobs: Sequence[str]) -> None:
+        """Removes records for good, here only: whoever follows them finds them unknown. Raises what `Journal.forget` raises."""
+        await self._journal.forget(jobs)
+        for job in jobs:
+            state = self._active.pop(job, None) or self._finished.pop(job, None)
+            self._bytes -= self._sizes.pop(job, 0)
+            if state is not None:
+                self._tell(state, job)
+            self._dirty.discard(job)
+            self._lately.pop(job, None)
 
     # --- following
 
@@ -301,17 +356,17 @@ class RecordTable:
         dirty, self._dirty = self._dirty, set()
         return dirty
 
+    def lately(self) -> tuple[str, ...]:
+        """Jobs whose records changed here, the latest first: as many as are remembered."""
+        return tuple(reversed(self._lately))
+
     # --- inside
 
-    async def _settle(self, job: str, entries: Sequence[SignedEntry]) -> None:
-        """Durable entries into memory; what they compact away leaves the journal."""
-        state = self._active.get(job) or self._finished.get(job)
-        before = state.record.ids() if state else frozenset[str]()
+    def _settle(self, job: str, entries: Sequence[SignedEntry]) -> None:
+        """Durable entries into memory; what they compact away the journal has dropped by itself."""
         self._apply(job, entries)
         state = self._known(job)
-        if dropped := (before | {e.id for e in entries}) - state.record.ids():
-            state.noted = [e for e in state.noted if e.id not in dropped]
-            await self._journal.discard(job, sorted(dropped))
+        state.noted = [e for e in state.noted if e.id in state.record]
 
     def _apply(self, job: str, entries: Sequence[SignedEntry]) -> None:
         """A view costs more than an entry: only an outcome or a claim can make a job finished or unfinished."""
@@ -327,6 +382,10 @@ class RecordTable:
         state.changed.set()
         state.changed = trio.Event()
         self._dirty.add(job)
+        self._lately[job] = None
+        self._lately.move_to_end(job)
+        while len(self._lately) > self._settings.remember_changed:
+            self._lately.popitem(last=False)
         self._version += 1
         self._changed.set()
         self._changed = trio.Event()
@@ -340,7 +399,7 @@ class RecordTable:
         self._active.pop(job, None)
         self._finished[job] = state
         self._finished.move_to_end(job)
-        size = state.size()
+        size = state.record.size
         self._bytes += size - self._sizes.get(job, 0)
         self._sizes[job] = size
         s = self._settings

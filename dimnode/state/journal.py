@@ -11,8 +11,9 @@ stays as it was.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ import trio
 
 from dimnode.domain.record import Ballot, SignedEntry
 from dimnode.errors import DimError, ResourceExhausted, Unavailable
-from dimnode.state import schema
+from dimnode.ports import JobDigest
+from dimnode.state import rows, schema
 
 T = TypeVar("T")
 Op = Callable[[sqlite3.Connection], Any]
@@ -58,13 +60,17 @@ class JournalStatistics:
 class _Waiting:
     op: Op
     done: trio.Event
+    settle: Callable[[Any], None] | None = None
+    """Called with the result once it is durable, also if nobody waits for it any more."""
     result: Any = None
     error: DimError | None = None
 
 
 @asynccontextmanager
-async def open_journal(path: Path, settings: JournalSettings | None = None) -> AsyncGenerator[SqliteJournal]:
-    """The journal at ``path``, made if there is none; its folder must exist.
+async def open_journal(
+    path: Path, settings: JournalSettings | None = None, *, wall: Callable[[], float] = time.time
+) -> AsyncGenerator[SqliteJournal]:
+    """The journal at ``path``, made if there is none; its folder must exist. ``wall`` tells the time of `JobDigest.at`.
 
     Raises `DataLoss` for a damaged file, `FailedPrecondition` for one of a later version,
     `ResourceExhausted` if it cannot be written.
@@ -76,7 +82,7 @@ async def open_journal(path: Path, settings: JournalSettings | None = None) -> A
     except BaseException:
         writer.close()
         raise
-    journal = SqliteJournal(writer, reader, settings)
+    journal = SqliteJournal(writer, reader, settings, wall)
     failure: Exception | None = None
     try:
         async with trio.open_nursery() as nursery:
@@ -98,10 +104,13 @@ async def open_journal(path: Path, settings: JournalSettings | None = None) -> A
 class SqliteJournal:
     """Made by `open_journal`, which also runs it."""
 
-    def __init__(self, writer: sqlite3.Connection, reader: sqlite3.Connection, settings: JournalSettings) -> None:
+    def __init__(
+        self, writer: sqlite3.Connection, reader: sqlite3.Connection, settings: JournalSettings, wall: Callable[[], float] = time.time
+    ) -> None:
         self._writer = writer
         self._reader = reader
         self._settings = settings
+        self._wall = wall
         self._line: list[_Waiting] = []
         self._arrived = trio.Event()
         self._places = trio.CapacityLimiter(settings.max_waiting)
@@ -116,10 +125,20 @@ class SqliteJournal:
 
     # --- dimnode.ports.Journal ------------------------------------------------------------------
 
-    async def append(self, entries: Sequence[SignedEntry]) -> None:
-        rows = [schema.row(e) for e in entries]
-        if rows:
-            await self._write(lambda c: [schema.insert(c, r) for r in rows])
+    async def append(self, entries: Sequence[SignedEntry], *, under: Mapping[str, Ballot] | None = None) -> dict[str, Ballot]:
+        by_job: dict[str, list[rows.Row]] = {job: [] for job in under or ()}
+        for entry in entries:
+            r = rows.row(entry)
+            by_job.setdefault(r.job, []).append(r)
+        if not by_job:
+            return {}
+        at = self._wall()
+        return await self._write(lambda c: _append(c, by_job, under or {}, at), lambda fenced: self._learn(by_job, fenced))
+
+    def _learn(self, by_job: Mapping[str, list[rows.Row]], fenced: Mapping[str, Ballot]) -> None:
+        """Claims among what was appended fence: what is remembered rises with them."""
+        for job in by_job.keys() & self._ballots.keys() - fenced.keys():
+            self._ballots[job] = max([self._ballots[job], *[r.claim for r in by_job[job] if r.claim is not None]])
 
     async def load(self, job: str) -> tuple[SignedEntry, ...]:
         found = await self._read("SELECT payload, author, signature FROM entries WHERE job = ? ORDER BY seq", (job,))
@@ -136,9 +155,8 @@ class SqliteJournal:
         return {job: tuple(entries) for job, entries in found.items()}
 
     async def discard(self, job: str, ids: Sequence[str]) -> None:
-        pairs = [(job, i) for i in ids]
-        if pairs:
-            await self._write(lambda c: c.executemany("DELETE FROM entries WHERE job = ? AND id = ?", pairs) and None)
+        if ids:
+            await self._write(lambda c: rows.discard(c, job, tuple(ids)))
 
     async def unfinished(self) -> tuple[str, ...]:
         return tuple(job for (job,) in await self._read("SELECT job FROM jobs WHERE core IS NOT NULL AND finished = 0 ORDER BY core", ()))
@@ -159,11 +177,31 @@ class SqliteJournal:
     async def raise_ballot(self, job: str, ballot: Ballot) -> Ballot:
         known = self._ballots.get(job)
         if known is None or known < ballot:
-            known = await self._write(lambda c: _raise(c, job, ballot))
-            self._ballots[job] = max(known, self._ballots.get(job, known))
-            while len(self._ballots) > self._settings.remembered_ballots:
-                self._ballots.popitem(last=False)
+            known = await self._write(lambda c: rows.raise_ballot(c, job, ballot), lambda highest: self._remember({job: highest}))
         return known
+
+    def _remember(self, highest: Mapping[str, Ballot]) -> None:
+        """In the order of the transactions, so that what is remembered is what is on disk."""
+        for job, ballot in highest.items():
+            self._ballots[job] = ballot
+            self._ballots.move_to_end(job)
+        while len(self._ballots) > self._settings.remembered_ballots:
+            self._ballots.popitem(last=False)
+
+    async def digests(self, after: str, limit: int, *, parts: bool = False) -> tuple[JobDigest, ...]:
+        whole = f"(core IS NOT NULL OR final = {rows.DELETED:d})"
+        statement = f"SELECT job, digest, finished, at FROM jobs WHERE job > ? AND {'NOT ' if parts else ''}{whole} ORDER BY job LIMIT ?"  # noqa: S608
+        found = await self._read(statement, (after, limit))
+        return tuple(JobDigest(job, digest.to_bytes(8, "big", signed=True), bool(finished), at) for job, digest, finished, at in found)
+
+    async def forget(self, jobs: Sequence[str]) -> None:
+        if jobs:
+            gone = tuple(jobs)
+            await self._write(lambda c: rows.forget(c, gone), lambda _: self._unremember(gone))
+
+    def _unremember(self, jobs: Sequence[str]) -> None:
+        for job in jobs:
+            self._ballots.pop(job, None)
 
     async def aclose(self) -> None:
         """Writes what is in line, then refuses further calls. `open_journal` closes the file."""
@@ -190,11 +228,11 @@ class SqliteJournal:
                 waiting.error = _closed()
                 waiting.done.set()
 
-    async def _write(self, op: Callable[[sqlite3.Connection], T]) -> T:
+    async def _write(self, op: Callable[[sqlite3.Connection], T], settle: Callable[[T], None] | None = None) -> T:
         async with self._places:
             if self._closing:
                 raise _closed()
-            waiting = _Waiting(op, trio.Event())
+            waiting = _Waiting(op, trio.Event(), settle)
             self._line.append(waiting)
             self._arrived.set()
             await waiting.done.wait()
@@ -213,6 +251,8 @@ class SqliteJournal:
             self._counts.failures += error is not None
             for waiting in batch:
                 waiting.error = error
+                if error is None and waiting.settle is not None:
+                    waiting.settle(waiting.result)
                 waiting.done.set()
 
     async def _read(self, statement: str, values: Sequence[Any]) -> list[Any]:
@@ -282,13 +322,16 @@ def _select(connection: sqlite3.Connection, statement: str, values: Sequence[Any
         raise _dim_error(e) from e
 
 
-def _raise(connection: sqlite3.Connection, job: str, ballot: Ballot) -> Ballot:
-    """Ballots are compared here: SQL would compare them column by column as well, but the order is ours."""
-    found = connection.execute("SELECT n, peer, boot FROM ballots WHERE job = ?", (job,)).fetchone()
-    if found is not None and Ballot(*found) >= ballot:
-        return Ballot(*found)
-    connection.execute("INSERT OR REPLACE INTO ballots VALUES (?, ?, ?, ?)", (job, ballot.n, ballot.peer, ballot.boot))
-    return ballot
+def _append(
+    connection: sqlite3.Connection, by_job: Mapping[str, list[rows.Row]], under: Mapping[str, Ballot], at: float
+) -> dict[str, Ballot]:
+    fenced: dict[str, Ballot] = {}
+    for job, found in by_job.items():
+        if job in under and (highest := rows.highest_ballot(connection, job)) is not None and highest > under[job]:
+            fenced[job] = highest
+        else:
+            rows.insert(connection, job, found, at)
+    return fenced
 
 
 def _dim_error(e: sqlite3.Error) -> DimError:

@@ -3,51 +3,50 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
-from dimnode.domain import codec
-from dimnode.domain.record import SignedEntry, kind_of
-from dimnode.errors import DataLoss, FailedPrecondition, InvalidArgument
+from dimnode.errors import DataLoss, FailedPrecondition
+from dimnode.state import rows
 
-VERSION = 1
+VERSION = 2
 
+_JOBS = """CREATE TABLE jobs (
+        first INTEGER PRIMARY KEY, job TEXT NOT NULL UNIQUE, core INTEGER, digest INTEGER NOT NULL, at REAL NOT NULL,
+        claim BLOB NOT NULL DEFAULT x'', ended BLOB NOT NULL DEFAULT x'', final INTEGER NOT NULL DEFAULT 0,
+        finished INTEGER AS (final > 0 OR (ended > x'' AND ended >= claim)) VIRTUAL)"""
+_UNFINISHED = "CREATE INDEX unfinished ON jobs (core) WHERE core IS NOT NULL AND finished = 0"
 TABLES = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
     """CREATE TABLE entries (
         seq INTEGER PRIMARY KEY, job TEXT NOT NULL, id TEXT NOT NULL, kind TEXT NOT NULL,
         author TEXT NOT NULL, payload BLOB NOT NULL, signature BLOB NOT NULL, UNIQUE (job, id))""",
-    """CREATE TABLE jobs (
-        first INTEGER PRIMARY KEY, job TEXT NOT NULL UNIQUE, core INTEGER, finished INTEGER NOT NULL DEFAULT 0)""",
-    "CREATE INDEX unfinished ON jobs (core) WHERE core IS NOT NULL AND finished = 0",
+    _JOBS,
+    _UNFINISHED,
     "CREATE TABLE ballots (job TEXT PRIMARY KEY, n INTEGER NOT NULL, peer TEXT NOT NULL, boot TEXT NOT NULL) WITHOUT ROWID",
 )
-"""``jobs.first`` and ``jobs.core`` are sequence numbers of entries: order of arrival, order of acceptance."""
+"""``jobs.first`` and ``jobs.core`` are sequence numbers of entries: order of arrival, order of acceptance. ``digest`` is that of
+the stored entries, ``at`` the time when they last grew. ``claim`` is the highest claim (it fences as ``ballots`` do), ``ended`` the highest failed or
+expired outcome, which a later claim undoes, both as `dimnode.state.rows.ballot_key`; ``final`` is the rank of the best outcome
+that compacts, 0 if there is none."""
 
 Migration = Callable[[sqlite3.Connection], None]
-MIGRATIONS: Mapping[int, Migration] = {}
+
+
+def _second(connection: sqlite3.Connection) -> None:
+    """Digests; failures that a later claim undid; what a crash left uncompacted goes. ``at`` is now."""
+    connection.execute("DROP INDEX unfinished")
+    connection.execute("ALTER TABLE jobs RENAME TO jobs_1")
+    connection.execute(_JOBS)
+    connection.execute("INSERT INTO jobs (first, job, core, digest, at) SELECT first, job, core, 0, ? FROM jobs_1", (time.time(),))
+    connection.execute("DROP TABLE jobs_1")
+    for (job,) in connection.execute("SELECT job FROM jobs").fetchall():
+        rows.rebuild(connection, job)
+    connection.execute(_UNFINISHED)
+
+
+MIGRATIONS: Mapping[int, Migration] = {1: _second}
 """Version n -> what turns a file of version n into one of version n + 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """An entry as it is stored."""
-
-    job: str
-    id: str
-    kind: str
-    entry: SignedEntry
-
-
-def row(entry: SignedEntry) -> Row:
-    """Raises `InvalidArgument` if the payload is not an entry."""
-    try:
-        body = entry.body()
-    except codec.CodecError as e:
-        raise InvalidArgument("this is not a record entry") from e
-    if not body.job:
-        raise InvalidArgument("record entry has no job")
-    return Row(body.job, entry.id, kind_of(body), entry)
 
 
 def prepare(connection: sqlite3.Connection, migrations: Mapping[int, Migration] = MIGRATIONS, version: int = VERSION) -> None:
@@ -87,20 +86,3 @@ def damaged(detail: object) -> DataLoss:
         hint="Restore it from a backup, or move it away: the node then starts with an empty journal and "
         "takes over what other nodes have copies of.",
     )
-
-
-def insert(connection: sqlite3.Connection, r: Row) -> None:
-    """Store one entry; a known one is left alone."""
-    e = r.entry
-    cursor = connection.execute(
-        "INSERT OR IGNORE INTO entries (job, id, kind, author, payload, signature) VALUES (?, ?, ?, ?, ?, ?)",
-        (r.job, r.id, r.kind, e.author, e.payload, e.signature),
-    )
-    if cursor.rowcount == 0:
-        return
-    seq = cursor.lastrowid
-    connection.execute("INSERT OR IGNORE INTO jobs (first, job) VALUES (?, ?)", (seq, r.job))
-    if r.kind == "core":
-        connection.execute("UPDATE jobs SET core = ? WHERE job = ? AND core IS NULL", (seq, r.job))
-    elif r.kind == "outcome":
-        connection.execute("UPDATE jobs SET finished = 1 WHERE job = ?", (r.job,))

@@ -27,6 +27,7 @@ def test_status_follows_the_entries() -> None:
         (None, "queued"),
         (e.claim(1), "scheduling"),
         (e.status(1, "fetching"), "fetching"),
+        (e.assign(1), "fetching"),
         (e.attempt(1, status="failed"), "running"),
         (e.status(1, "aggregating"), "aggregating"),
         (e.status(1, "running", at=8.0), "aggregating"),
@@ -124,20 +125,34 @@ def test_assignments_show_the_latest_by_ballot_and_whose_it_is() -> None:
 
 def test_attempts_count_from_any_ballot_and_void_ones_do_not() -> None:
     done, again = e.attempt(1, "t", 1), e.attempt(2, "t", 2, node="y")
-    v = shown(e.claim(2), done, again)
+    asked = (e.assign(1, "t", 1), e.assign(2, "t", 2, node="y"))
+    v = shown(e.claim(2), *asked, done, again)
     assert v.attempts["t"].id == done.id
     assert [f.id for f in v.completed["t"]] == [done.id, again.id]
-    assert shown(e.claim(2), done, again, e.void(2, done.id)).attempts["t"].id == again.id
-    assert shown(e.claim(2), done, e.void(2, done.id)).attempts == {}
+    assert shown(e.claim(2), *asked, done, again, e.void(2, done.id)).attempts["t"].id == again.id
+    assert shown(e.claim(2), *asked, done, e.void(2, done.id)).attempts == {}
+
+
+@pytest.mark.parametrize("asked", [e.assign(1, "u", 1), e.assign(1, "t", 2), e.assign(1, "t", 1, "y")])
+def test_what_nobody_asked_for_does_not_count(asked: SignedEntry) -> None:
+    """A node can sign what it likes; only an assignment of that task, attempt and node makes it an attempt of the job."""
+    for unasked in (e.attempt(1, "t", 1), e.attempt(1, "t", 1, "failed")):
+        r = Record(e.JOB, [e.core(), e.claim(1), asked, unasked])
+        v = view(r)
+        assert unasked.id in r, "it may be asked for by an assignment that has not arrived yet"
+        assert (v.status, v.attempts, v.completed, v.failures("t")) == ("scheduling", {}, {}, 0)
+        assert v.last_attempt == {asked.body().task: asked.body().attempt}
+        assert view(Record(e.JOB, [e.core(), e.claim(1), asked, unasked, e.assign(1, "t", 1)])).status == "running"
 
 
 def test_a_former_owners_void_does_not_count() -> None:
     done = e.attempt(1)
-    assert shown(e.claim(1), e.claim(2), done, e.void(1, done.id)).attempts["t"].id == done.id
+    assert shown(e.claim(1), e.claim(2), e.assign(1), done, e.void(1, done.id)).attempts["t"].id == done.id
 
 
 def test_failures_are_counted_over_all_owners() -> None:
     v = shown(
+        *(e.assign(1, "t", number) for number in (1, 2, 3)),
         e.attempt(1, "t", 1, "failed"),
         e.attempt(2, "t", 2, "failed"),
         e.attempt(2, "t", 3, "cancelled"),
@@ -149,14 +164,15 @@ def test_failures_are_counted_over_all_owners() -> None:
 
 
 def test_an_executor_that_signs_one_failure_twice_counts_once() -> None:
-    v = shown(e.attempt(1, status="failed"), e.attempt(1, status="failed", rows=7))
+    v = shown(e.assign(1), e.attempt(1, status="failed"), e.attempt(1, status="failed", rows=7))
     assert v.failures("t") == 1
 
 
 def test_the_first_owners_seal_is_adopted_and_decides_which_attempt_counts() -> None:
     first, second = e.attempt(1, "t", 1), e.attempt(1, "t", 2)
     old, new = e.seal(1, 0, t=second.id), e.seal(2, 0, "q", t=first.id)
-    v = shown(e.claim(1), e.claim(2, "q"), first, second, old, new, e.seal(2, 1, "q"))
+    asked = (e.assign(1, "t", 1), e.assign(1, "t", 2))
+    v = shown(e.claim(1), e.claim(2, "q"), *asked, first, second, old, new, e.seal(2, 1, "q"))
     assert v.seals[0].id == old.id
     assert sorted(v.seals) == [0, 1]
     assert v.attempts["t"].id == second.id

@@ -360,7 +360,7 @@ async def test_a_job_whose_tasks_ran_here_for_another_owner_is_not_known_here(au
                 await ask(job)
         assert await other.list_jobs(False, 10) == []
         assert other.statistics()["active"] == 0
-    assert len(executors.disk.entries[job]) == 1
+    assert len(executors.disk.records[job]) == 1
 
 
 async def test_a_dry_run_spreads_the_tasks_of_a_job_as_the_job_itself_does(autojump_clock: MockClock) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dimnode.core.job_record import EntryRefused, Record, check_entry, merge
+from dimnode.core import job_record
+from dimnode.core.job_record import EntryRefused, Record, RecordFull, check_entry, check_room, merge
 from dimnode.core.job_view import view
-from dimnode.domain.record import Attempt, Receipt, SignedEntry, Unknown
+from dimnode.domain import codec
+from dimnode.domain.ids import job_id
+from dimnode.domain.record import Attempt, Core, Receipt, SignedEntry, Unknown
 from tests.support import entries as e
 
 _ATTEMPTS = [e.attempt(n, task, number, s) for n in (1, 2) for task in "tu" for number in (1, 2) for s in ("completed", "failed")]
@@ -54,6 +58,7 @@ def _check_join(a: Record, b: Record, c: Record) -> None:
     assert merge(ab, c) == merge(a, merge(b, c))
     assert merge(a, a) == a
     assert merge(ab, a) == ab
+    assert (ab.digest, ab.size) == (merge(b, a).digest, merge(b, a).size)
     assert view(ab) == view(merge(b, a))
 
 
@@ -75,6 +80,17 @@ def test_any_order_of_arrival_and_any_exchange_gives_one_record() -> None:
         for copy in copies:
             assert copy == want
             assert view(copy) == view(want)
+
+
+def test_a_digest_tells_sets_apart_and_orders_not() -> None:
+    rng = random.Random(6)
+    seen: dict[bytes, frozenset[str]] = {}
+    for _ in range(3000):
+        r = Record(e.JOB, rng.sample(POOL, rng.randint(0, 9)))
+        assert Record(e.JOB, r.entries()[::-1]).digest == r.copy().digest == r.digest
+        assert seen.setdefault(r.digest, r.ids()) == r.ids()
+    assert Record(e.JOB).digest == bytes(8)
+    assert len(seen) > 1000
 
 
 @pytest.mark.parametrize("final", ["completed", "cancelled"])
@@ -150,6 +166,32 @@ def test_entries_are_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(decoded) == 9
 
 
+# --- bounds
+
+
+def test_a_record_takes_so_much_and_can_still_be_taken_over_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_record, "MAX_RECORD_ENTRIES", 3)
+    monkeypatch.setattr(job_record, "ROOM_TO_END", 2)
+    check_room(None, [e.core(), e.claim(1), e.assign(1)])
+    with pytest.raises(RecordFull):
+        check_room(None, [e.core(), e.claim(1), e.assign(1), e.attempt(1)])
+    full = Record(e.JOB, [e.core(), e.claim(1), e.assign(1)])
+    check_room(full, [e.core(), e.assign(1)])
+    check_room(full, [e.claim(2), e.outcome(2, "cancelled")])
+    with pytest.raises(RecordFull):
+        check_room(full, [e.claim(2), e.attempt(1)])
+    with pytest.raises(RecordFull):
+        check_room(full, [e.claim(2), e.claim(3), e.claim(4)])
+
+
+def test_a_record_takes_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = Record(e.JOB, [e.core()])
+    monkeypatch.setattr(job_record, "MAX_RECORD_BYTES", full.size + 10)
+    with pytest.raises(RecordFull):
+        check_room(full, [e.assign(1)])
+    check_room(full, [e.core(), e.outcome(1, "completed", result=b"x" * 100)])
+
+
 # --- check_entry ---------------------------------------------------------------------------------
 
 
@@ -192,6 +234,24 @@ def _attempt_with_foreign_receipt() -> SignedEntry:
 def test_unsound_entries_are_refused(entry: SignedEntry, why: str) -> None:
     with pytest.raises(EntryRefused, match=why):
         check_entry(entry, e.fake_verify, max_bytes=2000)
+
+
+def _core(**changes: Any) -> SignedEntry:
+    said: dict[str, Any] = {"spec_cid": "c", "spec": b"spec", "pattern": "chained", "priority": "normal", "principal": "me"}
+    said |= {"submitted": 1.0, "timeout": 60.0, "nonce": "key"}
+    job = job_id("dim", "me", "key", codec.digest(b"spec"))
+    return e.signed(Core(**{"job": job, **said, **changes}))
+
+
+def test_a_core_is_of_the_job_that_it_says() -> None:
+    assert isinstance(check_entry(_core(), e.fake_verify, swarm="dim"), Core)
+    assert isinstance(check_entry(_core(priority="high", submitted=2.0), e.fake_verify, swarm="dim"), Core)
+    check_entry(_core(job="job-x"), e.fake_verify)
+    for other in ({"job": "job-x"}, {"principal": "you"}, {"nonce": "other"}, {"spec": b"another spec"}):
+        with pytest.raises(EntryRefused, match="another job's"):
+            check_entry(_core(**other), e.fake_verify, swarm="dim")
+    with pytest.raises(EntryRefused, match="another job's"):
+        check_entry(_core(), e.fake_verify, swarm="other")
 
 
 @given(st.binary(max_size=200))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +10,12 @@ if TYPE_CHECKING:
     from dimnode.client import Client
     from dimnode.rpc.clients import NodeClient
 
-CHUNK = 256 * 1024
 
-
-def orchestrator_client(target: str) -> Client:
-    """``target``: host:port, or a gRPC target such as ``unix:/...``."""
+def orchestrator_client(targets: Sequence[str]) -> Client:
+    """``targets``: ``host:port`` or ``unix:PATH``."""
     from dimnode.client import Client
 
-    return Client(target)
+    return Client(targets)
 
 
 def node_client(target: str) -> NodeClient:
@@ -28,11 +26,5 @@ def node_client(target: str) -> NodeClient:
 
 def publish(client: Client, path: Path, *, id: str, licence: str, batch_axis: int | None) -> dict[str, Any]:
     """Send a model file to an orchestrator and make it a model; ``ModelInfo``."""
-    stored = client.put_artifact(_pieces(path))
+    stored = client.put_file(path)
     return client.add_model(stored["cid"], id=id, licence=licence, batch_axis=batch_axis)
-
-
-def _pieces(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while piece := file.read(CHUNK):
-            yield piece

@@ -11,8 +11,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -45,15 +45,21 @@ class Context:
 
     home: Home
     json: bool
-    orchestrator: str | None = None
+    orchestrator: tuple[str, ...] = ()
+    """Addresses of orchestrators to ask instead of this home's node."""
+    closing: ExitStack = field(default_factory=ExitStack)
 
     def node(self) -> NodeClient:
-        """This home's node. Raises `Unavailable` if it does not run."""
-        return node_client(self.home.control().node)
+        """This home's node, for as long as the verb runs. Raises `Unavailable` if it does not run."""
+        client = node_client(self.home.control().node)
+        self.closing.callback(client.close)
+        return client
 
     def orchestrators(self) -> Client:
-        """The orchestrator API: of ``--orchestrator``, else whichever this home's node reaches."""
-        return orchestrator_client(self.orchestrator or self.home.control().orchestrator)
+        """The orchestrator API: of ``--orchestrator``, else whichever this home's node reaches; for as long as the verb runs."""
+        client = orchestrator_client(self.orchestrator or (self.home.control().orchestrator,))
+        self.closing.callback(client.close)
+        return client
 
     def emit(self, document: Any, show: Callable[[Any], Any]) -> None:
         """The document as JSON, or what ``show`` makes of it for people: text or something rich prints."""
@@ -106,10 +112,11 @@ def verb(*, orchestrator: bool = False, missing: int = UNREACHABLE) -> Callable[
 
     def wrap(function: F) -> F:
         @functools.wraps(function)
-        def call(*args: Any, home: str | None, as_json: bool, orchestrator_address: str | None = None, **kwargs: Any) -> None:
-            context = Context(Home(home_path(home, os.environ)), as_json, orchestrator_address)
+        def call(*args: Any, home: str | None, as_json: bool, orchestrator_address: tuple[str, ...] = (), **kwargs: Any) -> None:
             try:
-                function(context, *args, **kwargs)
+                context = Context(Home(home_path(home, os.environ)), as_json, _addresses(orchestrator_address))
+                with context.closing:
+                    function(context, *args, **kwargs)
             except UsageProblem as e:
                 _refuse(e.error, USAGE, as_json)
             except DimError as e:
@@ -122,11 +129,24 @@ def verb(*, orchestrator: bool = False, missing: int = UNREACHABLE) -> Callable[
         out = click.option("--home", metavar="DIR", help="The node's home. Default: $DIM_HOME, else the user's data folder.")(out)
         if orchestrator:
             out = click.option(
-                "--orchestrator", "orchestrator_address", metavar="HOST:PORT", help="Ask this orchestrator, without a node of one's own."
+                "--orchestrator",
+                "orchestrator_address",
+                metavar="HOST:PORT[,...]",
+                multiple=True,
+                help="Ask these orchestrators, without a node of one's own; may be repeated.",
             )(out)
         return out
 
     return wrap
+
+
+def _addresses(given: tuple[str, ...]) -> tuple[str, ...]:
+    """``--orchestrator``, repeated or with commas."""
+    found = tuple(part.strip() for text in given for part in text.split(","))
+    for address in found:
+        if not address.startswith("unix:") and not address.rpartition(":")[2].isdecimal():
+            raise UsageProblem(InvalidArgument(f"--orchestrator {address!r} is not HOST:PORT"))
+    return found
 
 
 def _refuse(error: DimError, exit_code: int, as_json: bool) -> NoReturn:

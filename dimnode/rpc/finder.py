@@ -43,8 +43,9 @@ class FinderSettings:
     """Without a word during a call, after which the server is greeted; two greetings in vain, and it is gone."""
     refresh: float = 5.0
     """After which a client in use asks again who the servers are."""
-    stale: float = 30.0
-    """After which a connection that was not used is greeted before it is used."""
+    stale: float = 3.0
+    """After which a connection that was not used is greeted before it is used: gRPC may have made it anew, and somebody
+    else may answer now."""
     max_channels: int = 8
     max_message_bytes: int = 256 * 1024 * 1024
 

@@ -33,6 +33,10 @@ class FakeClient:
     asked: list[tuple[Any, ...]] = field(default_factory=list)
     fails: DimError | None = None
     status_: str = "completed"
+    closed: int = 0
+
+    def close(self) -> None:
+        self.closed += 1
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -65,8 +69,8 @@ class FakeClient:
             case "cabinets" | "add_cabinet":
                 cabinet = {"name": "c", "rows": 3, "columns": {"a": "float64"}, "format": "csv"}
                 return [cabinet] if name == "cabinets" else cabinet
-            case "put_artifact":
-                return {"cid": "bafk", "size": sum(len(c) for c in args[0])}
+            case "put_file":
+                return {"cid": "bafk", "size": args[0].stat().st_size}
             case "submit":
                 return {"job_id": "job-1", "copies": 1}
             case "dry_run":
@@ -96,7 +100,7 @@ class FakeClient:
 class Shell:
     home: Home
     client: FakeClient
-    targets: list[str]
+    targets: list[Any]
 
     def __call__(self, *argv: str, stdin: str | None = None) -> Result:
         return CliRunner().invoke(cli, [*argv, "--home", str(self.home.path)], input=stdin)
@@ -115,7 +119,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
     home.write_control(Control(node="unix:/n", orchestrator="unix:/o", pid=os.getpid()))
     client, targets = FakeClient(), []
 
-    def connect(target: str) -> FakeClient:
+    def connect(target: Any) -> FakeClient:
         targets.append(target)
         return client
 

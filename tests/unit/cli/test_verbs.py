@@ -43,8 +43,15 @@ def test_without_a_node_exit_is_3(tmp_path: Path, shell: Shell, argv: tuple[str,
 def test_node_verbs_use_the_nodes_socket_and_job_verbs_the_orchestrators(shell: Shell) -> None:
     shell("status")
     shell("jobs")
-    shell("jobs", "--orchestrator", "h:1")
-    assert shell.targets == ["unix:/n", "unix:/o", "h:1"]
+    shell("jobs", "--orchestrator", "h:1", "--orchestrator", "i:2, unix:/x")
+    assert shell.targets == ["unix:/n", ("unix:/o",), ("h:1", "i:2", "unix:/x")]
+    assert shell.client.closed == 3
+
+
+@pytest.mark.parametrize("address", ["h", "h:", "", "h:1,", "h:port"])
+def test_an_orchestrator_that_is_no_address_is_wrong_usage(shell: Shell, address: str) -> None:
+    assert shell.json("jobs", "--orchestrator", address, exit_code=2)["error"]["code"] == "INVALID_ARGUMENT"
+    assert shell.targets == []
 
 
 @pytest.mark.parametrize("argv", [("watch", "j"), ("result", "j"), ("cancel", "j"), ("describe", "j"), ("stats", "n")])

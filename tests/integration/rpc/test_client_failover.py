@@ -1,0 +1,563 @@
+"""The client against orchestrators that vanish, hang, move, refuse and forget: real gRPC over loopback."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dimnode.client import Client, Settings, TransferSettings
+from dimnode.errors import Cancelled, Code, DeadlineExceeded, DimError, InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from dimnode.rpc.finder import FinderSettings
+from dimnode.rpc.roaming import ClientSettings
+from tests.support.orchestrators import Orchestrator, Swarm, wait_for
+
+FORM = {"pattern": "collaborative", "config": {"model_id": "m"}}
+QUICK = FinderSettings(greeting=0.4, stagger=0.05, silence=0.4, refresh=0.3)
+HUNG_WITHIN = 5.0
+"""Seconds: silence, two greetings in vain, and a slow machine."""
+
+
+def settings(transfer: TransferSettings | None = None, **changes: Any) -> Settings:
+    connection = ClientSettings(**{"timeout": 20.0, "finder": QUICK, **changes})
+    return Settings(connection, transfer or TransferSettings(poll=0.02))
+
+
+def background(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    """Runs it in a thread; the list gets what it returns or the `DimError` that it raises."""
+    out: list[Any] = []
+
+    def run() -> None:
+        try:
+            out.append(work())
+        except DimError as e:
+            out.append(e)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, out
+
+
+@pytest.fixture
+def swarm() -> Iterator[Swarm]:
+    with Swarm() as swarm:
+        yield swarm
+
+
+def seats(swarm: Swarm, count: int) -> list[Orchestrator]:
+    return [swarm.start() for _ in range(count)]
+
+
+# --- finding and following
+
+
+def test_it_learns_the_others_and_survives_the_one_it_was_given(swarm: Swarm) -> None:
+    a, b, _ = seats(swarm, 3)
+    with Client(a.address) as dim:  # with the settings that everybody has
+        job = dim.submit(FORM)["job_id"]
+        assert len(dim.addresses()) == 3
+        for dead in (a, b):
+            dead.kill()
+            began = time.monotonic()
+            assert dim.get(job)["job_id"] == job
+            took = time.monotonic() - began
+            print(f"the next call after kill -9: {took * 1000:.0f} ms")
+            assert took < 1.0
+
+
+def test_the_next_call_succeeds_soon_after_another_has_come_up(swarm: Swarm) -> None:
+    a, b = seats(swarm, 2)
+    b.kill()
+    with Client([a.address, b.address]) as dim:
+        job = dim.submit(FORM)["job_id"]
+        a.kill()
+        up: list[float] = []
+        timer = threading.Timer(1.5, lambda: (b.gate.revive(), swarm.holders.append(b), up.append(time.monotonic())))
+        timer.start()
+        assert dim.get(job)["job_id"] == job
+        took = time.monotonic() - up[0]
+        timer.join()
+        print(f"after another was up: {took * 1000:.0f} ms")
+        assert took < 1.0
+
+
+def test_who_is_gone_is_forgotten_and_its_channel_closed_and_newcomers_are_learned(swarm: Swarm) -> None:
+    a, b = seats(swarm, 2)
+    with Client(a.address, settings()) as dim:
+        job = dim.submit(FORM)["job_id"]
+        a.gate.kill()
+        assert dim.get(job)
+        assert b.gate.connections() == 1
+        a.gate.revive()
+        swarm.holders.remove(b)
+        c = swarm.start()
+        watching, _ = background(lambda: list(dim.watch(job)))
+        wait_for(lambda: set(dim.addresses()) == {a.address, c.address}, "b is forgotten and c known")
+        swarm.change(job, status="completed")
+        watching.join(10)
+        wait_for(lambda: b.gate.connections() == 0, "the channel to b is closed")
+        assert dim.get(job)
+        assert b.gate.connections() == 0
+
+
+def test_the_given_address_is_there_when_all_that_was_learned_has_gone(swarm: Swarm) -> None:
+    a, b = seats(swarm, 2)
+    with Client(a.address, settings()) as dim:
+        job = dim.submit(FORM)["job_id"]
+        a.kill()
+        assert dim.get(job)
+        assert b.asked["GetJob"] == 1
+        b.kill()
+        a.gate.revive()
+        swarm.holders.append(a)
+        assert dim.get(job)
+        assert a.asked["GetJob"] == 1
+
+
+def test_another_swarm_on_a_known_port_gets_nothing(swarm: Swarm) -> None:
+    with Swarm("other") as other:
+        a, b = seats(swarm, 2)
+        with Client(a.address, settings(retry_for=0.3, finder=replace(QUICK, stale=0.0))) as dim:
+            dim.submit(FORM)
+            a.kill()
+            b.kill()
+            strangers = [other.start(port=int(o.address.rpartition(":")[2])) for o in (a, b)]
+            with pytest.raises(Unavailable, match="another swarm"):
+                dim.submit(FORM)
+        assert not other.jobs
+        assert all(s.asked.keys() <= {"GetCluster"} for s in strangers)
+
+
+def test_a_told_address_where_somebody_else_answers_is_not_used(swarm: Swarm) -> None:
+    """As when another machine's loopback address is told: here it belongs to somebody else, of a swarm of the same name."""
+    with Swarm(swarm.name) as other:
+        a, b = seats(swarm, 2)
+        with Client(a.address, settings(retry_for=0.5)) as dim:
+            dim.submit(FORM)
+            b.gate.kill()
+            stranger = other.start(port=int(b.address.rpartition(":")[2]))
+            stranger.peer = "stranger"
+            a.gate.kill()
+            with pytest.raises(Unavailable, match="nobody answers"):
+                dim.submit(FORM)
+        assert stranger.asked["SubmitJob"] == 0
+
+
+def test_channels_are_bounded(swarm: Swarm) -> None:
+    many = seats(swarm, 6)
+    finder = replace(QUICK, max_channels=2)
+    with Client([o.address for o in many], settings(finder=finder)) as dim:
+        job = dim.submit(FORM)["job_id"]
+        for o in many[:-1]:
+            o.kill()
+            assert dim.get(job)
+            assert len(dim._connection.finder.links) <= 2
+            assert sum(x.gate.connections() for x in many) <= 2
+
+
+def test_nobody_there_names_who_was_asked() -> None:
+    text = r"nobody answers at 127\.0\.0\.1:1, unix:such\.sock"
+    with Client(["127.0.0.1:1", "unix:/tmp/no/such.sock"], settings(retry_for=0.2)) as dim, pytest.raises(Unavailable, match=text):
+        dim.nodes()
+
+
+# --- hung and slow
+
+
+def test_a_hung_orchestrator_is_left_in_bounded_time_and_alone_for_a_while(swarm: Swarm) -> None:
+    a, b = seats(swarm, 2)
+    with Client(a.address, settings()) as dim:
+        job = dim.submit(FORM)["job_id"]
+        a.hang()
+        began = time.monotonic()
+        assert dim.get(job)
+        took = time.monotonic() - began
+        assert 0.4 < took < HUNG_WITHIN
+        began = time.monotonic()
+        for _ in range(20):
+            assert dim.get(job)
+        assert time.monotonic() - began < 1.0
+        b.kill()
+        a.thaw()
+        assert dim.get(job), "it is asked again when the others fail"
+
+
+def test_a_hung_address_does_not_hold_up_a_new_client(swarm: Swarm) -> None:
+    a, b, c = seats(swarm, 3)
+    a.hang()
+    b.hang()
+    with Client([a.address, b.address, c.address]) as dim:
+        began = time.monotonic()
+        dim.submit(FORM)
+        assert time.monotonic() - began < 1.2, "the next one is asked while the first still says nothing"
+
+
+def test_a_slow_answer_is_waited_for_and_not_asked_for_again(swarm: Swarm) -> None:
+    a, b = seats(swarm, 2)
+    for o in (a, b):
+        o.before["SubmitJob"] = lambda _: time.sleep(2.5)  # several times the silence
+    with Client(a.address, settings()) as dim:
+        dim.submit(FORM)
+    assert (a.asked["SubmitJob"], b.asked["SubmitJob"]) == (1, 0)
+    assert a.asked["GetCluster"] > 2
+
+
+def test_when_all_hang_the_deadline_of_the_call_holds(swarm: Swarm) -> None:
+    a, b = seats(swarm, 2)
+    with Client(a.address, settings(timeout=1.5)) as dim:
+        dim.submit(FORM)
+        a.gate.hang()
+        b.gate.hang()
+        began = time.monotonic()
+        with pytest.raises(DimError) as caught:
+            dim.nodes()
+        assert caught.value.code in (Code.DEADLINE_EXCEEDED, Code.UNAVAILABLE)
+        assert time.monotonic() - began < 2.5
+
+
+# --- repeating
+
+
+def test_a_submission_whose_answer_was_lost_makes_no_second_job(swarm: Swarm) -> None:
+    a, b = seats(swarm, 2)
+    a.after["SubmitJob"] = lambda _: a.kill()
+    with Client(a.address, settings()) as dim:
+        assert dim.submit({**FORM, "min_copies": 2})["job_id"] == "job-0"
+    assert b.asked["SubmitJob"] == 1
+    assert list(swarm.jobs) == ["job-0"]
+    assert swarm.specs["job-0"].min_copies == 2
+    (key,) = swarm.keys
+    assert key
+
+
+def test_the_forms_own_key_is_kept(swarm: Swarm) -> None:
+    a, _ = seats(swarm, 2)
+    with Client(a.address, settings()) as dim:
+        for _ in range(2):
+            assert dim.submit({**FORM, "idempotency_key": "mine"})["job_id"] == "job-0"
+    assert list(swarm.keys) == ["mine"]
+
+
+@pytest.mark.parametrize("error", [Unavailable("the owner is away", hint="Wait."), Cancelled("the seat was lost")])
+def test_who_cannot_do_it_now_sends_the_call_elsewhere(swarm: Swarm, error: DimError) -> None:
+    a, b = seats(swarm, 2)
+
+    def refuse(_: Any) -> None:
+        raise error
+
+    a.before["SubmitJob"] = refuse
+    with Client(a.address, settings()) as dim:
+        dim.submit(FORM)
+        assert (a.asked["SubmitJob"], b.asked["SubmitJob"]) == (1, 1)
+        b.before["SubmitJob"] = refuse
+    with Client(a.address, settings(retry_for=0.3)) as dim, pytest.raises(type(error), match=error.message):
+        dim.submit(FORM)
+
+
+def test_what_is_wrong_is_not_repeated(swarm: Swarm) -> None:
+    a, b = seats(swarm, 2)
+
+    def refuse(_: Any) -> None:
+        raise InvalidArgument("no such model")
+
+    a.before["SubmitJob"] = b.before["SubmitJob"] = refuse
+    with Client(a.address, settings()) as dim, pytest.raises(InvalidArgument):
+        dim.submit(FORM)
+    assert a.asked["SubmitJob"] + b.asked["SubmitJob"] == 1
+
+
+def test_a_busy_orchestrator_is_waited_for_only_if_the_settings_say_so(swarm: Swarm) -> None:
+    (a,) = seats(swarm, 1)
+    free_at = time.monotonic() + 1e9
+
+    def refuse(_: Any) -> None:
+        if time.monotonic() < free_at:
+            raise ResourceExhausted("the queue is full", retry_after=0.3)
+
+    a.before["SubmitJob"] = refuse
+    with Client(a.address, settings()) as dim, pytest.raises(ResourceExhausted) as caught:
+        dim.submit(FORM)
+    assert caught.value.retry_after == 0.3
+    free_at = time.monotonic() + 0.5
+    with Client(a.address, settings(busy_for=10.0)) as dim:
+        dim.submit(FORM)
+    assert a.asked["SubmitJob"] == 1 + 3, "not before the time that it named"
+
+
+# --- jobs over several orchestrators
+
+
+def test_a_watch_resumes_elsewhere_and_shows_nothing_twice_and_nothing_older(swarm: Swarm) -> None:
+    a, b = seats(swarm, 2)
+    with Client(a.address, settings()) as dim:
+        job = dim.submit(FORM)["job_id"]
+        swarm.change(job, status="running", updated=5.0)
+        b.view = {job: {"job_id": job, "status": "scheduling", "epoch": 1, "updated": 2.0}}
+        seen: list[dict[str, Any]] = []
+        watching, _ = background(lambda: [seen.append(d) for d in dim.watch(job)])
+        wait_for(lambda: seen, "the first document")
+        a.kill()
+        wait_for(lambda: b.asked["WatchJob"], "the watch is at b")
+        b.view[job] = {**swarm.jobs[job]}
+        b.view[job] = {**swarm.jobs[job], "status": "aggregating", "updated": 6.0}
+        wait_for(lambda: len(seen) == 2, "the news")
+        b.view[job] = {**swarm.jobs[job], "status": "scheduling", "epoch": 2, "updated": 7.0}
+        wait_for(lambda: len(seen) == 3, "a new owner begins again")
+        b.view[job] = {**swarm.jobs[job], "status": "completed", "epoch": 1, "updated": 6.5}
+        watching.join(10)
+    assert [(d["epoch"], d["status"]) for d in seen] == [(1, "running"), (1, "aggregating"), (2, "scheduling"), (1, "completed")]
+
+
+def test_a_watch_leaves_a_hung_orchestrator(swarm: Swarm) -> None:
+    a, b = seats(swarm, 2)
+    with Client(a.address, settings()) as dim:
+        job = dim.submit(FORM)["job_id"]
+        events = dim.watch(job)
+        next(events)
+        a.hang()
+        swarm.change(job, status="completed")
+        began = time.monotonic()
+        assert next(events)["status"] == "completed"
+        assert time.monotonic() - began < HUNG_WITHIN
+    assert b.asked["WatchJob"] == 1
+
+
+def test_a_quiet_watch_stays_where_it_is(swarm: Swarm) -> None:
+    a, b = seats(swarm, 2)
+    with Client(a.address, settings()) as dim:
+        job = dim.submit(FORM)["job_id"]
+        events = dim.watch(job)
+        next(events)
+        greeted = a.asked["GetCluster"]
+        wait_for(lambda: a.asked["GetCluster"] >= greeted + 3, "the supervisor looks after it")
+        swarm.change(job, status="completed")
+        assert next(events)["status"] == "completed"
+        assert list(events) == []
+    assert (a.asked["WatchJob"], b.asked["WatchJob"]) == (1, 0)
+
+
+def test_waiting_for_a_result_survives_orchestrators_one_after_the_other(swarm: Swarm) -> None:
+    many = seats(swarm, 3)
+    with Client(many[0].address, settings()) as dim:
+        job = dim.submit(FORM)["job_id"]
+        waiting, out = background(lambda: dim.wait(job))
+        for n, how in enumerate((Orchestrator.kill, Orchestrator.hang)):
+            at = wait_for(lambda: next((o for o in swarm.holders if o.asked["GetResult"]), None), f"{n} orchestrators asked")
+            how(at)
+        wait_for(lambda: swarm.holders[0].asked["GetResult"], "the last one is asked")
+        swarm.results[job] = {"job_id": job, "status": "completed", "outputs": {}}
+        swarm.change(job, status="completed")
+        waiting.join(10)
+    assert out[0]["status"] == "completed"
+
+
+def test_waiting_ends_when_the_caller_says(swarm: Swarm) -> None:
+    (a,) = seats(swarm, 1)
+    with Client(a.address, settings()) as dim:
+        job = dim.submit(FORM)["job_id"]
+        began = time.monotonic()
+        with pytest.raises(DimError) as caught:
+            dim.wait(job, timeout=0.5)
+        assert caught.value.code is Code.NOT_READY
+        assert 0.5 <= time.monotonic() - began < 2.0
+
+
+def test_a_job_that_was_acknowledged_is_not_given_up_at_once(swarm: Swarm) -> None:
+    a, b = seats(swarm, 2)
+    with Client(a.address, settings(missing_for=5.0)) as dim:
+        job = dim.submit(FORM)["job_id"]
+        b.view = {}
+        a.kill()
+        timer = threading.Timer(0.5, lambda: setattr(b, "view", None))
+        timer.start()
+        assert dim.get(job)["job_id"] == job
+        timer.join()
+        assert b.asked["GetJob"] > 1
+        b.view = {}
+        timer = threading.Timer(0.5, lambda: (setattr(b, "view", None), swarm.change(job, status="completed")))
+        timer.start()
+        assert [d["status"] for d in dim.watch(job)][-1] == "completed"
+        timer.join()
+
+
+def test_a_job_that_nobody_ever_saw_is_not_found_at_once(swarm: Swarm) -> None:
+    a, b = seats(swarm, 2)
+    with Client(a.address, settings()) as dim:
+        for ask in (dim.get, dim.result, lambda job: next(dim.watch(job))):
+            with pytest.raises(NotFound):
+                ask("job-none")
+    assert sum((a.asked + b.asked)[m] for m in ("GetJob", "GetResult", "WatchJob")) == 3
+
+
+def test_a_job_that_is_gone_is_not_found_after_a_while(swarm: Swarm) -> None:
+    (a,) = seats(swarm, 1)
+    with Client(a.address, settings(missing_for=0.5)) as dim:
+        job = dim.submit(FORM)["job_id"]
+        a.view = {}
+        began = time.monotonic()
+        with pytest.raises(NotFound):
+            dim.get(job)
+        assert time.monotonic() - began < 2.0
+    assert a.asked["GetJob"] > 1
+
+
+# --- batches and artifacts
+
+
+def test_a_large_batch_is_cut_and_only_what_nobody_acknowledged_is_sent_again(swarm: Swarm) -> None:
+    a, b = seats(swarm, 2)
+
+    def die_in_the_third(_: Any) -> None:
+        if a.asked["SubmitJobs"] == 3:
+            a.kill()
+
+    a.after["SubmitJobs"] = die_in_the_third
+    with Client(a.address, settings(TransferSettings(batch_jobs=10))) as dim:
+        found = dim.submit_many([FORM] * 45)
+    assert a.batches == [10, 10, 10]
+    assert b.batches == [10, 10, 5]
+    assert [j["job_id"] for j in found] == [f"job-{n}" for n in range(45)]
+    assert len(swarm.jobs) == 45
+
+
+def test_no_message_is_larger_than_the_settings_say(swarm: Swarm) -> None:
+    (a,) = seats(swarm, 1)
+    sizes: list[int] = []
+    a.before["SubmitJobs"] = lambda request: sizes.append(request.ByteSize())
+    forms = [{**FORM, "client_data": {"x": {"dtype": "uint8", "shape": [n * 100], "data": [0] * n * 100}}} for n in (1, 30, 1, 1, 5, 40, 9)]
+    with Client(a.address, settings(TransferSettings(batch_bytes=3500))) as dim:
+        assert all("job_id" in j for j in dim.submit_many(forms))
+    assert len(sizes) > 2
+    assert sum(a.batches) == 7
+    assert all(size <= 3500 or count == 1 for size, count in zip(sizes, a.batches, strict=True))
+
+
+def test_jobs_of_a_batch_that_had_no_place_are_sent_again_alone(swarm: Swarm) -> None:
+    a, b = seats(swarm, 2)
+    seen: list[str] = []
+
+    def full_after_three(spec: Any) -> None:
+        seen.append(spec.labels["n"])
+        if len(seen) > 3:
+            raise Unavailable("too few copies")
+
+    def wrong(spec: Any) -> None:
+        if spec.labels["n"] == "4":
+            raise InvalidArgument("no such model")
+
+    a.before["item"] = full_after_three
+    b.before["item"] = wrong
+    with Client(a.address, settings()) as dim:
+        found = dim.submit_many([{**FORM, "labels": {"n": str(n)}} for n in range(6)])
+    assert (a.batches, b.batches) == ([6], [3])
+    assert ["job_id" in j for j in found] == [True] * 4 + [False, True]
+    assert found[4]["error"]["code"] == "INVALID_ARGUMENT"
+    assert len({j["job_id"] for j in found if "job_id" in j}) == 5
+
+
+def test_when_all_vanish_in_a_batch_the_acknowledged_part_is_told(swarm: Swarm) -> None:
+    (a,) = seats(swarm, 1)
+    a.after["SubmitJobs"] = lambda _: a.kill() if a.asked["SubmitJobs"] == 2 else None
+    with Client(a.address, settings(TransferSettings(batch_jobs=2), retry_for=0.3)) as dim:
+        found = dim.submit_many([FORM] * 6)
+        assert ["job_id" in j for j in found] == [True, True] + [False] * 4
+        assert {j["error"]["code"] for j in found[2:]} == {"UNAVAILABLE"}
+        with pytest.raises(Unavailable):
+            dim.submit_many([FORM])
+
+
+def test_artifacts_go_on_elsewhere(swarm: Swarm, tmp_path: Path) -> None:
+    a, b = seats(swarm, 2)
+    data = np.random.default_rng(1).bytes(50_000)
+    (tmp_path / "f").write_bytes(data)
+    a.before["PutArtifact"] = lambda _: a.gate.kill()
+    with Client(a.address, settings(TransferSettings(chunk=1000))) as dim:
+        assert dim.put_file(tmp_path / "f") == {"cid": "bafy50000", "size": 50_000}
+        assert swarm.blobs["bafy50000"] == data
+        a.gate.revive()
+        b.before["GetArtifact"] = lambda n: b.gate.kill() if n == 30_000 else None
+        assert b"".join(dim.get_artifact("bafy50000")) == data
+        assert (a.asked["GetArtifact"], b.asked["GetArtifact"]) == (1, 1)
+
+
+# --- threads and the end
+
+
+def test_many_threads_share_a_client_through_a_failover(swarm: Swarm) -> None:
+    many = seats(swarm, 3)
+    with Client(many[0].address, settings()) as dim, ThreadPoolExecutor(16) as pool:
+        jobs = [pool.submit(lambda: dim.submit(FORM)["job_id"]) for _ in range(200)]
+        wait_for(lambda: len(swarm.jobs) > 50, "some are in")
+        many[0].kill()
+        assert len({j.result(30) for j in jobs}) == 200
+    assert len(swarm.jobs) == 200
+
+
+@pytest.mark.parametrize("what", ["an answer", "an event", "an election", "a hung one"])
+def test_closing_ends_calls_under_way_and_leaves_no_thread(swarm: Swarm, what: str) -> None:
+    before = set(threading.enumerate())
+    a, _ = seats(swarm, 2)
+    servers = set(threading.enumerate()) - before
+    dim = Client(a.address, settings())
+    job = dim.submit(FORM)["job_id"]
+    reached = threading.Event()
+    work: Callable[[], Any] = dim.nodes
+    match what:
+        case "an answer":
+            work = lambda: (reached.set(), dim.wait(job))  # noqa: E731
+        case "an event":
+            work = lambda: [reached.set() for _ in dim.watch(job)]  # noqa: E731
+        case "an election":
+            for o in list(swarm.holders):
+                o.kill()
+            reached.set()
+        case _:
+            for o in list(swarm.holders):
+                o.gate.hang()
+            reached.set()
+    thread, out = background(work)
+    assert reached.wait(10)
+    time.sleep(0.1)  # so that it is in the middle, as far as that matters
+    began = time.monotonic()
+    dim.close()
+    thread.join(10)
+    assert time.monotonic() - began < 1.0
+    assert isinstance(out[0], Cancelled)
+    assert "closed" in out[0].message
+    with pytest.raises(Cancelled, match="closed"):
+        dim.nodes()
+    dim.close()
+
+    def left() -> list[str]:
+        return [t.name for t in set(threading.enumerate()) - before - servers if t.name not in ("gate",) and "ThreadPool" not in t.name]
+
+    wait_for(lambda: not left(), "no thread is left")
+
+
+def test_an_idle_client_has_no_thread_and_works_again(swarm: Swarm) -> None:
+    (a,) = seats(swarm, 1)
+    with Client(a.address, settings()) as dim:
+        dim.nodes()
+        wait_for(lambda: all(t.name != "dim-client" for t in threading.enumerate()), "the supervisor has ended")
+        dim.nodes()
+        a.gate.hang()
+        thread, out = background(dim.nodes)
+        thread.join(0.2)
+        a.gate.resume()
+        thread.join(10)
+        assert out == [[]]
+
+
+def test_a_deadline_of_the_call_itself_is_told_as_such(swarm: Swarm) -> None:
+    (a,) = seats(swarm, 1)
+    a.before["ListNodes"] = lambda _: time.sleep(1.0)
+    with Client(a.address, settings(timeout=0.5)) as dim, pytest.raises(DeadlineExceeded):
+        dim.nodes()
+    assert a.asked["ListNodes"] == 1

@@ -15,7 +15,7 @@ from dimnode.domain.record import Assign, Attempt, Ballot, Claim, OutcomeEntry, 
 from tests.support import entries as e
 
 ACTIONS = (
-    "claim", "plan", "assign", "attempt", "void", "seal", "status", "completed", "failed", "expired", "cancelled", "deleted",
+    "claim", "claim", "plan", "assign", "attempt", "void", "seal", "status", "completed", "failed", "expired", "cancelled", "deleted",
     "novelty", "unasked", "merge", "merge", "send",
 )  # fmt: skip
 NODES = 4
@@ -52,12 +52,18 @@ class Swarm:
             asked = [a.assign for a in seen.assignments.values() if a.assign.node == f"p{other}"]
             for a in asked[:1]:
                 self._attempt(other, a.ballot, a.task, a.attempt, copy=who)
-        elif seen.owner is not None and seen.owner.peer == f"p{who}" and not seen.terminal:
-            self._decide(action, who, other, which, seen.owner)
+        elif driving := [i for i in range(NODES) if self._drives(i)]:
+            self._decide(action, driving[who % len(driving)], other, which)
 
-    def _decide(self, action: str, who: int, other: int, which: int, ballot: Ballot) -> None:
+    def _drives(self, who: int) -> bool:
+        seen = view(self.copies[who])
+        return seen.owner is not None and seen.owner.peer == f"p{who}" and not seen.terminal
+
+    def _decide(self, action: str, who: int, other: int, which: int) -> None:
         task = f"t{which % 2}"
         seen = view(self.copies[who])
+        ballot = seen.owner
+        assert ballot is not None
         if action == "plan":
             self._write(who, PlanEntry(job=e.JOB, ballot=ballot, plan={"tasks": which}))
         elif action == "assign":
@@ -120,7 +126,7 @@ class Swarm:
         return self.copies[0]
 
 
-@given(st.lists(step, max_size=45))
+@given(st.lists(step, min_size=15, max_size=45))
 @settings(max_examples=250, deadline=None)
 def test_copies_agree_after_any_interleaving_and_promises_stay(steps: list[tuple[str, int, int, int]]) -> None:
     swarm = Swarm()

@@ -30,7 +30,7 @@ from dimnode.home import Control, Home
 from dimnode.invite import Invite, Membership, make, settle
 from dimnode.leadership import Leadership
 from dimnode.node_api import LocalNode
-from dimnode.orchestrator import Orchestrator, build_orchestrator
+from dimnode.orchestrator import Orchestrator, ask_over, build_orchestrator
 from dimnode.orchestrator.any_seat import AnySeat
 from dimnode.ports import Journal
 from dimnode.records.search import RecordSearch
@@ -333,18 +333,20 @@ class Node:
             raise ResourceExhausted("too many requests", hint=f"Try again in {wait:.2f} s.", retry_after=wait)
 
     def _orchestrator(self, client: GrpcDaemonClient) -> Orchestrator:
+        settings = self.settings.orchestrator()
         return build_orchestrator(
             swarm=self.member.swarm,
             boot=self.boot,
             signer=self.identity,
             table=self.records,
-            journal=self.journal,
             store=self.store,
             registry=self.registry,
             models=self.models,
             client=client,
             clock=self.clock,
-            settings=self.settings.orchestrator(),
+            settings=settings,
+            ask=ask_over(self.network, settings.inquiry_timeout),
+            seats=lambda: frozenset((s.peer, s.boot) for s in self.elector.seats()),
         )
 
     def _any_seat(self, orchestrator: Orchestrator) -> AnySeat:

@@ -16,6 +16,7 @@ from dimnode.core.job_view import JobView
 from dimnode.core.placement import Candidate, Need, Placement, place
 from dimnode.domain.job_form import JobForm
 from dimnode.domain.model import ModelManifest, ModelRef
+from dimnode.domain.node import NodeState
 from dimnode.errors import FailedPrecondition
 from dimnode.orchestrator.inputs import cabinet_of
 from dimnode.ports import Models, NodeView, Registry
@@ -55,6 +56,11 @@ class Selector:
     async def wait_dead(self, peer: str) -> None:
         """Returns when the node is dead, removed or unknown."""
         await self._registry.wait_gone(peer)
+
+    def state(self, peer: str) -> NodeState | None:
+        """None if the node is unknown, or has left."""
+        found = self._registry.find(peer)
+        return found[0].state if found else None
 
     def gone(self, peers: Collection[str]) -> bool:
         """Whether there are such nodes and all of them are dead, removed or unknown."""

@@ -10,19 +10,20 @@ from typing import Any
 import structlog
 import trio
 
-from dimnode.core.job_record import EntryRefused
 from dimnode.core.job_view import JobView
 from dimnode.domain import codec
 from dimnode.domain.job_form import PRIORITIES, JobForm
-from dimnode.domain.record import Ballot, Claim, OutcomeEntry
-from dimnode.errors import Code, DataLoss, DimError, FailedPrecondition, NotFound, NotReady, ResourceExhausted, Unavailable
+from dimnode.domain.record import Ballot, OutcomeEntry
+from dimnode.errors import Code, DataLoss, DimError, FailedPrecondition, Fenced, NotFound, NotReady, ResourceExhausted, Unavailable
 from dimnode.orchestrator.admission import Admission, Prepared
 from dimnode.orchestrator.coordinator import Coordinator
 from dimnode.orchestrator.documents import job_document, result_document
+from dimnode.orchestrator.ownership import Held, Ownership, Seats, Sync, no_seats, no_sync
 from dimnode.orchestrator.places import Place, Places
 from dimnode.orchestrator.selection import Selector
 from dimnode.orchestrator.settings import OrchestratorSettings
-from dimnode.ports import Accepted, Clock, JobDocument, Journal, ResultDocument
+from dimnode.orchestrator.takeover import Inquiry
+from dimnode.ports import Accepted, Clock, JobDocument, ResultDocument
 from dimnode.records.table import RecordTable
 from p2p.ipfs.api import ContentError, ContentStore
 
@@ -37,95 +38,77 @@ class Orchestrator:
         me: str,
         boot: str,
         table: RecordTable,
-        journal: Journal,
         admission: Admission,
         coordinator: Coordinator,
         selector: Selector,
         store: ContentStore,
         clock: Clock,
         settings: OrchestratorSettings,
+        inquiry: Inquiry,
+        sync: Sync = no_sync,
+        seats: Seats = no_seats,
     ) -> None:
         self._me = me
         self._boot = boot
         self._table = table
-        self._journal = journal
         self._admission = admission
         self._coordinator = coordinator
         self._selector = selector
         self._store = store
         self._clock = clock
         self._settings = settings
-        self._waiting: list[tuple[int, int, str, Ballot, float]] = []
-        """Accepted jobs that are not driven yet: a heap by (priority, order of arrival); last, since when."""
+        self._held = Ownership(me, boot, table, inquiry, clock, settings, sync=sync, seats=seats, drive=self._enqueue)
+        """Unfinished jobs that this orchestrator drives or will drive."""
+        self._waiting: list[tuple[int, int, Held]] = []
+        """Jobs that are not driven yet: a heap by (priority, order of arrival)."""
         self._arriving: dict[str, trio.Event] = {}
         """Jobs that are being made durable."""
         self._order = itertools.count()
         self._wake = trio.Event()
         self._scopes: dict[str, trio.CancelScope] = {}
-        self._own: set[str] = set()
-        """Unfinished jobs that this orchestrator drives or will drive."""
         self._accepting = False
         self._counters = {"accepted": 0, "refused": 0, "finished": 0}
 
     # --- life ---
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Takes up this node's unfinished jobs, then accepts and drives jobs until cancelled."""
-        late = await self._take_up(await self._journal.unfinished())
+        """Takes up this node's unfinished jobs, accepts and drives jobs until cancelled. Then the nodes are left at their work:
+        it belongs to the next owner."""
         self._accepting = True
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._take_up_later, late)
+                nursery.start_soon(self._held.run)
                 task_status.started()
                 await self._drive_jobs(nursery)
         finally:
             self._accepting = False
+            self._held.let_all_go()
             self._scopes.clear()
             self._waiting.clear()
-            self._own.clear()
 
     def stop_accepting(self) -> None:
         self._accepting = False
 
-    async def _take_up(self, jobs: Sequence[str]) -> list[str]:
-        """Claims unfinished jobs of the journal with higher ballots; returns those whose claim could not be
-        written (a full disk)."""
-        late: list[str] = []
-        most = self._settings.claims_at_once
-        for start in range(0, len(jobs), most):
-            claims = [c for job in jobs[start : start + most] if (c := await self._claim_of(job)) is not None]
-            try:
-                await self._table.extend([(c.job, [c]) for c in claims])
-            except DimError as e:
-                log.error("jobs.not_taken_up", jobs=len(claims), code=e.code.value, reason=e.message)
-                late += [c.job for c in claims]
-                continue
-            for c in claims:
-                log.info("job.taken_up", job=c.job, epoch=c.ballot.n)
-                core = self._table.view(c.job).core
-                self._enqueue(c.job, core.priority if core else "", c.ballot)
-        return late
+    # --- jobs of others (`dimnode.records.offers.Driver`) ---
 
-    async def _claim_of(self, job: str) -> Claim | None:
-        """None for a job that is not to be driven. One that cannot be read must not keep the others waiting."""
-        try:
-            seen = await self._table.load(job)
-        except (NotFound, EntryRefused, codec.CodecError) as e:
-            log.error("job.unreadable", job=job, reason=str(e))
-            return None
-        if seen.terminal or seen.core is None:
-            return None
-        return Claim(job=job, ballot=Ballot(seen.epoch + 1, self._me, self._boot), elapsed=seen.elapsed, at=self._clock.wall())
+    async def take_over(self, jobs: Sequence[str], handed_by: str = "") -> set[str]:
+        """Claims and drives those of these jobs that no live seat drives, or that the one which does, ``handed_by``, gives
+        away. Returns those that are driven here now; their claims are durable."""
+        if not self._accepting:
+            return set()
+        return await self._held.take(jobs, self._settings.sync_offered, handed_by)
 
-    async def _take_up_later(self, late: Sequence[str]) -> None:
-        while late:
-            await trio.sleep(self._settings.claim_retry)
-            late = await self._take_up(late)
+    def owned(self) -> list[str]:
+        """Unfinished jobs whose owner is this node, as the records have it."""
+        return [v.job for v in self._table.active_views() if v.owner and (v.owner.peer, v.owner.boot) == (self._me, self._boot)]
 
-    def _enqueue(self, job: str, priority: str, ballot: Ballot) -> None:
-        self._own.add(job)
+    # --- driving ---
+
+    def _enqueue(self, held: Held) -> None:
+        core = self._table.view(held.job).core
+        priority = core.priority if core else ""
         rank = -PRIORITIES.index(priority) if priority in PRIORITIES else 0
-        heapq.heappush(self._waiting, (rank, next(self._order), job, ballot, self._clock.monotonic()))
+        heapq.heappush(self._waiting, (rank, next(self._order), held))
         self._wake.set()
 
     async def _drive_jobs(self, nursery: trio.Nursery) -> None:
@@ -138,30 +121,26 @@ class Orchestrator:
             if not self._waiting:  # cancelled while we waited for a place
                 place.close()
                 continue
-            _, _, job, ballot, since = heapq.heappop(self._waiting)
-            nursery.start_soon(self._drive, job, ballot, since, place)
+            nursery.start_soon(self._drive, heapq.heappop(self._waiting)[2], place)
 
-    async def _drive(self, job: str, ballot: Ballot, since: float, place: Place) -> None:
+    async def _drive(self, held: Held, place: Place) -> None:
+        job = held.job
         try:
-            if self._ended(job):
+            if not self._held.still(held):
                 return
             with trio.CancelScope() as scope:
                 self._scopes[job] = scope
-                await self._coordinator.drive(job, ballot, since, place)
+                await self._coordinator.drive(held, place)
         finally:
             self._scopes.pop(job, None)
-            self._own.discard(job)
+            self._held.let_go(job)
             self._counters["finished"] += 1
             place.close()
 
-    def _ended(self, job: str) -> bool:
-        """An unfinished job is always in memory."""
-        return not self._table.holds(job) or self._table.view(job).terminal
-
-    def _forget_cancelled(self) -> None:
-        """Cancelled jobs leave the queue once they are the greater part of it."""
-        if len(self._waiting) > 2 * len(self._own) + self._settings.max_running_jobs:
-            self._waiting = [w for w in self._waiting if not self._ended(w[2])]
+    def _forget_ended(self) -> None:
+        """Jobs that ended, or are another's, leave the queue once they are the greater part of it."""
+        if len(self._waiting) > 2 * len(self._held) + self._settings.max_running_jobs:
+            self._waiting = [w for w in self._waiting if self._held.still(w[2])]
             heapq.heapify(self._waiting)
 
     # --- the API ---
@@ -205,7 +184,7 @@ class Orchestrator:
         self._arriving.update((p.job, arrived) for p in new)
         answers: dict[str, Accepted | Exception] = {}
         try:
-            with trio.CancelScope(shield=True):
+            with trio.CancelScope(shield=True), self._held.arriving([p.job for p in new]):
                 demanding = [p for p in new if p.min_copies > 1]
                 short = await self._copy_first(demanding)
                 answers.update(short)
@@ -218,7 +197,7 @@ class Orchestrator:
                     answers[p.job] = Accepted(p.job, count or 1 + self._table.copies.others(p.job))
                     if count is not None:  # else another seat has it, and drives it
                         self._counters["accepted"] += 1
-                        self._enqueue(p.job, p.core.priority, Ballot(1, self._me, self._boot))
+                        self._enqueue(self._held.accepted(p.job, Ballot(1, self._me, self._boot)))
         finally:
             for p in new:
                 del self._arriving[p.job]
@@ -250,10 +229,10 @@ class Orchestrator:
     def _admit(self, count: int) -> None:
         if not self._accepting:
             raise Unavailable("this orchestrator is stopping", hint="Try another orchestrator.", retry_after=1.0)
-        if len(self._own) + count > self._settings.max_active_jobs:
+        if len(self._held) + count > self._settings.max_active_jobs:
             self._counters["refused"] += count
             raise ResourceExhausted(
-                f"this orchestrator already has {len(self._own)} unfinished jobs",
+                f"this orchestrator already has {len(self._held)} unfinished jobs",
                 hint="Wait for some to finish, or use another orchestrator.",
                 retry_after=1.0,
             )
@@ -290,11 +269,15 @@ class Orchestrator:
             if ballot.peer != self._me:
                 ballot = Ballot(seen.epoch + 1, self._me, self._boot)
             outcome = OutcomeEntry(job=job_id, ballot=ballot, status="cancelled", at=self._clock.wall())
-            seen = await self._table.conclude(job_id, outcome)
+            try:
+                seen = await self._table.conclude(job_id, outcome)
+            except Fenced as e:
+                raise Unavailable(f"job {job_id} has just been taken over", hint="Try again.", retry_after=0.5) from e
             if scope := self._scopes.get(job_id):
                 scope.cancel()
-            self._own.discard(job_id)
-            self._forget_cancelled()
+            else:
+                self._held.let_go(job_id)
+            self._forget_ended()
         if seen.status != "cancelled":
             raise FailedPrecondition(f"job {job_id} is {seen.status} already", hint="Only unfinished jobs can be cancelled.")
         return await self.get(job_id)
@@ -327,10 +310,10 @@ class Orchestrator:
 
     def load(self) -> int:
         """Unfinished jobs that this orchestrator drives or will drive."""
-        return len(self._own)
+        return len(self._held)
 
     def statistics(self) -> dict[str, Any]:
-        return {**self._counters, "active": len(self._own), "waiting": len(self._waiting), "driven": len(self._scopes)}
+        return {**self._counters, "active": len(self._held), "waiting": len(self._waiting), "driven": len(self._scopes)}
 
     async def _visible(self, job_id: str) -> JobView:
         seen = await self._table.load(job_id)

@@ -10,14 +10,15 @@ class OrchestratorSettings:
     job_timeout: float = 3600.0
     """Seconds a job may live if its form says nothing."""
     retries: int = 2
-    """Further attempts for a failed task if the form says nothing."""
+    """Further attempts for a failed task if the form says nothing; also how often a task is run again because its
+    output was lost."""
     max_spec_bytes: int = 1 << 20
     inline_bytes: int = 64 * 1024
     """Tensors above this travel by CID."""
     inline_result_bytes: int = 256 * 1024
     """A result document up to this size is kept in the job's record as well as in IPFS."""
     max_active_jobs: int = 20_000
-    """Accepted and unfinished jobs; more are refused with RESOURCE_EXHAUSTED."""
+    """Accepted and unfinished jobs; more are refused with RESOURCE_EXHAUSTED. Jobs that are taken over are never refused."""
     max_running_jobs: int = 256
     """Jobs driven at once; the others are queued by priority. Jobs that wait for nodes, models or cabinets do not count."""
     replan_cost: float = 0.0005
@@ -26,11 +27,24 @@ class OrchestratorSettings:
     max_tasks_per_job: int = 64
     """Tasks of one job that are dispatched at once."""
     claims_at_once: int = 256
-    """Unfinished jobs that are claimed in one transaction when a term begins."""
+    """Unfinished jobs that are claimed in one transaction, and asked for in one request, when they are taken over."""
     claim_retry: float = 5.0
-    """Seconds before claims that could not be written are tried again."""
-    questions_at_once: int = 32
-    """Jobs of one batch that are looked up at once because their client may have sent them before."""
+    """Seconds before claims that could not be written, or that somebody else's seems to outdo, are tried again."""
+    sync_timeout: float = 2.0
+    """Seconds given to learn what others know of jobs before they are taken over when a term begins."""
+    sync_offered: float = 0.3
+    """The same for jobs that somebody offers: he told what he knows."""
+    inquiry_timeout: float = 0.5
+    """Seconds that the nodes of jobs which are taken over have to say how their tasks stand."""
+    adopt_wait: float = 3.0
+    """Seconds that a node which may run a task of a former owner is waited for, if this node does not know it yet."""
+    probe_timeout: float = 2.0
+    """Seconds without progress until a task's output counts as lost."""
+    elapsed_checkpoint: float = 5.0
+    """Seconds of a job's life that may be forgotten when its owner dies, or ``elapsed_share`` of it if that is more."""
+    elapsed_share: float = 0.25
+    checkpoints_at_once: int = 64
+    """Jobs whose age is written down in one second, at the most; the others wait their turn."""
     fetch_timeout: float = 30.0
     """Seconds without progress while reading tensors or specs from the swarm."""
     cancel_timeout: float = 5.0

@@ -1,148 +1,224 @@
-"""One task: place it, send it, follow it, try again elsewhere.
+"""One task: found, or placed, sent, followed, tried again elsewhere.
 
 Each decision (assign) is in the job's record before it takes effect; each attempt is signed by its
-executor and added to the record as it is.
+executor and added to the record as it is. What is done is not done again: a finished attempt with the same task key
+counts whoever ordered it, and a node that has an assignment which it has not answered gets that very attempt
+again, not a new one: it goes on with it, answers it, or starts it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import msgspec
 import structlog
 import trio
 
-from dimnode.core.job_record import EntryRefused, check_entry
-from dimnode.domain.job_form import JobForm
+from dimnode.core.job_view import AttemptFact, JobView
 from dimnode.domain.model import ModelManifest, ModelRef
-from dimnode.domain.record import Assign, Attempt, Ballot, SignedEntry
-from dimnode.domain.task import TaskInput, TaskOrder
-from dimnode.domain.tensors import TensorValue
+from dimnode.domain.record import Assign, Attempt, SignedEntry, Void
+from dimnode.domain.task import TaskOrder
 from dimnode.errors import Code, DimError, Fenced, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted, TaskFailed, Unavailable
-from dimnode.orchestrator.inputs import cabinet_of, inputs_of, task_key
-from dimnode.orchestrator.places import Place
+from dimnode.orchestrator.inputs import cabinet_of, inputs_of
 from dimnode.orchestrator.selection import Selector
 from dimnode.orchestrator.settings import OrchestratorSettings
-from dimnode.ports import Clock, DaemonClient, Models
+from dimnode.orchestrator.takeover import unanswered
+from dimnode.orchestrator.task_calls import Call, TaskCalls, problem_of
+from dimnode.orchestrator.values import Values
+from dimnode.orchestrator.work import OutputGone, Seek, Work
+from dimnode.ports import Clock, Models
 from dimnode.records.table import RecordTable
-from p2p.groups import leaves
-from p2p.identity import verify
 from patterns.api import TaskPlan
 
 log = structlog.get_logger(__name__)
 
-
-@dataclass(slots=True)
-class Work:
-    """What the tasks of one job share while it is driven."""
-
-    job: str
-    form: JobForm
-    ballot: Ballot
-    place: Place
-    active: int = 0
-    """Tasks that are not done."""
-    stuck: int = 0
-    """Those of them that no node can run now."""
-    aggregates: dict[int, Mapping[str, TensorValue]] = field(default_factory=dict)
-    """round -> outputs of its conclusion, for feedback."""
-    failures: dict[str, DimError] = field(default_factory=dict)
-    """Task key -> why it failed for good."""
-    waiting: dict[str, str] = field(default_factory=dict)
-    """Task key -> what it waits for."""
-    placed: dict[str, str] = field(default_factory=dict[str, str])
-    """Task key -> the node that it was given to last, while it is not done."""
-    stage: Callable[[str], None] | None = None
-
-    def lend_if_stuck(self) -> None:
-        """A job whose tasks all wait for the swarm needs no place among those that are driven."""
-        if self.active and self.stuck == self.active:
-            self.place.lend()
+_MENDABLE = frozenset({Code.UNAVAILABLE, Code.INTERNAL, Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.ABORTED})
+"""Failures of a call that another node, or another try, may not have."""
+_INPUT_GONE = frozenset({Code.UNAVAILABLE, Code.DATA_LOSS, Code.NOT_FOUND})
+"""What a node says that could not get an input."""
 
 
 @dataclass(slots=True)
 class _Tries:
     """What was tried for one task so far."""
 
-    number: int
-    failed_nodes: list[str] = field(default_factory=list)
+    failed_nodes: list[str] = field(default_factory=list[str])
+    adopt: list[Assign] = field(default_factory=list[Assign])
+    """Assignments of a former owner that may still run, the best last."""
+    closed: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
+    """(node, attempt) that came to nothing without an answer: not sent again."""
     last: DimError | None = None
     refusals: int = 0
+    refused: set[str] = field(default_factory=set[str])
+    """Assignments, by entry id, that their nodes did not take."""
     unwilling: set[str] = field(default_factory=set[str])
     """Nodes that do not believe that this one holds a seat: one that just won it is not known everywhere yet."""
+
+
+class _Refused(Exception):
+    """The node did not take the task, or not now."""
+
+    def __init__(self, error: DimError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class _Failed(_Refused):
+    """The attempt came to nothing; another may not."""
 
 
 class TaskRunner:
     def __init__(
         self,
         table: RecordTable,
-        client: DaemonClient,
+        calls: TaskCalls,
         models: Models,
         selector: Selector,
+        values: Values,
         clock: Clock,
         settings: OrchestratorSettings,
     ) -> None:
         self._table = table
-        self._client = client
+        self._calls = calls
         self._models = models
         self._selector = selector
+        self._values = values
         self._clock = clock
         self._settings = settings
 
     async def run(self, work: Work, plan: TaskPlan) -> None:
-        """Returns when the task is completed (an attempt is in the record) or has failed for good
-        (``work.failures`` says why). Cancelling it tells the node. Raises `Fenced` if another owner drives the job."""
-        view = self._table.view(work.job)
-        tries = _Tries(number=view.last_attempt.get(plan.key, 0), failed_nodes=[f.attempt.node for f in view.failed.get(plan.key, ())])
+        """Returns when the task is completed (``work.done`` has the attempt) or has failed for good (``work.failures`` says
+        why). Raises `Fenced` if another owner drives the job, `OutputGone` if an input must be made again first."""
         limit = plan.timeout if plan.timeout is not None else math.inf
         started = trio.current_time()
         work.active += 1
-        with trio.move_on_after(limit) as scope:
-            try:
-                await self._until_done(work, plan, tries, started + limit)
-            except Fenced:
-                raise
-            except DimError as e:
-                work.failures[plan.key] = e
-        if scope.cancelled_caught:
-            waiting = work.waiting.get(plan.key)
-            what = f"; it waited for {waiting}" if waiting else ""
-            work.failures[plan.key] = DimError(
-                f"task {plan.key} was not done within its timeout of {limit:g} s{what}",
-                code=Code.DEADLINE_EXCEEDED,
-                hint="Raise the step's timeout, or free the node.",
-            )
-        work.waiting.pop(plan.key, None)
-        work.placed.pop(plan.key, None)
-        work.active -= 1
+        try:
+            with trio.move_on_after(limit) as scope:
+                try:
+                    work.done[plan.key] = await self._seek(work, plan, started + limit)
+                except Fenced:
+                    raise
+                except DimError as e:
+                    work.failures[plan.key] = e
+            if scope.cancelled_caught:
+                waiting = work.waiting.get(plan.key)
+                what = f"; it waited for {waiting}" if waiting else ""
+                work.failures[plan.key] = DimError(
+                    f"task {plan.key} was not done within its timeout of {limit:g} s{what}",
+                    code=Code.DEADLINE_EXCEEDED,
+                    hint="Raise the step's timeout, or free the node.",
+                )
+        finally:
+            work.waiting.pop(plan.key, None)
+            work.placed.pop(plan.key, None)
+            work.sought.pop(plan.key, None)
+            work.active -= 1
         work.lend_if_stuck()
 
-    async def _until_done(self, work: Work, plan: TaskPlan, tries: _Tries, deadline: float) -> None:
+    async def _seek(self, work: Work, plan: TaskPlan, deadline: float) -> AttemptFact:
         ref, manifest = await self._model(work, plan)
-        inputs = inputs_of(plan, manifest, work.form, lambda key: self._done(work.job, key), work.aggregates)
+        inputs = inputs_of(plan, manifest, work.form, lambda key: _done(work, key), work.aggregates)
+        seek = Seek(plan, ref, manifest, inputs)
+        if (found := await self._found(work, seek)) is not None:
+            return found
+        work.sought[plan.key] = seek
+        with seek.scope:
+            seek.fact = await self._until_done(work, seek, deadline)
+        assert seek.fact is not None  # its scope is cancelled only once it has one
+        return seek.fact
+
+    # --- what is done already ---
+
+    async def _found(self, work: Work, seek: Seek) -> AttemptFact | None:
+        """A finished attempt of a former owner, if its output can still be had; else it is void."""
+        for fact in self._table.view(work.job).completed.get(seek.plan.key, ()):
+            if seek.answered_by(fact):
+                gone = await self._output_gone(fact)
+                if gone is None:
+                    return fact
+                log.info("task.output_gone", job=work.job, task=seek.plan.key, node=fact.attempt.node, reason=gone)
+                self._table.note(work.job, Void(job=work.job, ballot=work.ballot, attempt_id=fact.id, reason=gone))
+        return None
+
+    async def _output_gone(self, fact: AttemptFact) -> str | None:
+        """Why the output cannot be had. A node that lives is taken to have what it made: who needs it will see."""
+        node = fact.attempt.node
+        if await self._values.here(fact.attempt.outputs):
+            return None
+        await self._wait_known(node)
+        return None if self._selector.state(node) == "alive" else await self._values.gone(fact.attempt.outputs, (node,))
+
+    async def _wait_known(self, node: str) -> None:
+        """A node that this one does not know yet, having just come up itself, is waited for a little."""
+        with trio.move_on_after(self._settings.adopt_wait):
+            while self._selector.state(node) is None:
+                await self._selector.wait_changed(self._selector.version())
+
+    def look(self, work: Work, view: JobView) -> None:
+        """The record grew: an attempt that is being sought may have come by another way."""
+        for key, seek in list(work.sought.items()):
+            if seek.fact is None:
+                seek.fact = next((f for f in view.completed.get(key, ()) if seek.answered_by(f)), None)
+                if seek.fact is not None:
+                    seek.scope.cancel()
+
+    # --- trying ---
+
+    async def _until_done(self, work: Work, seek: Seek, deadline: float) -> AttemptFact:
+        plan = seek.plan
+        tries = self._tries(work, seek)
         retries = work.form.form.retries if work.form.form.retries is not None else self._settings.retries
+        if len(tries.failed_nodes) > retries:
+            raise _given_up(plan, tries)
         while True:
-            node = await self._place(work, plan, ref, manifest, tries)
-            error = await self._attempt(work, plan, ref, manifest, inputs, node, tries, deadline)
-            if error is None:
-                return
-            tries.last = error
-            if isinstance(error, Fenced):
-                raise error
-            if isinstance(error, (ResourceExhausted, PermissionDenied)):
-                tries.refusals += 1
-                why = "is busy" if isinstance(error, ResourceExhausted) else "does not take tasks from this orchestrator"
-                work.waiting[plan.key] = f"node {self._selector.name(node)}, which {why}"
-                if isinstance(error, PermissionDenied):
-                    tries.unwilling.add(node)
-            else:
+            assign = await self._adoptable(work, seek, tries)
+            node = assign.node if assign is not None else await self._place(work, seek, tries)
+            try:
+                return await self._attempt(work, seek, node, tries, deadline)
+            except _Failed as failed:
+                error = tries.last = failed.error
                 tries.failed_nodes.append(node)
                 log.info("task.attempt_failed", job=work.job, task=plan.key, node=node, code=error.code.value, reason=error.message)
                 if len(tries.failed_nodes) > retries:
-                    raise _given_up(plan, tries)
+                    raise _given_up(plan, tries) from None
+            except _Refused as refused:
+                tries.last = refused.error
+                tries.refusals += 1
+                busy = isinstance(refused.error, ResourceExhausted)
+                why = "is busy" if busy else "does not take tasks from this orchestrator"
+                work.waiting[plan.key] = f"node {self._selector.name(node)}, which {why}"
+                if not busy:
+                    tries.unwilling.add(node)
             await trio.sleep(self._backoff(len(tries.failed_nodes) + tries.refusals))
+
+    def _tries(self, work: Work, seek: Seek) -> _Tries:
+        key = seek.plan.key
+        failed = [f.attempt for f in self._table.view(work.job).failed.get(key, ()) if f.id not in work.excused]
+        adopt = [
+            *(a for a in work.findings.silent.get(key, ()) if self._selector.state(a.node) in ("alive", None)),
+            *work.findings.running.get(key, ()),
+        ]
+        return _Tries(
+            failed_nodes=[a.node for a in failed],
+            adopt=[a for a in adopt if a.task_key == seek.key(a.node)],
+            last=problem_of(failed[-1]) if failed else None,
+        )
+
+    async def _adoptable(self, work: Work, seek: Seek, tries: _Tries) -> Assign | None:
+        """The next assignment of a former owner to go on with."""
+        while tries.adopt:
+            assign = tries.adopt.pop()
+            work.waiting[seek.plan.key] = f"node {self._selector.name(assign.node)}, which may run it already"
+            await self._wait_known(assign.node)
+            if self._selector.state(assign.node) not in ("alive", "suspect"):
+                continue
+            await work.place.retake()
+            work.waiting.pop(seek.plan.key, None)
+            work.placed[seek.plan.key] = assign.node
+            return assign
+        return None
 
     def _backoff(self, count: int) -> float:
         s = self._settings
@@ -159,9 +235,10 @@ class TaskRunner:
                 work.waiting[plan.key] = f"model {plan.model}: {e.message}"
             await self._wait(work, version)
 
-    async def _place(self, work: Work, plan: TaskPlan, ref: ModelRef, manifest: ModelManifest, tries: _Tries) -> str:
+    async def _place(self, work: Work, seek: Seek, tries: _Tries) -> str:
         """The best node now; waits for one to appear. The tasks of one job go to different nodes where there are
         enough; a node that failed this task is taken again only if there is no other."""
+        plan, ref, manifest = seek.plan, seek.ref, seek.manifest
         gone_since = math.inf
         while True:
             version = self._selector.version()
@@ -199,60 +276,140 @@ class TaskRunner:
         finally:
             work.stuck -= 1
 
-    async def _assign(self, work: Work, assign: Assign) -> None:
-        """Durable before the node hears of it. While this node's disk is full the task waits."""
-        tried = 0
-        while True:
-            try:
-                await self._table.append(work.job, assign)
-            except ResourceExhausted as e:
-                work.waiting[assign.task] = f"room for the job's record: {e.message}"
-            else:
-                work.waiting.pop(assign.task, None)
-                return
-            tried += 1
-            await trio.sleep(self._backoff(tried))
+    # --- one attempt ---
 
-    async def _attempt(
-        self,
-        work: Work,
-        plan: TaskPlan,
-        ref: ModelRef,
-        manifest: ModelManifest,
-        inputs: tuple[TaskInput, ...],
-        node: str,
-        tries: _Tries,
-        deadline: float,
-    ) -> DimError | None:
-        """None on success, else why not. Raises errors that no other node could mend."""
-        key = task_key(plan, ref.cid, inputs, node)
-        tries.number += 1
+    async def _attempt(self, work: Work, seek: Seek, node: str, tries: _Tries, deadline: float) -> AttemptFact:
+        """Raises `_Refused`, `_Failed`, `OutputGone`, or what no other node could mend."""
+        assign_id, assign = await self._assigned(work, seek, node, tries)
+        order = self._order(work, seek, assign, deadline)
+        try:
+            entry = await self._answer(work, seek, node, order, tries, assign_id, assign)
+            fact = self._calls.judge(order, node, entry)
+        except (ResourceExhausted, PermissionDenied) as e:
+            self._note_refusal(work, tries, assign_id, e)
+            raise _Refused(e) from None
+        except DimError as e:
+            if isinstance(e, Fenced) or e.code not in _MENDABLE:
+                raise
+            tries.closed.add((node, assign.attempt))
+            raise _Failed(e) from None
+        if fact.attempt.status == "completed":
+            return fact
+        problem = problem_of(fact.attempt)
+        if not (fact.attempt.retryable or fact.attempt.status == "cancelled"):
+            raise problem
+        await self._check_inputs(work, seek, fact, problem)
+        raise _Failed(problem)
+
+    async def _answer(
+        self, work: Work, seek: Seek, node: str, order: TaskOrder, tries: _Tries, assign_id: str, assign: Assign
+    ) -> SignedEntry:
+        """If the connection breaks while a living node works on the task, it still does: the node is asked once more."""
+
+        def accepted() -> None:
+            if assign_id in tries.refused:
+                tries.refused.discard(assign_id)
+                self._table.note(work.job, msgspec.structs.replace(assign, at=self._clock.wall()))
+
+        def unwanted() -> bool:
+            return seek.fact is not None or self._past(order, sent)
+
+        sent = trio.current_time()
+        call = Call(accepted)
+        with self._selector.sent(node):
+            try:
+                return await self._calls.follow(work, node, order, call, unwanted)
+            except Unavailable:
+                if not call.accepted or self._selector.state(node) != "alive" or self._past(order, sent):
+                    raise
+            await trio.sleep(self._settings.retry_backoff)
+            return await self._calls.follow(work, node, order, call, unwanted)
+
+    @staticmethod
+    def _past(order: TaskOrder, sent: float) -> bool:
+        """Whether the task's own time is up."""
+        return order.timeout is not None and trio.current_time() >= sent + order.timeout
+
+    async def _assigned(self, work: Work, seek: Seek, node: str, tries: _Tries) -> tuple[str, Assign]:
+        """The assignment of this task to this node, durable: the one that the node has not answered yet, or a new one."""
+        view = self._table.view(work.job)
+        task, key = seek.plan.key, seek.key(node)
+        same = [
+            (i, a)
+            for i, a in unanswered(self._table.record(work.job))
+            if (a.task, a.node, a.task_key) == (task, node, key) and (a.node, a.attempt) not in tries.closed
+        ]
+        current = [(i, a) for i, a in same if a.ballot == work.ballot]
+        if current and not work.pending:
+            return current[-1]
         assign = Assign(
             job=work.job,
             ballot=work.ballot,
-            task=plan.key,
-            attempt=tries.number,
+            task=task,
+            attempt=same[-1][1].attempt if same else view.last_attempt.get(task, 0) + 1,
             node=node,
             task_key=key,
-            model_cid=ref.cid,
+            model_cid=seek.ref.cid,
             at=self._clock.wall(),
         )
-        await self._assign(work, assign)
-        order = self._order(work, plan, ref, inputs, assign, deadline)
-        try:
-            with self._selector.sent(node):
-                entry = await self._follow(work, node, order)
-        except (Unavailable, ResourceExhausted, Fenced, PermissionDenied) as e:
-            return e
-        except DimError as e:
-            if e.code in (Code.INTERNAL, Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.ABORTED):
-                return e
-            raise
-        return self._judge(work, order, node, entry)
+        await self._append(work, assign)
+        return next((i for i, a in self._table.record(work.job).items() if a == assign), ""), assign
 
-    def _order(
-        self, work: Work, plan: TaskPlan, ref: ModelRef, inputs: tuple[TaskInput, ...], assign: Assign, deadline: float
-    ) -> TaskOrder:
+    async def _append(self, work: Work, assign: Assign) -> None:
+        """Durable before the node hears of it. While this node's disk is full the task waits. Raises `Fenced`."""
+        tried = 0
+        while True:
+            try:
+                async with work.first:
+                    if work.pending:
+                        await self._take_along(work, assign)
+                        break
+                self._still_mine(work)
+                await self._table.append(work.job, assign)
+                break
+            except ResourceExhausted as e:
+                work.waiting[assign.task] = f"room for the job's record: {e.message}"
+            tried += 1
+            await trio.sleep(self._backoff(tried))
+        work.waiting.pop(assign.task, None)
+        self._still_mine(work)
+
+    async def _take_along(self, work: Work, assign: Assign) -> None:
+        self._still_mine(work)
+        durable = False
+        work.pending = False  # what is noted from now on waits for the next assignment
+        try:
+            await self._table.append(work.job, assign)
+            durable = True
+        finally:
+            work.pending = work.pending or not durable
+
+    def _still_mine(self, work: Work) -> None:
+        owner = self._table.view(work.job).owner
+        if owner != work.ballot:
+            raise Fenced(f"job {work.job} has a new owner", hint="It goes on there.")
+
+    def _note_refusal(self, work: Work, tries: _Tries, assign_id: str, why: DimError) -> None:
+        """For people, who would think that the node works on it; once is enough."""
+        if assign_id not in tries.refused:
+            tries.refused.add(assign_id)
+            entry = Void(job=work.job, ballot=work.ballot, attempt_id=assign_id, reason=why.message)
+            self._table.note(work.job, entry)
+
+    async def _check_inputs(self, work: Work, seek: Seek, failed: AttemptFact, problem: DimError) -> None:
+        """A task that failed for want of what another one made cannot succeed anywhere before that is made again."""
+        if problem.code not in _INPUT_GONE:
+            return
+        for source in seek.plan.sources:
+            if source.kind == "task" and source.ref in work.done:
+                made = work.done[source.ref].attempt
+                gone = await self._values.gone(made.outputs, (made.node,))
+                if gone is not None:
+                    work.excused.add(failed.id)
+                    raise OutputGone(source.ref, gone)
+
+    def _order(self, work: Work, seek: Seek, assign: Assign, deadline: float) -> TaskOrder:
+        plan, ref = seek.plan, seek.ref
         left = deadline - trio.current_time()
         return TaskOrder(
             job=work.job,
@@ -263,7 +420,7 @@ class TaskRunner:
             model_id=ref.id,
             model_cid=ref.cid,
             manifest_cid=ref.manifest_cid,
-            inputs=inputs,
+            inputs=seek.inputs,
             cabinet=cabinet_of(plan),
             reduce=plan.reduce,
             vote_output=plan.vote_output,
@@ -274,91 +431,21 @@ class TaskRunner:
             principal=self._principal(work.job),
         )
 
-    async def _follow(self, work: Work, node: str, order: TaskOrder) -> SignedEntry:
-        """The signed attempt. A node that is seen to die, or that is silent past the deadline, is
-        `Unavailable`. When cancelled, the node is told."""
-        received: list[SignedEntry] = []
-        dead = trio.Event()
-        grace = math.inf if order.timeout is None else order.timeout + self._settings.deadline_grace
-        answered = False
-        try:
-            with trio.move_on_after(grace):
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._cancel_when_dead, node, dead, nursery.cancel_scope)
-                    await self._receive(work, node, order, received)
-                    answered = True
-                    nursery.cancel_scope.cancel()
-        except BaseExceptionGroup as group:
-            refusals, others = group.split(DimError)
-            if refusals is None or others is not None:
-                raise
-            answered = True
-            raise next(leaves(refusals)) from None
-        finally:
-            if not answered and not dead.is_set():
-                await self._tell_cancelled(node, order)
-        if not received:
-            raise Unavailable(f"node {self._selector.name(node)} went silent while it worked on {order.task}")
-        return received[-1]
-
-    async def _receive(self, work: Work, node: str, order: TaskOrder, received: list[SignedEntry]) -> None:
-        async with aclosing(self._client.run_task(node, order)) as updates:
-            async for update in updates:
-                if update.entry is not None:
-                    received.append(update.entry)
-                elif work.stage is not None:
-                    work.stage(update.stage)
-
-    async def _cancel_when_dead(self, node: str, dead: trio.Event, scope: trio.CancelScope) -> None:
-        await self._selector.wait_dead(node)
-        dead.set()
-        scope.cancel()
-
-    async def _tell_cancelled(self, node: str, order: TaskOrder) -> None:
-        with trio.move_on_after(self._settings.cancel_timeout, shield=True):
-            try:
-                await self._client.cancel_task(node, order.job, order.task, order.attempt, order.ballot)
-            except DimError as e:
-                log.debug("task.cancel_not_confirmed", job=order.job, task=order.task, node=node, reason=e.message)
-
-    def _judge(self, work: Work, order: TaskOrder, node: str, entry: SignedEntry) -> DimError | None:
-        try:
-            body = check_entry(entry, verify)
-        except EntryRefused as e:
-            return Unavailable(f"node {self._selector.name(node)} answered with an unusable receipt: {e}")
-        if not isinstance(body, Attempt) or (body.job, body.task, body.attempt, body.task_key, body.node) != (
-            order.job,
-            order.task,
-            order.attempt,
-            order.task_key,
-            node,
-        ):
-            return Unavailable(f"node {self._selector.name(node)} answered for another task")
-        self._table.note_signed(work.job, entry)
-        if body.status == "completed":
-            return None
-        error = body.error
-        code = Code(error.code) if error and error.code in Code.__members__ else Code.INTERNAL
-        problem = DimError(error.message if error else f"the task was {body.status}", code=code, hint=error.hint if error else "")
-        if body.retryable or body.status == "cancelled":
-            return problem
-        raise problem
-
-    def _done(self, job: str, key: str) -> Attempt:
-        found = self._table.view(job).attempts.get(key)
-        if found is None:
-            raise InvalidArgument(f"task {key} has no output yet")
-        return found.attempt
-
     def _producers(self, work: Work, plan: TaskPlan) -> tuple[str, ...]:
         """Nodes that made the tensors this task reads, and this node, which has the client's."""
-        view = self._table.view(work.job)
-        found = [view.attempts[s.ref].attempt.node for s in plan.sources if s.kind == "task" and s.ref in view.attempts]
+        found = [work.done[s.ref].attempt.node for s in plan.sources if s.kind == "task" and s.ref in work.done]
         return (*found, work.ballot.peer)
 
     def _principal(self, job: str) -> str:
         core = self._table.view(job).core
         return core.principal if core else ""
+
+
+def _done(work: Work, key: str) -> Attempt:
+    found = work.done.get(key)
+    if found is None:
+        raise InvalidArgument(f"task {key} has no output yet")
+    return found.attempt
 
 
 def _others(placed: Mapping[str, str], task: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dimnode.domain.tensors import TensorValue, from_npy, from_numpy, to_npy, to_numpy
 from dimnode.errors import DimError, InvalidArgument, ResourceExhausted, Unavailable
-from p2p.ipfs.api import BadCid, ContentError, ContentStore, DiskFull, TooLarge
+from p2p.ipfs.api import BadCid, BlockCorrupt, BlockMissing, ContentError, ContentStore, DiskFull, TooLarge
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -27,13 +27,17 @@ async def in_thread(fn: Callable[..., T], *args: Any) -> T:
 
 
 class Values:
-    """Reads and writes tensors by the inline limit. ``fetch_timeout``: seconds without progress."""
+    """Reads and writes tensors by the inline limit. ``fetch_timeout``: seconds without progress; ``probe_timeout``: the same
+    until a value is taken for lost."""
 
-    def __init__(self, store: ContentStore, inline_bytes: int, fetch_timeout: float, compute: Compute = in_thread) -> None:
+    def __init__(
+        self, store: ContentStore, inline_bytes: int, fetch_timeout: float, compute: Compute = in_thread, probe_timeout: float = 2.0
+    ) -> None:
         self._compute = compute
         self._store = store
         self._inline = inline_bytes
         self._timeout = fetch_timeout
+        self._probe = probe_timeout
 
     async def read(self, value: TensorValue, providers: Collection[str] = ()) -> Array:
         """The array of a value, fetched if it is by CID. Raises `Unavailable`, `InvalidArgument`."""
@@ -49,6 +53,21 @@ class Values:
 
     async def read_all(self, values: Mapping[str, TensorValue], providers: Collection[str] = ()) -> dict[str, Array]:
         return {name: await self.read(value, providers) for name, value in values.items()}
+
+    async def here(self, values: Mapping[str, TensorValue]) -> bool:
+        """Whether nothing of it would have to be fetched, as far as can be told at once."""
+        return all([await self._store.has(v.cid) for v in values.values() if v.cid is not None])
+
+    async def gone(self, values: Mapping[str, TensorValue], providers: Collection[str]) -> str | None:
+        """Why these values cannot be had any more: nobody has all of them. None if they can; then they are here."""
+        for name, value in values.items():
+            if value.cid is None:
+                continue
+            try:
+                await self._store.fetch(value.cid, providers=providers, timeout=self._probe)
+            except (BlockMissing, BlockCorrupt) as e:
+                return f"{name}: {e}"
+        return None
 
     async def write(self, array: Array) -> TensorValue:
         """Inline if small, else a durable, pinned block; dtype and shape are kept either way."""

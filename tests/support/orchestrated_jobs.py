@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,10 +11,11 @@ import trio
 
 from dimnode.domain.job_form import JobForm, parse_job_form
 from dimnode.domain.tensors import from_numpy, to_json
+from dimnode.errors import DimError
 from dimnode.orchestrator import Orchestrator, OrchestratorSettings
-from dimnode.records.table import TableSettings
+from dimnode.records.table import RecordTable, TableSettings
 from dimnode.state.memory_journal import MemoryJournal
-from tests.support.orchestration import FakeSwarm
+from tests.support.orchestration import FakeSwarm, identity
 
 
 async def double_model(swarm: FakeSwarm, model_id: str = "double") -> None:
@@ -34,11 +35,26 @@ def form(**changes: Any) -> JobForm:
 async def running(
     swarm: FakeSwarm, journal: MemoryJournal | None = None, keep: TableSettings | None = None, **settings: Any
 ) -> AsyncGenerator[Orchestrator]:
-    orchestrator = swarm.orchestrator(journal or MemoryJournal(), OrchestratorSettings(**settings), keep=keep)
+    journal = journal or MemoryJournal()
+    table = RecordTable(journal, identity("orchestrator"), settings=keep)
+    await table.open()
+    orchestrator = swarm.orchestrator(journal, OrchestratorSettings(**settings), table=table)
     async with trio.open_nursery() as nursery:
         await nursery.start(orchestrator.run)
         yield orchestrator
         nursery.cancel_scope.cancel()
+
+
+def held_by(gate: trio.Event, error: DimError | None = None) -> Callable[[Any], Awaitable[None]]:
+    """A task that runs until the gate opens, and fails then if there is an error to fail with."""
+
+    async def behave(order: Any) -> None:
+        del order
+        await gate.wait()
+        if error is not None:
+            raise error
+
+    return behave
 
 
 async def finished(orchestrator: Orchestrator, job: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ coordinator and patterns; the nodes run plain functions instead of agents."""
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +17,10 @@ from dimnode.domain.node import CabinetInfo, Capabilities, Heartbeat, Load, Node
 from dimnode.domain.record import Attempt, Ballot, ErrorInfo, Receipt
 from dimnode.domain.task import TaskOrder, TaskUpdate
 from dimnode.domain.tensors import content_digest, from_npy, from_numpy, to_numpy
-from dimnode.errors import DimError, NotFound
+from dimnode.errors import DimError, NotFound, Unavailable
 from dimnode.orchestrator import Orchestrator, OrchestratorSettings, build_orchestrator
 from dimnode.ports import NodeView
+from dimnode.records.messages import AttemptsAnswer, AttemptsRequest
 from dimnode.records.table import RecordTable, TableSettings
 from dimnode.security.signing import sign_entry
 from dimnode.state.memory_journal import MemoryJournal
@@ -26,6 +28,7 @@ from dimnode.swarm.models import SwarmModels
 from p2p.identity import Identity
 from p2p.ipfs.memory import MemoryStore
 from patterns.reduce import reduce_outputs
+from tests.support.fake_daemon import FakeDaemon, answer
 
 Function = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
@@ -46,7 +49,12 @@ class FakeNode:
     loaders: tuple[str, ...] = ("onnx",)
     seconds: float = 0.01
     behave: Callable[[TaskOrder], Any] | None = None
+    refuse: Callable[[TaskOrder], DimError | None] | None = None
+    """Why a task is not taken, before it is accepted."""
     orders: list[TaskOrder] = field(default_factory=list)
+    """All that came, also for what runs already."""
+    runs: list[TaskOrder] = field(default_factory=list)
+    """What was begun."""
     cancelled: list[str] = field(default_factory=list)
     forge: str | None = None
     """Sign with this name's key instead."""
@@ -65,6 +73,7 @@ class FakeSwarm:
     def __init__(self, nodes: Sequence[FakeNode]) -> None:
         self.by_peer = {n.peer: n for n in nodes}
         self.store = MemoryStore()
+        self._daemons: dict[str, FakeDaemon] = {}
         self.functions: dict[str, Function] = {}
         self.manifests: dict[str, ModelManifest] = {}
         self.refs: list[ModelRef] = []
@@ -116,7 +125,7 @@ class FakeSwarm:
         return self.version
 
     async def wait_gone(self, peer: str) -> None:
-        while self.by_peer[peer].state not in ("dead", "removed"):
+        while peer in self.by_peer and self.by_peer[peer].state not in ("dead", "removed"):
             await self._changed.wait()
 
     def announce(self, **changes: Any) -> None:
@@ -130,6 +139,13 @@ class FakeSwarm:
     def kill(self, name: str) -> None:
         node = next(n for n in self.by_peer.values() if n.name == name)
         node.state = "dead"
+        self.daemon(node.peer).die()
+        self.touch()
+
+    def revive(self, name: str) -> None:
+        node = next(n for n in self.by_peer.values() if n.name == name)
+        node.state = "alive"
+        self.daemon(node.peer).up = True
         self.touch()
 
     def _beat(self, node: FakeNode) -> Heartbeat:
@@ -153,10 +169,24 @@ class FakeSwarm:
     # --- daemon client ---
 
     async def run_task(self, peer: str, order: TaskOrder) -> AsyncGenerator[TaskUpdate, None]:
+        if peer not in self.by_peer:
+            raise Unavailable("the node cannot be reached")
         node = self.by_peer[peer]
         node.orders.append(order)
-        yield TaskUpdate(stage="accepted")
-        yield TaskUpdate(stage="running")
+        if node.refuse is not None and (error := node.refuse(order)) is not None:
+            raise error
+        async with aclosing(self.daemon(peer).run_task(order)) as updates:
+            async for update in updates:
+                yield update
+
+    def daemon(self, peer: str) -> FakeDaemon:
+        if peer not in self._daemons:
+            node = self.by_peer[peer]
+            self._daemons[peer] = FakeDaemon(lambda order: self._run(node, order), lambda order: self._cancelled(node, order))
+        return self._daemons[peer]
+
+    async def _run(self, node: FakeNode, order: TaskOrder) -> Any:
+        node.runs.append(order)
         error: DimError | None = None
         try:
             if node.behave is not None:
@@ -166,7 +196,26 @@ class FakeSwarm:
             if not getattr(e, "in_attempt", False):
                 raise
             error = e
-        yield TaskUpdate(stage="finished", entry=await self.sign_attempt(node, order, error))
+        return await self.sign_attempt(node, order, error)
+
+    def _cancelled(self, node: FakeNode, order: TaskOrder) -> Any:
+        attempt = Attempt(
+            job=order.job,
+            ballot=order.ballot,
+            task=order.task,
+            attempt=order.attempt,
+            task_key=order.task_key,
+            node=node.peer,
+            status="cancelled",
+        )
+        return sign_entry(attempt, node.identity)
+
+    async def ask(self, peer: str, request: AttemptsRequest) -> AttemptsAnswer | None:
+        """`dimnode.orchestrator.takeover.Ask`"""
+        daemon = self.daemon(peer) if peer in self.by_peer else None
+        if daemon is None or daemon.deaf or not daemon.up:
+            return None
+        return AttemptsAnswer(reports=tuple(await answer(daemon, request.jobs)))
 
     async def sign_attempt(self, node: FakeNode, order: TaskOrder, error: DimError | None = None) -> Any:
         common: dict[str, Any] = {
@@ -213,9 +262,11 @@ class FakeSwarm:
         return {order.rename_outputs.get(n, n): from_numpy(np.asarray(a)) for n, a in out.items()}, rows
 
     async def cancel_task(self, peer: str, job: str, task: str, attempt: int, ballot: Ballot) -> bool:
-        del job, attempt, ballot
+        if peer not in self.by_peer:
+            raise Unavailable("the node cannot be reached")
+        found = self.daemon(peer).cancel(job, task, attempt, ballot)
         self.by_peer[peer].cancelled.append(task)
-        return True
+        return found
 
     async def health(self, peer: str) -> Mapping[str, Any]:
         raise NotFound(peer)
@@ -244,13 +295,13 @@ class FakeSwarm:
             boot=boot,
             signer=identity(name),
             table=table or RecordTable(journal, identity(name), settings=keep),
-            journal=journal,
             store=self.store,
             registry=self,
             models=SwarmModels(self, self.store),
             client=self,
             clock=TrioClock(),
             settings=settings or OrchestratorSettings(),
+            ask=self.ask,
             compute=in_place,
         )
 

@@ -18,7 +18,7 @@ from dimnode.orchestrator.values import Values
 from dimnode.records.table import TableSettings
 from dimnode.state.memory_journal import MemoryJournal
 from p2p.ipfs.api import BlockMissing, DiskFull
-from tests.support.orchestrated_jobs import double_model, finished, form, outcome, running
+from tests.support.orchestrated_jobs import double_model, finished, form, held_by, outcome, running
 from tests.support.orchestration import FakeNode, FakeSwarm, failing
 
 CONCAT = {"model_id": "double", "aggregation": {"method": "concat"}}
@@ -119,19 +119,20 @@ async def test_a_full_block_store_fails_what_needs_it_and_not_the_node(
 
 
 async def test_a_full_disk_at_the_start_of_a_term_does_not_stop_what_can_be_served(autojump_clock: MockClock) -> None:
-    node = FakeNode("a", behave=hang)
+    gate = trio.Event()
+    node = FakeNode("a", behave=held_by(gate))
     swarm = FakeSwarm([node])
     await double_model(swarm)
     journal = MemoryJournal()
     async with running(swarm, journal) as first:
         accepted = await first.submit(form(), "me")
         await trio.sleep(1)
-    node.behave = None
     journal.disk.full = True
     async with running(swarm, journal) as second:
         assert (await second.get(accepted.job_id))["job_id"] == accepted.job_id
         await trio.sleep(5)
         journal.disk.full = False
+        gate.set()
         assert (await finished(second, accepted.job_id))["status"] == "completed"
 
 
@@ -150,38 +151,41 @@ async def test_an_owner_that_is_fenced_writes_no_outcome(autojump_clock: MockClo
 
 
 async def test_training_goes_on_in_the_round_where_a_restart_interrupted_it(autojump_clock: MockClock) -> None:
-    async def hang_in_round_1(order: Any) -> None:
+    gate = trio.Event()
+
+    async def hold_round_1(order: Any) -> None:
         if order.task.startswith("r1/"):
-            await trio.sleep_forever()
+            await gate.wait()
 
     nodes = [ward("a"), ward("b")]
     for n in nodes:
-        n.behave = hang_in_round_1
+        n.behave = hold_round_1
     swarm = FakeSwarm(nodes)
     job = await training(swarm)
     journal = MemoryJournal()
     async with running(swarm, journal) as first:
         accepted = await first.submit(job, "me")
         await trio.sleep(1)
-    for n in nodes:
-        n.behave = None
     async with running(swarm, journal) as second:
+        await trio.sleep(1)
+        gate.set()
         last = await finished(second, accepted.job_id)
         result = await second.result(accepted.job_id)
     assert last["status"] == "completed"
     np.testing.assert_allclose(to_numpy(result["outputs"]["w2"]), [3.0, 3.0])
+    assert [o.task for o in nodes[0].runs] == ["r0/s0", "r1/s0", "r2/s0"]
     assert [o.task for o in nodes[0].orders] == ["r0/s0", "r1/s0", "r1/s0", "r2/s0"]
 
 
 async def test_a_job_is_resumed_before_its_nodes_are_seen_again(autojump_clock: MockClock) -> None:
-    b = FakeNode("b", behave=hang)
+    gate = trio.Event()
+    b = FakeNode("b", behave=held_by(gate))
     swarm = FakeSwarm([FakeNode("a"), b])
     await double_model(swarm)
     journal = MemoryJournal()
     async with running(swarm, journal) as first:
         accepted = await first.submit(form(config={"pipeline": [{"step": 1, "model_id": "double", "node_id": "b"}]}), "me")
         await trio.sleep(1)
-    b.behave = None
     del swarm.by_peer[b.peer]
     swarm.touch()
     async with running(swarm, journal) as second:
@@ -189,16 +193,17 @@ async def test_a_job_is_resumed_before_its_nodes_are_seen_again(autojump_clock: 
         assert (await second.get(accepted.job_id))["status"] != "failed"
         swarm.by_peer[b.peer] = b
         swarm.touch()
+        gate.set()
         assert (await finished(second, accepted.job_id))["status"] == "completed"
+    assert len(b.runs) == 1
 
 
 async def test_tries_before_a_restart_count(autojump_clock: MockClock) -> None:
+    gate = trio.Event()
+
     async def broken(order: Any) -> None:
         if order.attempt >= 3:
-            await trio.sleep_forever()
-        raise failing("the agent crashed")
-
-    async def always_broken(order: Any) -> None:
+            await gate.wait()
         raise failing("the agent crashed")
 
     node = FakeNode("a", behave=broken)
@@ -208,10 +213,10 @@ async def test_tries_before_a_restart_count(autojump_clock: MockClock) -> None:
     async with running(swarm, journal, retries=2) as first:
         accepted = await first.submit(form(), "me")
         await trio.sleep(20)
-    node.behave = always_broken
     async with running(swarm, journal, retries=2) as second:
+        gate.set()
         assert (await finished(second, accepted.job_id))["status"] == "failed"
-    assert [o.attempt for o in node.orders] == [1, 2, 3, 4]
+    assert [o.attempt for o in node.runs] == [1, 2, 3]
 
 
 async def test_a_key_sent_twice_at_once_is_one_job_driven_once(autojump_clock: MockClock) -> None:
@@ -441,8 +446,7 @@ async def test_a_job_that_waits_for_its_cabinets_node_lends_its_place_and_takes_
         nodes[1].behave = None
         with trio.fail_after(10):
             assert (await outcome(orchestrator, form()))["status"] == "completed"
-        nodes[1].state = "alive"
-        swarm.touch()
+        swarm.revive("b")
         assert (await finished(orchestrator, first.job_id))["status"] == "completed"
         with trio.fail_after(10):
             assert (await outcome(orchestrator, form()))["status"] == "completed"

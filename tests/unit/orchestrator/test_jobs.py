@@ -21,7 +21,7 @@ from dimnode.errors import (
     Unavailable,
 )
 from dimnode.state.memory_journal import MemoryJournal
-from tests.support.orchestrated_jobs import double_model, finished, form, outcome, running
+from tests.support.orchestrated_jobs import double_model, finished, form, held_by, outcome, running
 from tests.support.orchestration import FakeNode, FakeSwarm, failing
 
 
@@ -286,20 +286,19 @@ async def test_an_accepted_job_survives_a_crash_and_finishes_under_a_higher_ball
     swarm = FakeSwarm([a])
     await double_model(swarm)
     journal = MemoryJournal()
-
-    async def hang(order: Any) -> None:
-        await trio.sleep_forever()
-
-    a.behave = hang
+    gate = trio.Event()
+    a.behave = held_by(gate)
     async with running(swarm, journal) as first:
         accepted = await first.submit(form(), "me")
         await trio.sleep(1)
-    a.behave = None
     async with running(swarm, journal) as second:
+        gate.set()
         last = await finished(second, accepted.job_id)
         result = await second.result(accepted.job_id)
     assert last["status"] == "completed"
     assert last["epoch"] == 2
+    assert len(a.runs) == 1
+    assert a.cancelled == []
     np.testing.assert_array_equal(to_numpy(result["outputs"]["y"]), np.full((3, 2), 2, np.float32))
 
 

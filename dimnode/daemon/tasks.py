@@ -58,7 +58,7 @@ class Tasks:
         self._accepting: dict[Place, trio.Event] = {}
         self._entering = 0
         """Orders that are being written down."""
-        self._cancelled: dict[Place, None] = {}
+        self._cancelled: dict[Place, Ballot] = {}
         """Cancelled before they came: a cancel may overtake its order."""
         self.running = 0
         self._nursery: trio.Nursery | None = None
@@ -136,7 +136,7 @@ class Tasks:
             await accepting.wait()
         found = self._here.get(place)
         if found is None:
-            self._cancelled[place] = None
+            self._cancelled[place] = ballot
             while len(self._cancelled) > self._settings.remembered_tasks:
                 del self._cancelled[next(iter(self._cancelled))]
             return False
@@ -253,7 +253,7 @@ class Tasks:
         execution.stage("accepted")
         self._here[execution.place][execution.order.task_key] = execution
         self.counters["accepted"] += 1
-        if execution.place in self._cancelled:
+        if execution.ballot <= self._cancelled.get(execution.place, _LOWEST):
             execution.cancel("cancelled")
         self._nursery.start_soon(self._execute, execution)
         self._dispatch()

@@ -125,8 +125,10 @@ async def test_a_cancel_that_meets_or_overtakes_its_order_counts(autojump_clock:
         assert await bench.tasks.cancel("job-1", "meets", 1, owner(1))
         assert not await bench.tasks.cancel("job-1", "overtakes", 1, owner(1))
         assert (await bench.take(order("meets", seconds=50))).status == "cancelled"
+        assert not await bench.tasks.cancel("job-1", "overtakes too", 1, owner(1))
         assert (await bench.take(order("overtakes", seconds=50))).status == "cancelled"
         assert (await bench.take(order("overtakes", attempt=2))).status == "completed"
+        assert (await bench.take(order("overtakes too", n=2))).status == "completed"  # the new owner's word counts
 
 
 # --- adoption -------------------------------------------------------------------------------------

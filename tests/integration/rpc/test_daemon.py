@@ -58,7 +58,7 @@ async def test_only_trusted_nodes_give_tasks_and_any_known_one_sees_the_health()
             await a.client.prewarm("b", "x", "y", [])
 
 
-async def test_closing_the_updates_cancels_the_task() -> None:
+async def test_closing_the_updates_ends_the_stream_at_the_daemon() -> None:
     async with tls_swarm() as swarm:
         a, b = await swarm.node("a"), await swarm.node("b", trusted=["a"])
         async with aclosing(a.client.run_task("b", an_order())) as updates:

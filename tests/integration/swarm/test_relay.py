@@ -16,6 +16,13 @@ class NoSeats:
     def seats(self) -> tuple[Any, ...]:
         return ()
 
+    def changed(self) -> int:
+        return 0
+
+    async def wait_changed(self, since: int) -> int:
+        await trio.sleep_forever()
+        return since
+
 
 def closed_port() -> tuple[str, int]:
     with socket.socket() as s:

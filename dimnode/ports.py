@@ -63,11 +63,13 @@ class Journal(Protocol):
     """The node's durable memory: SQLite, WAL, ``synchronous=FULL``. Concurrent appends share one
     transaction (group commit)."""
 
-    async def append(self, entries: Sequence[SignedEntry], *, under: Mapping[str, Ballot] | None = None) -> dict[str, Ballot]:
+    async def append(
+        self, entries: Sequence[SignedEntry], *, under: Mapping[str, Ballot] | None = None, fresh: Collection[str] = ()
+    ) -> dict[str, Ballot]:
         """Returns when the entries are fsynced. Known entries are ignored, and those that the record does not keep
         (`dimnode.core.job_record`: compaction). A claim raises the job's ballot. ``under``: jobs with the ballots under which
-        their entries were decided; where a higher one is known, nothing of that job is stored. Returns those higher ones.
-        Raises `ResourceExhausted` when the disk is full."""
+        their entries were decided; where a higher one is known, nothing of that job is stored. ``fresh``: those of them
+        that are just being accepted; there any other ballot counts, also a lower one. Returns the ballots that fence. Raises `ResourceExhausted` when the disk is full."""
         ...
 
     async def load(self, job: str) -> tuple[SignedEntry, ...]:
@@ -105,6 +107,10 @@ class Journal(Protocol):
     async def digests(self, after: str, limit: int, *, parts: bool = False) -> tuple[JobDigest, ...]:
         """Jobs that have a core, or are deleted, with ids above ``after`` in order: for anti-entropy and retention.
         ``parts``: instead those of which there are only parts, what this node signed when it ran tasks for others."""
+        ...
+
+    async def digests_of(self, jobs: Sequence[str]) -> dict[str, JobDigest]:
+        """As `digests`, of these; those of which there is no core are left out."""
         ...
 
     async def forget(self, jobs: Sequence[str]) -> None:

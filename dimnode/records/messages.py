@@ -36,7 +36,11 @@ class JobEntries(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoreRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Each job once."""
+
     jobs: tuple[JobEntries, ...]
+    merge: bool = False
+    """Parts of records by somebody who holds copies, not decisions of an owner: all is taken and nothing fenced."""
 
 
 class StoreResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,20 +75,25 @@ class CompareRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 class CompareAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """``want``: jobs whose records the asked node has not and shall have. ``differ``: of jobs that both hold differently,
-    all entries of the asked node (bounded in size; the rest comes next time)."""
+    all entries of the asked node. ``more``: such jobs whose entries did not fit: to be fetched."""
 
     want: tuple[str, ...] = ()
     differ: tuple[JobEntries, ...] = ()
+    more: tuple[str, ...] = ()
 
 
 class FetchRequest(msgspec.Struct, frozen=True, kw_only=True):
     jobs: tuple[str, ...]
+    after: str = ""
+    """Of the first job only entries with ids above this one."""
 
 
 class FetchAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """Those that are held here, as far as they fit into one answer."""
+    """Those that are held here, as far as they fit into one answer, entries by id. ``cut``: the last one is not whole, and
+    whatever was asked for after it was not looked at."""
 
     jobs: tuple[JobEntries, ...]
+    cut: bool = False
 
 
 class BlocksRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,12 +8,13 @@ are noted at once and become durable together with the next decision.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import trio
 
-from dimnode.core.job_record import Record
+from dimnode.core.job_record import DIGEST_BYTES, Record, id_bits
 from dimnode.core.job_view import JobView, view
 from dimnode.domain.record import Attempt, Ballot, Body, Claim, OutcomeEntry, SignedEntry
 from dimnode.errors import Fenced, NotFound
@@ -123,6 +124,24 @@ class RecordTable:
     async def find(self, job: str) -> Record:
         """The record, from the journal if it is not in memory; to be read only. Raises `NotFound`."""
         return (await self._find(job)).record
+
+    async def find_many(self, jobs: Sequence[str]) -> dict[str, Record]:
+        """As `find`, for many in one go; unknown jobs are left out."""
+        away = await self._journal.load_many(missing) if (missing := [job for job in jobs if not self.holds(job)]) else {}
+        found: dict[str, Record] = {}
+        for job in jobs:
+            state = self._active.get(job) or self._finished.get(job)
+            if state is None and job in away:
+                state = self._take_in(job, away[job])
+            if state is not None:
+                found[job] = state.record
+        return found
+
+    def digest(self, job: str) -> bytes:
+        """Of what is durable of a job that is in memory."""
+        state = self._known(job)
+        noted = reduce(lambda bits, i: bits ^ id_bits(i), {e.id for e in state.noted if e.id in state.record}, 0)
+        return (int.from_bytes(state.record.digest, "big") ^ noted).to_bytes(DIGEST_BYTES, "big")
 
     def holds(self, job: str) -> bool:
         """Whether it is in memory."""
@@ -280,10 +299,15 @@ class RecordTable:
         return (await self.merge_many([(job, entries)]))[0].grew
 
     async def merge_many(
-        self, jobs: Sequence[tuple[str, Sequence[SignedEntry]]], *, under: Mapping[str, Ballot] | None = None
+        self,
+        jobs: Sequence[tuple[str, Sequence[SignedEntry]]],
+        *,
+        under: Mapping[str, Ballot] | None = None,
+        fresh: Collection[str] = (),
     ) -> list[Merged]:
         """`merge` for several jobs (each once), in one transaction. ``under``: jobs with the ballots under which another node
         decided what it sends; where a higher one is known here, also by a fence alone, nothing of that job is stored.
+        ``fresh``: those of them that are just being accepted; there any other ballot fences.
         Raises `ResourceExhausted` when the disk is full."""
         under = under or {}
         away = await self._journal.load_many(missing) if (missing := [job for job, _ in jobs if not self.holds(job)]) else {}
@@ -294,7 +318,7 @@ class RecordTable:
             new[job] = [e for e in entries if e.id not in known]
         fenced: Mapping[str, Ballot] = {}
         if under or any(new.values()):
-            fenced = await self._journal.append([e for entries in new.values() for e in entries], under=under)
+            fenced = await self._journal.append([e for entries in new.values() for e in entries], under=under, fresh=fresh)
         return [
             Merged(job, job not in fenced and self._absorb(job, away.get(job, ()), found), fenced.get(job)) for job, found in new.items()
         ]

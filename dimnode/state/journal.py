@@ -13,7 +13,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,8 @@ from dimnode.state import rows, schema
 T = TypeVar("T")
 Op = Callable[[sqlite3.Connection], Any]
 
+_DIGESTS = "SELECT job, digest, finished, at FROM jobs WHERE"
+_WHOLE = f"(core IS NOT NULL OR final = {rows.DELETED:d})"
 _NO_ROOM = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM})
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
@@ -125,7 +127,9 @@ class SqliteJournal:
 
     # --- dimnode.ports.Journal ------------------------------------------------------------------
 
-    async def append(self, entries: Sequence[SignedEntry], *, under: Mapping[str, Ballot] | None = None) -> dict[str, Ballot]:
+    async def append(
+        self, entries: Sequence[SignedEntry], *, under: Mapping[str, Ballot] | None = None, fresh: Collection[str] = ()
+    ) -> dict[str, Ballot]:
         by_job: dict[str, list[rows.Row]] = {job: [] for job in under or ()}
         for entry in entries:
             r = rows.row(entry)
@@ -133,7 +137,7 @@ class SqliteJournal:
         if not by_job:
             return {}
         at = self._wall()
-        return await self._write(lambda c: _append(c, by_job, under or {}, at), lambda fenced: self._learn(by_job, fenced))
+        return await self._write(lambda c: _append(c, by_job, under or {}, fresh, at), lambda fenced: self._learn(by_job, fenced))
 
     def _learn(self, by_job: Mapping[str, list[rows.Row]], fenced: Mapping[str, Ballot]) -> None:
         """Claims among what was appended fence: what is remembered rises with them."""
@@ -189,10 +193,15 @@ class SqliteJournal:
             self._ballots.popitem(last=False)
 
     async def digests(self, after: str, limit: int, *, parts: bool = False) -> tuple[JobDigest, ...]:
-        whole = f"(core IS NOT NULL OR final = {rows.DELETED:d})"
-        statement = f"SELECT job, digest, finished, at FROM jobs WHERE job > ? AND {'NOT ' if parts else ''}{whole} ORDER BY job LIMIT ?"  # noqa: S608
-        found = await self._read(statement, (after, limit))
-        return tuple(JobDigest(job, digest.to_bytes(8, "big", signed=True), bool(finished), at) for job, digest, finished, at in found)
+        statement = f"{_DIGESTS} job > ? AND {'NOT ' if parts else ''}{_WHOLE} ORDER BY job LIMIT ?"
+        return tuple(_digest(*columns) for columns in await self._read(statement, (after, limit)))
+
+    async def digests_of(self, jobs: Sequence[str]) -> dict[str, JobDigest]:
+        if not jobs:
+            return {}
+        marks = ",".join("?" * len(jobs))
+        found = await self._read(f"{_DIGESTS} job IN ({marks}) AND {_WHOLE}", tuple(jobs))
+        return {columns[0]: _digest(*columns) for columns in found}
 
     async def forget(self, jobs: Sequence[str]) -> None:
         if jobs:
@@ -323,15 +332,20 @@ def _select(connection: sqlite3.Connection, statement: str, values: Sequence[Any
 
 
 def _append(
-    connection: sqlite3.Connection, by_job: Mapping[str, list[rows.Row]], under: Mapping[str, Ballot], at: float
+    connection: sqlite3.Connection, by_job: Mapping[str, list[rows.Row]], under: Mapping[str, Ballot], fresh: Collection[str], at: float
 ) -> dict[str, Ballot]:
     fenced: dict[str, Ballot] = {}
     for job, found in by_job.items():
-        if job in under and (highest := rows.highest_ballot(connection, job)) is not None and highest > under[job]:
+        if job in under and rows.fences(highest := rows.highest_ballot(connection, job), under[job], fresh=job in fresh):
+            assert highest is not None
             fenced[job] = highest
         else:
             rows.insert(connection, job, found, at)
     return fenced
+
+
+def _digest(job: str, digest: int, finished: int, at: float) -> JobDigest:
+    return JobDigest(job, digest.to_bytes(8, "big", signed=True), bool(finished), at)
 
 
 def _dim_error(e: sqlite3.Error) -> DimError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -58,18 +58,23 @@ class MemoryJournal:
         self._gone = True
         return MemoryJournal(self.disk, self.sync, self._wall)
 
-    async def append(self, entries: Sequence[SignedEntry], *, under: Mapping[str, Ballot] | None = None) -> dict[str, Ballot]:
+    async def append(
+        self, entries: Sequence[SignedEntry], *, under: Mapping[str, Ballot] | None = None, fresh: Collection[str] = ()
+    ) -> dict[str, Ballot]:
         by_job: dict[str, list[rows.Row]] = {job: [] for job in under or ()}
         for entry in entries:
             r = rows.row(entry)
             by_job.setdefault(r.job, []).append(r)
         at = self._wall()
-        return await self._write(lambda: self._append(by_job, under or {}, at))
+        return await self._write(lambda: self._append(by_job, under or {}, fresh, at))
 
-    def _append(self, by_job: Mapping[str, list[rows.Row]], under: Mapping[str, Ballot], at: float) -> dict[str, Ballot]:
+    def _append(
+        self, by_job: Mapping[str, list[rows.Row]], under: Mapping[str, Ballot], fresh: Collection[str], at: float
+    ) -> dict[str, Ballot]:
         fenced: dict[str, Ballot] = {}
         for job, found in by_job.items():
-            if job in under and (highest := self.disk.ballots.get(job)) is not None and highest > under[job]:
+            if job in under and rows.fences(highest := self.disk.ballots.get(job), under[job], fresh=job in fresh):
+                assert highest is not None
                 fenced[job] = highest
             else:
                 self._insert(job, found, at)
@@ -123,9 +128,19 @@ class MemoryJournal:
 
     async def digests(self, after: str, limit: int, *, parts: bool = False) -> tuple[JobDigest, ...]:
         await self._read()
-        disk = self.disk
-        found = [job for job, r in disk.records.items() if job > after and parts != (job in disk.cores or _rank(r) == rows.DELETED)]
-        return tuple(JobDigest(job, disk.records[job].digest, _finished(disk.records[job]), disk.at[job]) for job in sorted(found)[:limit])
+        found = [job for job in self.disk.records if job > after and parts != self._whole(job)]
+        return tuple(self._digest(job) for job in sorted(found)[:limit])
+
+    async def digests_of(self, jobs: Sequence[str]) -> dict[str, JobDigest]:
+        await self._read()
+        return {job: self._digest(job) for job in jobs if job in self.disk.records and self._whole(job)}
+
+    def _whole(self, job: str) -> bool:
+        return job in self.disk.cores or _rank(self.disk.records[job]) == rows.DELETED
+
+    def _digest(self, job: str) -> JobDigest:
+        record = self.disk.records[job]
+        return JobDigest(job, record.digest, _finished(record), self.disk.at[job])
 
     async def forget(self, jobs: Sequence[str]) -> None:
         await self._write(lambda: self._forget(jobs))

@@ -155,6 +155,11 @@ def highest_ballot(connection: sqlite3.Connection, job: str) -> Ballot | None:
     return max([*known, ballot_of(claim[0])] if claim is not None else known, default=None)
 
 
+def fences(highest: Ballot | None, ballot: Ballot, *, fresh: bool) -> bool:
+    """Whether what is decided under a ballot comes too late; ``fresh``: it would be the first decision about the job."""
+    return highest is not None and (highest != ballot if fresh else highest > ballot)
+
+
 def raise_ballot(connection: sqlite3.Connection, job: str, ballot: Ballot) -> Ballot:
     known = highest_ballot(connection, job)
     if known is not None and known >= ballot:

@@ -154,6 +154,8 @@ async def test_digests_come_in_order_and_in_bounded_portions(journal: Journal, w
     assert first[2].digest == Record("job-2", [e.claim(1, job="job-2"), e.core("job-2")]).digest
     assert [d.job for d in await journal.digests("job-2", 3)] == ["job-3"]
     assert [d.job for d in await journal.digests("", 3, parts=True)] == ["job-part"]
+    assert await journal.digests_of(["job-2", "job-0", "job-part", "job-unknown"]) == {"job-0": first[0], "job-2": first[2]}
+    assert await journal.digests_of([]) == {}
 
 
 async def test_many_are_loaded_at_once(journal: Journal) -> None:
@@ -183,6 +185,15 @@ async def test_a_claim_fences_what_is_decided_below_it(journal: Journal) -> None
     assert await journal.load("job-b") == (other,), "one fenced job does not spoil the others"
     assert await journal.append([e.assign(1)]) == {}, "merging takes everything"
     assert await journal.append([], under={e.JOB: e.ballot(2, "p")}) == {e.JOB: e.ballot(2, "q")}, "also if there is nothing to store"
+
+
+async def test_a_job_is_accepted_once(journal: Journal) -> None:
+    """Whoever comes first: also a lower claim of somebody else fences what is just being accepted."""
+    first, second = e.claim(1, "a"), e.claim(1, "b")
+    assert await journal.append([e.core(), first], under={e.JOB: e.ballot(1, "a")}, fresh=[e.JOB]) == {}
+    assert await journal.append([e.core(), second], under={e.JOB: e.ballot(1, "b")}, fresh=[e.JOB]) == {e.JOB: e.ballot(1, "a")}
+    assert await journal.append([e.core(), first], under={e.JOB: e.ballot(1, "a")}, fresh=[e.JOB]) == {}, "said again"
+    assert await journal.load(e.JOB) == (e.core(), first)
 
 
 async def test_claims_and_raised_ballots_are_one_fence(journal: Journal) -> None:

@@ -3,7 +3,8 @@
 A row is written with the acceptance, rewritten with the attempt, and free again when the attempt has been delivered or
 is given up for newer ones. Rows are taken again, lowest first, so their number stays that of the most tasks there ever were
 at once. A free row may still say what it said before: whoever takes it overwrites that, and `tidy` does some time
-later; until then a crash brings a delivered attempt back as one to offer, which does no harm.
+later. A crash until then brings a delivered attempt back as one to offer, or marks a task twice that was ordered again after
+its caller left in the middle of the acceptance; neither does harm.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ MEMORY_FACTOR = 3
 """A loaded model takes about so many times its file: the file while it is read, weights, working memory."""
 MEMORY_BASE = {"onnx": 150 << 20, "pt2": 400 << 20, "builtin": 150 << 20}
 """Bytes of an agent before its model."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,5 +85,9 @@ class ResourceMonitor:
         task_status.started()
         while True:
             await trio.sleep(self._interval)
-            self._latest = await trio.to_thread.run_sync(take_snapshot, self._folder)
+            try:
+                self._latest = await trio.to_thread.run_sync(take_snapshot, self._folder)
+            except OSError as e:  # the node's disk may be out of reach for a while: what was seen last holds
+                _log.warning("memory and disk could not be looked at", extra={"reason": type(e).__name__})
+                continue
             self._on_change()

@@ -82,8 +82,8 @@ class Tasks:
             entry = await self._finished.find(task.key)
             if entry is not None:
                 self._free(self._outbox.keep(entry, row))
-            elif task.entry:
-                self._ledger.release(row)  # finished, and since dropped with its job's record
+            elif task.entry or task.task_key in self._here.get((task.job, task.task, task.attempt), {}):
+                self._ledger.release(row)  # finished, and since dropped with its job's record; or marked twice: see `Ledger`
             else:
                 execution = Execution(task.order(), task.ballot, row)
                 self._here.setdefault(execution.place, {})[task.task_key] = execution

@@ -129,3 +129,13 @@ async def test_disk_headroom_is_asked_for(tmp_path: Path) -> None:
     async with running_cache(FakeStore(a=b"1"), tmp_path, admit=lambda size: "not enough free disk") as cache:
         with pytest.raises(ResourceExhausted, match="disk"):
             await get(cache, "a", 1)
+
+
+async def test_a_folder_that_takes_no_file_fails_the_download_and_not_the_cache(tmp_path: Path) -> None:
+    store = FakeStore(a=b"12345")
+    async with running_cache(store, tmp_path) as cache:
+        (tmp_path / "a.onnx").mkdir()  # a file cannot replace a folder
+        with pytest.raises(ResourceExhausted, match="disk"):
+            await get(cache, "a", 5)
+        (tmp_path / "a.onnx").rmdir()
+        assert await get(cache, "a", 5) == b"12345"

@@ -530,6 +530,19 @@ async def test_clearing_old_marks_never_clears_a_new_one(autojump_clock: MockClo
         assert {attempt_of(e).task for e in bench.tasks.unfetched()} == running_now | kept
 
 
+async def test_a_task_that_is_marked_twice_is_interrupted_once(autojump_clock: MockClock) -> None:
+    disk = MemoryDisk()
+    async with running(disk) as bench:
+        await bench.leave(order("a", seconds=50))
+    disk.meta["daemon.task.1"] = disk.meta["daemon.task.0"]
+    async with running(disk) as bench:
+        await bench.tasks.wait_idle()
+        assert [attempt_of(e).status for e in bench.tasks.unfetched()] == ["failed"]
+        assert bench.tasks.counters["interrupted"] == 1
+        await trio.sleep(2)
+    assert disk.meta["daemon.task.1"] == b""
+
+
 async def test_an_unknown_mark_of_a_later_version_is_left_out(autojump_clock: MockClock) -> None:
     disk = MemoryDisk()
     disk.meta |= {COUNT: b"64", "daemon.task.0": b"\xa1\x61x\x01"}

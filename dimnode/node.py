@@ -33,8 +33,7 @@ from dimnode.node_api import LocalNode
 from dimnode.orchestrator import Orchestrator, ask_over, build_orchestrator
 from dimnode.orchestrator.any_seat import AnySeat
 from dimnode.ports import Journal
-from dimnode.records.search import RecordSearch
-from dimnode.records.table import RecordTable
+from dimnode.records.keeping import Keeping
 from dimnode.rpc.bridge import Bridge, open_bridge
 from dimnode.rpc.channels import open_pool, resolver
 from dimnode.rpc.daemon_client import GrpcDaemonClient
@@ -129,7 +128,6 @@ class Node:
         self.boot = secrets.token_hex(8)
         self.name = config.node.name or f"{socket.gethostname()}-{identity.peer_id[-6:]}"
         self.started = self.clock.monotonic()
-        self.records = RecordTable(journal, identity)
         self.sharing = LoadSharing()
         self.certificates = CertificateStore(network, self.clock.wall, self.settings.certificates())
         self.daemon = Daemon(
@@ -156,12 +154,26 @@ class Node:
             eligible=config.election.eligible,
             start="join" if member.bootstrap else "lan" if config.swarm.mdns or met_before else "alone",
         )
-        self.search = RecordSearch(network, self.records, self.registry)
+        self.keeping = Keeping(
+            swarm=member.swarm,
+            network=network,
+            journal=journal,
+            signer=identity,
+            registry=self.registry,
+            elector=self.elector,
+            store=store,
+            clock=self.clock,
+            tasks=self.daemon,
+            driver=lambda: self._leadership.orchestrator if self._leadership else None,
+            settings=self.settings.keeping(),
+        )
         self.met_before = met_before
         self.models = SwarmModels(self.registry, store, fetch_timeout=config.ipfs.fetch_timeout)
         self.limiter = RateLimiter(self.settings.rate_limit())
         self._load_changed = trio.Event()
         self.daemon_address: str | None = None
+        self._left_behind = 0
+        """Records that no other node could take when this one left."""
         self._leadership: Leadership | None = None
 
     @classmethod
@@ -187,7 +199,6 @@ class Node:
     async def serve(self, announce: Callable[[str], None], stop: trio.Event) -> None:
         """Runs all services until ``stop`` is set and the drain is over."""
         self.certificates.serve()
-        await self.records.open()
         resolve = resolver(self._daemon_of, self.network.remote_host)
         async with (
             open_pool(self.bridge, self.certificates, resolve, self.clock.monotonic, self.settings.channels()) as pool,
@@ -201,6 +212,7 @@ class Node:
                 self.daemon_address = server.address
                 self._announce_all(server.address)
                 await nursery.start(self.registry.run)
+                await nursery.start(self.keeping.run)
                 await nursery.start(self.elector.run)
                 self._seek_acquaintances(nursery)
                 await self._serve_locally(nursery, client, announce, stop)
@@ -260,16 +272,20 @@ class Node:
         announce(f"dimnode ready: name={self.name} peer={self.identity.peer_id} swarm={self.member.swarm} grpc={grpc}")
 
     async def _drain(self, leadership: Leadership) -> None:
-        """Within ``node.drain`` seconds: nothing new is accepted, the seat is free, tasks are handed back."""
-        with trio.move_on_after(self.config.node.drain / 2) as scope:
+        """Within ``node.drain`` seconds: nothing new is accepted, other seats have this one's jobs, the seat is free, tasks are
+        handed back, records are where they will be looked for."""
+        drain = self.config.node.drain
+        with trio.move_on_after(drain / 2) as scope:
             if leadership.orchestrator is not None:
                 leadership.orchestrator.stop_accepting()
             self.daemon.close_intake()
             self.registry.announce(leaving=True)
+            await self.keeping.offers.hand_over(drain / 4)
             await self.elector.release()
             await self.daemon.wait_idle()
         if scope.cancelled_caught:
             log.info("node.handing_back", tasks=len(self.daemon.stats().get("tasks", ())))
+        self._left_behind = await self.keeping.replicator.hand_over(drain / 4)
 
     # --- what parts are given ---
 
@@ -338,7 +354,7 @@ class Node:
             swarm=self.member.swarm,
             boot=self.boot,
             signer=self.identity,
-            table=self.records,
+            table=self.keeping.table,
             store=self.store,
             registry=self.registry,
             models=self.models,
@@ -351,7 +367,10 @@ class Node:
 
     def _any_seat(self, orchestrator: Orchestrator) -> AnySeat:
         ask = self.settings.leadership().ask
-        return AnySeat(orchestrator, self.records, self.network, self.elector, self.clock, ask, sharing=self.sharing, search=self.search)
+        keeping = self.keeping
+        return AnySeat(
+            orchestrator, keeping.table, self.network, self.elector, self.clock, ask, sharing=self.sharing, search=keeping.search
+        )
 
     def _local_node(self, client: GrpcDaemonClient) -> LocalNode:
         return LocalNode(

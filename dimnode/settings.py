@@ -14,6 +14,9 @@ from dimnode.invite import Membership
 from dimnode.leadership import LeadershipSettings
 from dimnode.orchestrator.seat_questions import AskSettings
 from dimnode.orchestrator.settings import OrchestratorSettings
+from dimnode.records.keeping import KeepingSettings
+from dimnode.records.links import LinkSettings
+from dimnode.records.replicator import ReplicatorSettings
 from dimnode.rpc.channels import ChannelSettings
 from dimnode.rpc.orchestrator_server import OrchestratorServerSettings
 from dimnode.rpc.server import ServerSettings
@@ -116,6 +119,13 @@ class Settings:
             inline_bytes=c.jobs.inline_bytes,
             max_active_jobs=c.orchestrator.max_jobs,
             fetch_timeout=c.ipfs.fetch_timeout,
+        )
+
+    def keeping(self) -> KeepingSettings:
+        j = self._config.jobs
+        links = replace(LinkSettings(), request_timeout=self._config.p2p.request_timeout)
+        return KeepingSettings(
+            replicator=ReplicatorSettings(replicas=j.replicas, copies_on=frozenset(j.copies_on), patience=j.copy_wait, links=links)
         )
 
     def leadership(self) -> LeadershipSettings:

@@ -143,9 +143,17 @@ class IpfsSection(Section):
 class JobsSection(Section):
     """Jobs."""
 
-    replicas: Annotated[int, Field(ge=1, le=100)] = Field(
+    replicas: Annotated[int, Field(ge=0, le=100)] = Field(
         default=1,
-        description="Copies of a job's record on other nodes: planned. This version keeps the acceptor's own; start refuses more than 1.",
+        description="Copies of each job's record, inputs and result on other nodes. A submission is answered once they are there, "
+        "or after copy_wait with the true count; what is missing is made up for later.",
+    )
+    copies_on: PeerIds = Field(
+        default=(), description="Peer ids of the nodes that may keep copies of the jobs that this node accepts. Empty: every member."
+    )
+    copy_wait: Seconds = Field(default=2.0, description="Most seconds that a decision waits for its copies.")
+    retention: Seconds = Field(
+        default=7 * 86_400.0, description="Time that a finished job's record is kept, after its own timeout. Older unfinished ones never run."
     )
     timeout: Seconds = Field(default=3600.0, description="Time for a whole job that names none.")
     retries: Annotated[int, Field(ge=0, le=100)] = Field(

@@ -13,8 +13,6 @@ def unserved(config: Config) -> tuple[FieldProblem, ...]:
     for key, value in (("ipfs.backend", config.ipfs.backend), ("election.mode", config.election.mode), ("auth.mode", config.auth.mode)):
         if value in ("kubo", "majority", "token"):
             problems.append(FieldProblem(key, f'"{value}" is not served by this version'))
-    if config.jobs.replicas > 1:
-        problems.append(FieldProblem("jobs.replicas", "copies on other nodes are not served by this version; use 1"))
     no_tls = "TLS of the client API is not served by this version; leave it empty"
     problems += [FieldProblem(f"tls.{key}", no_tls) for key in ("cert", "key", "client_ca") if getattr(config.tls, key)]
     host, _ = split_host_port(config.orchestrator.listen)

@@ -208,7 +208,6 @@ def test_defaults_are_served() -> None:
         "ipfs.backend=kubo",
         "election.mode=majority",
         "auth.mode=token",
-        "jobs.replicas=2",
         "tls.cert=x.pem",
         "orchestrator.listen=0.0.0.0:50051",
     ],

@@ -18,7 +18,7 @@ READ_ELSEWHERE = {
 }  # fmt: skip
 """Taken by the composition root or the command line as they are."""
 PLANNED = {
-    "election.mode", "election.electorate", "gateway.enabled", "gateway.listen", "ipfs.backend", "ipfs.api", "ipfs.gateway", "jobs.replicas",
+    "election.mode", "election.electorate", "gateway.enabled", "gateway.listen", "ipfs.backend", "ipfs.api", "ipfs.gateway",
     "tls.cert", "tls.key", "tls.client_ca", "metrics.enabled",
 }  # fmt: skip
 """Documented as planned."""
@@ -29,6 +29,7 @@ OTHER: dict[str, Any] = {
     "daemon.agent_threads": 77,
     "swarm.allow": ["12D3KooWAUp4xKZycTUQEMxfRGky8xyu7MsDS68HmF3BHibS6to3"],
     "election.allow": ["12D3KooWAUp4xKZycTUQEMxfRGky8xyu7MsDS68HmF3BHibS6to3"],
+    "jobs.copies_on": ["12D3KooWAUp4xKZycTUQEMxfRGky8xyu7MsDS68HmF3BHibS6to3"],
     "p2p.listen": ["/ip4/127.0.0.1/tcp/4999"],
     "p2p.announce": ["/ip4/127.0.0.1/tcp/4999"],
     "orchestrator.listen": "127.0.0.1:4999",
@@ -40,7 +41,7 @@ def parts(config: Config) -> str:
     s = Settings(config)
     made = (
         s.network(MEMBER), s.store(), s.channels(), s.certificates(), s.relay(), s.registry(), s.daemon(), s.membership(), s.election(),
-        s.rate_limit(), s.orchestrator(), s.leadership(), s.ready_timeout(), s.load_interval(), config.node.drain,
+        s.rate_limit(), s.orchestrator(), s.leadership(), s.keeping(), s.ready_timeout(), s.load_interval(), config.node.drain,
     )  # fmt: skip
     return repr(made)
 

@@ -1,0 +1,70 @@
+"""All that a node does with records, wired: its own and the copies that it keeps, whatever its role."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import trio
+
+from dimnode.core.job_record import Verify
+from dimnode.ports import Clock, Elector, Journal, Registry, Signer
+from dimnode.records.offers import Driver, JobOffers, KeptResults, OffersSettings, ResultOffers
+from dimnode.records.questions import Questions, QuestionsSettings, Reporter
+from dimnode.records.replicator import Replicator, ReplicatorSettings
+from dimnode.records.search import RecordSearch, SearchSettings
+from dimnode.records.table import RecordTable, TableSettings
+from p2p.api import Network
+from p2p.identity import verify as verify_with_peer_id
+from p2p.ipfs.api import ContentStore
+
+
+class Tasks(Reporter, KeptResults, Protocol):
+    """The part of `dimnode.ports.TaskService` that knows what became of tasks."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeepingSettings:
+    table: TableSettings = field(default_factory=TableSettings)
+    replicator: ReplicatorSettings = field(default_factory=ReplicatorSettings)
+    search: SearchSettings = field(default_factory=SearchSettings)
+    offers: OffersSettings = field(default_factory=OffersSettings)
+    questions: QuestionsSettings = field(default_factory=QuestionsSettings)
+
+
+class Keeping:
+    """``driver``: the orchestrator while one is alive here."""
+
+    def __init__(
+        self,
+        *,
+        swarm: str,
+        network: Network,
+        journal: Journal,
+        signer: Signer,
+        registry: Registry,
+        elector: Elector,
+        store: ContentStore,
+        clock: Clock,
+        tasks: Tasks,
+        driver: Callable[[], Driver | None],
+        settings: KeepingSettings,
+        verify: Verify = verify_with_peer_id,
+    ) -> None:
+        s = settings
+        self.table = RecordTable(journal, signer, settings=s.table)
+        self.replicator = Replicator(network, self.table, journal, registry, store, clock, s.replicator, verify=verify)
+        self.table.copies = self.replicator
+        self.search = RecordSearch(network, self.table, registry, s.search, verify)
+        self.offers = JobOffers(network, self.table, elector, clock, driver, s.offers, verify)
+        self._results = ResultOffers(network, elector, clock, tasks, s.offers)
+        Questions(network, self.table, tasks, driver, s.questions, verify, swarm=swarm)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled. Started once the journal's unfinished records are in memory."""
+        await self.table.open()
+        async with trio.open_nursery() as nursery:
+            for part in (self.replicator.run, self.offers.run, self._results.run):
+                await nursery.start(part)
+            task_status.started()

@@ -284,7 +284,8 @@ class Node:
             await self.elector.release()
             await self.daemon.wait_idle()
         if scope.cancelled_caught:
-            log.info("node.handing_back", tasks=len(self.daemon.stats().get("tasks", ())))
+            log.info("node.handing_back", tasks=self.daemon.load().running + self.daemon.load().queued)
+        await self.daemon.hand_back()
         self._left_behind = await self.keeping.replicator.hand_over(drain / 4)
 
     # --- what parts are given ---

@@ -166,6 +166,7 @@ class Node:
             tasks=self.daemon,
             driver=lambda: self._leadership.orchestrator if self._leadership else None,
             settings=self.settings.keeping(),
+            free=self.daemon.disk_free,
         )
         self.met_before = met_before
         self.models = SwarmModels(self.registry, store, fetch_timeout=config.ipfs.fetch_timeout)

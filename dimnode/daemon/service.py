@@ -280,6 +280,10 @@ class Daemon:
     def capabilities(self) -> Capabilities:
         return capabilities(available_loaders())
 
+    def disk_free(self) -> int:
+        """Bytes, as of the last look."""
+        return self._resources.latest.disk_free
+
     def load(self) -> Load:
         latest = self._resources.latest
         return Load(

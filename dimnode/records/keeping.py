@@ -10,6 +10,7 @@ import trio
 
 from dimnode.core.job_record import Verify
 from dimnode.ports import Clock, Elector, Journal, Registry, Signer
+from dimnode.records.holder import HolderSettings, RecordHolder
 from dimnode.records.offers import Driver, JobOffers, KeptResults, OffersSettings, ResultOffers
 from dimnode.records.questions import Questions, QuestionsSettings, Reporter
 from dimnode.records.replicator import Replicator, ReplicatorSettings
@@ -27,6 +28,7 @@ class Tasks(Reporter, KeptResults, Protocol):
 @dataclass(frozen=True, slots=True)
 class KeepingSettings:
     table: TableSettings = field(default_factory=TableSettings)
+    holder: HolderSettings = field(default_factory=HolderSettings)
     replicator: ReplicatorSettings = field(default_factory=ReplicatorSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
     offers: OffersSettings = field(default_factory=OffersSettings)
@@ -34,7 +36,7 @@ class KeepingSettings:
 
 
 class Keeping:
-    """``driver``: the orchestrator while one is alive here."""
+    """``driver``: the orchestrator while one is alive here; ``free``: bytes left on the disk of the blocks."""
 
     def __init__(
         self,
@@ -51,9 +53,11 @@ class Keeping:
         driver: Callable[[], Driver | None],
         settings: KeepingSettings,
         verify: Verify = verify_with_peer_id,
+        free: Callable[[], int] | None = None,
     ) -> None:
         s = settings
         self.table = RecordTable(journal, signer, settings=s.table)
+        RecordHolder(network, self.table, journal, store, clock, s.holder, swarm=swarm, verify=verify, free=free)
         self.replicator = Replicator(network, self.table, journal, registry, store, clock, s.replicator, verify=verify)
         self.table.copies = self.replicator
         self.search = RecordSearch(network, self.table, registry, s.search, verify)

@@ -1,7 +1,8 @@
 """Who a node is: one Ed25519 key, whose public half is the peer id itself.
 
 A libp2p peer id of an Ed25519 key is the key (an "identity" multihash of its protobuf form), so a
-signature can be checked from the peer id alone, without asking anyone.
+signature can be checked from the peer id alone, without asking anyone. libsodium makes and checks them: twice as fast
+as OpenSSL, and a job costs several.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ import stat
 from pathlib import Path
 
 import base58
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.keys import KeyPair
+from nacl.bindings import crypto_sign, crypto_sign_open, crypto_sign_seed_keypair
+from nacl.exceptions import BadSignatureError
 
 ID_PREFIX = bytes.fromhex("002408011220")
 """Identity multihash of 36 bytes, which are the protobuf {type: Ed25519, data: 32 bytes}."""
@@ -40,8 +40,7 @@ class Identity:
         if len(seed) != KEY_BYTES:
             raise ValueError(f"an Ed25519 seed has {KEY_BYTES} bytes, not {len(seed)}")
         self._seed = seed
-        self._key = Ed25519PrivateKey.from_private_bytes(seed)
-        self._public = self._key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+        self._public, self._secret = crypto_sign_seed_keypair(seed)
         self._peer_id = peer_id_text(ID_PREFIX + self._public)
 
     @classmethod
@@ -59,7 +58,7 @@ class Identity:
 
     def sign(self, data: bytes) -> bytes:
         """Ed25519, 64 bytes."""
-        return self._key.sign(data)
+        return crypto_sign(data, self._secret)[:SIGNATURE_BYTES]
 
     def export(self) -> str:
         """One line of base64: the content of the key file. Secret."""
@@ -158,24 +157,13 @@ def is_peer_id(text: str) -> bool:
     return peer_id_bytes(text) is not None
 
 
-@functools.lru_cache(maxsize=4096)
-def _public_key(raw: bytes) -> Ed25519PublicKey | None:
-    if len(raw) != len(ID_PREFIX) + KEY_BYTES or not raw.startswith(ID_PREFIX):
-        return None
-    try:
-        return Ed25519PublicKey.from_public_bytes(raw[len(ID_PREFIX) :])
-    except ValueError:
-        return None
-
-
 def verify_raw(raw_peer_id: bytes, data: bytes, signature: bytes) -> bool:
     """As `verify`, for a binary peer id."""
-    key = _public_key(raw_peer_id)
-    if key is None or len(signature) != SIGNATURE_BYTES:
+    if len(raw_peer_id) != len(ID_PREFIX) + KEY_BYTES or not raw_peer_id.startswith(ID_PREFIX) or len(signature) != SIGNATURE_BYTES:
         return False
     try:
-        key.verify(signature, data)
-    except InvalidSignature:
+        crypto_sign_open(signature + data, raw_peer_id[len(ID_PREFIX) :])
+    except BadSignatureError:
         return False
     return True
 

@@ -170,7 +170,7 @@ class Record:
         body = body if body is not None else entry.body()
         if body.job != self.job:
             raise EntryRefused(f"entry of {body.job} in the record of {self.job}")
-        if not self._keeps(body):
+        if not self.keeps(body):
             return False
         self._entries[key] = entry
         self._bodies[key] = body
@@ -221,7 +221,8 @@ class Record:
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
-    def _keeps(self, body: Body | Unknown) -> bool:
+    def keeps(self, body: Body | Unknown) -> bool:
+        """Whether an entry like this would stay, as far as compaction goes."""
         if self._final == RANK["deleted"]:
             return isinstance(body, OutcomeEntry) and body.status == "deleted"
         return not (self._final and isinstance(body, _BULK))

@@ -1,0 +1,61 @@
+"""What may enter a record that another node sends a part of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dimnode.core.ballots import leaps
+from dimnode.core.job_record import EntryRefused, Record, Verify, check_entry
+from dimnode.domain import codec
+from dimnode.domain.record import Attempt, Ballot, Body, Claim, Core, OutcomeEntry, SignedEntry, Unknown
+
+
+class RecordGate:
+    """``swarm``: its name, of which job ids are made; None: that is not checked (cores that are not of this swarm, in tests)."""
+
+    def __init__(self, verify: Verify, swarm: str | None = None) -> None:
+        self._verify = verify
+        self._swarm = swarm
+
+    def check(self, job: str, entry: SignedEntry, record: Record | None) -> bool:
+        """Whether the entry is one to store; what the record has, or would not keep, is not looked at. Raises `EntryRefused`."""
+        if record is not None and (entry.id in record or not record.keeps(_body(entry))):
+            return False
+        body = check_entry(entry, self._verify, swarm=self._swarm)
+        if body.job != job:
+            raise EntryRefused(f"entry of {body.job} in the record of {job}")
+        if not isinstance(body, (Core, Unknown)) and leaps(body.ballot, highest_n(record)):
+            raise EntryRefused(f"ballot number {body.ballot.n} leaps")
+        return True
+
+
+def _body(entry: SignedEntry) -> Body | Unknown:
+    try:
+        return entry.body()
+    except codec.CodecError as e:
+        raise EntryRefused(f"not an entry: {e}") from e
+
+
+def highest_n(record: Record | None) -> int:
+    """Of the claims; 0 if there is none."""
+    return max((b.ballot.n for _, b in record.items() if isinstance(b, Claim)), default=0) if record is not None else 0
+
+
+def decided_under(entries: Iterable[SignedEntry], author: str) -> Ballot | None:
+    """The highest ballot under which that node decided any of these; None if it decided nothing. What others decided before
+    it, and attempts, only come along with it."""
+    bodies = (e.body() for e in entries if e.author == author)
+    return max((b.ballot for b in bodies if not isinstance(b, (Core, Unknown, Attempt))), default=None)
+
+
+def begins(entries: Iterable[SignedEntry]) -> bool:
+    """Whether a record can start with these: it has a core, or is deleted."""
+    return any(isinstance(b := e.body(), Core) or (isinstance(b, OutcomeEntry) and b.status == "deleted") for e in entries)
+
+
+def proof_of(record: Record, room: int) -> tuple[SignedEntry, ...]:
+    """For whoever is fenced: the whole record if it fits into ``room`` bytes, else who it is and whose."""
+    if record.size <= room:
+        return record.entries()
+    telling = [e for e in record.entries() if isinstance(e.body(), (Claim, Core))]
+    return tuple(telling) if sum(len(e.payload) for e in telling) <= room else tuple(e for e in telling if isinstance(e.body(), Claim))

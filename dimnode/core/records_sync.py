@@ -1,0 +1,90 @@
+"""Which records are compared with a peer, and who shall hold which: the decisions of anti-entropy."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+from dimnode.core.rendezvous import rendezvous
+from dimnode.domain.record import Core, SignedEntry
+
+
+class Agenda:
+    """What is compared next, at most ``limit`` at once: what changed lately and what is unfinished come first, taking turns;
+    the rest of a comparison goes through the whole journal, page by page, for ever."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._turn = 0
+        self.cursor = ""
+        """Job id after which the next page of the journal starts."""
+
+    def first(self, lately: Sequence[str], unfinished: Sequence[str]) -> list[str]:
+        """At most three quarters of the limit, so that the walk through the journal never stops."""
+        quarter = self._limit // 4
+        chosen = dict.fromkeys(lately[:quarter])
+        if unfinished:
+            start = self._turn % len(unfinished)
+            part = (*unfinished[start:], *unfinished[:start])[: 2 * quarter]
+            self._turn = start + len(part)
+            chosen.update(dict.fromkeys(part))
+        return list(chosen)
+
+    def page(self, chosen: int) -> int:
+        """Jobs of the journal to look at now."""
+        return max(1, self._limit - chosen)
+
+    def turned(self, page: Sequence[str], asked: int) -> None:
+        """These came after the cursor; fewer than asked for: that was the end."""
+        self.cursor = page[-1] if len(page) == asked else ""
+
+
+class Quarrels:
+    """Copies that stayed different although they were exchanged (one side refuses an entry, or is full): they are left alone
+    for a while. Bounded: the oldest are forgotten."""
+
+    def __init__(self, pause: float, most: int = 10_000) -> None:
+        self._pause = pause
+        self._most = most
+        self._until: OrderedDict[tuple[str, str], float] = OrderedDict()
+
+    def add(self, peer: str, job: str, now: float) -> None:
+        self._until[peer, job] = now + self._pause
+        self._until.move_to_end((peer, job))
+        while len(self._until) > self._most:
+            self._until.popitem(last=False)
+
+    def holds(self, peer: str, job: str, now: float) -> bool:
+        until = self._until.get((peer, job))
+        if until is not None and until <= now:
+            del self._until[peer, job]
+            return False
+        return until is not None
+
+
+def heirs(job: str, members: Iterable[str], replicas: int) -> list[str]:
+    """Who holds the record of a job whose owner is not there: ``replicas`` + 1 of the members that may."""
+    return rendezvous(job, members)[: replicas + 1]
+
+
+def missing(mine: Iterable[SignedEntry], theirs: Collection[str]) -> tuple[SignedEntry, ...]:
+    """What a peer that has these ids lacks, the core first."""
+    return tuple(sorted((e for e in mine if e.id not in theirs), key=lambda e: not isinstance(e.body(), Core)))
+
+
+def portions(
+    jobs: Iterable[tuple[str, Sequence[SignedEntry]]], max_bytes: int, max_jobs: int
+) -> Iterator[list[tuple[str, list[SignedEntry]]]]:
+    """Cuts records into requests: in order, each job at most once in one, and no more bytes than that unless one entry has."""
+    batch: dict[str, list[SignedEntry]] = {}
+    size = 0
+    for job, entries in jobs:
+        for entry in entries:
+            more = len(entry.payload)
+            if batch and (size + more > max_bytes or (job not in batch and len(batch) >= max_jobs)):
+                yield list(batch.items())
+                batch, size = {}, 0
+            batch.setdefault(job, []).append(entry)
+            size += more
+    if batch:
+        yield list(batch.items())

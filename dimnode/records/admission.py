@@ -1,0 +1,50 @@
+"""Lets entries of other nodes in: checked here, on the event loop, a few at a time.
+
+Checking a signature takes 0.1 ms and holds the interpreter's lock, so a thread would not be faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import trio
+
+from dimnode.core.job_record import EntryRefused, Record, RecordFull, check_room
+from dimnode.core.record_gate import RecordGate
+from dimnode.domain.record import SignedEntry
+
+AT_ONCE = 8
+"""Entries that are checked before others have their turn on the loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    entries: tuple[SignedEntry, ...]
+    """New ones, fit to be stored."""
+    refused: int = 0
+    reason: str = ""
+    """Of the first that was refused."""
+
+
+async def admit(gate: RecordGate, job: str, entries: Sequence[SignedEntry], record: Record | None, *, whole: bool) -> Admitted:
+    """``whole``: an owner's decisions belong together, all or none. Else the sound ones are taken: a copy may hold what
+    another version of DIM let in."""
+    new: dict[str, SignedEntry] = {}
+    refused, reason = 0, ""
+    await trio.lowlevel.checkpoint()
+    for n, entry in enumerate(entries, start=1):
+        if n % AT_ONCE == 0:
+            await trio.lowlevel.checkpoint()
+        try:
+            if gate.check(job, entry, record):
+                new[entry.id] = entry
+        except EntryRefused as e:
+            if whole:
+                return Admitted((), len(entries), str(e))
+            refused, reason = refused + 1, reason or str(e)
+    try:
+        check_room(record, new.values())
+    except RecordFull as e:
+        return Admitted((), refused + len(new), str(e))
+    return Admitted(tuple(new.values()), refused, reason)

@@ -1,0 +1,200 @@
+"""Makes copies equal that differ, whatever was lost on the way: every few seconds with one random node.
+
+The digests of some records go to that node; it answers with its copies of those that it has otherwise, and names those that
+it lacks and should have. Both sides then merge. What is unfinished or has changed lately is compared first; a
+walk through the whole journal sees to the rest.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+import trio
+
+from dimnode.core.job_record import Record, Verify
+from dimnode.core.job_view import JobView
+from dimnode.core.records_sync import Agenda, Quarrels, heirs, missing
+from dimnode.domain import codec
+from dimnode.errors import DimError
+from dimnode.ports import Clock, JobDigest, Journal, NodeView, Registry
+from dimnode.records.blocks import blocks_here
+from dimnode.records.exchange import ExchangeSettings, RecordExchange
+from dimnode.records.messages import BLOCKS, COMPARE, BlocksAnswer, BlocksRequest, CompareAnswer, CompareItem, CompareRequest, JobEntries
+from dimnode.records.table import RecordTable
+from p2p.api import Network, NetworkError
+from p2p.groups import collapse
+from p2p.identity import verify as verify_with_peer_id
+from p2p.ipfs.api import ContentStore
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AntiEntropySettings:
+    interval: float = 2.0
+    """Seconds between comparisons, as a mean."""
+    jitter: float = 0.5
+    """Share of it by which each pause is longer or shorter, so that nodes do not go in step."""
+    items: int = 512
+    """Records in one comparison at the most."""
+    replicas: int = 1
+    """Copies on other nodes (``jobs.replicas``)."""
+    copies_on: frozenset[str] = frozenset()
+    """Peer ids that may hold copies; empty: all members."""
+    quarrel_pause: float = 60.0
+    """Seconds for which two copies that stay different are left alone."""
+    sync_at_once: int = 4
+    """Nodes that `AntiEntropy.sync_now` compares with at the same time."""
+    blocks_timeout: float = 30.0
+    """Seconds for a node to fetch the blocks of a record that it shall have."""
+    exchange: ExchangeSettings = field(default_factory=ExchangeSettings)
+
+
+class AntiEntropy:
+    """``responsible`` tells which nodes shall hold a record of a job that this node owns; ``rng`` decides whom to meet and when."""
+
+    def __init__(
+        self,
+        network: Network,
+        table: RecordTable,
+        journal: Journal,
+        registry: Registry,
+        store: ContentStore,
+        clock: Clock,
+        settings: AntiEntropySettings | None = None,
+        *,
+        responsible: Callable[[str], Collection[str]],
+        swarm: str | None,
+        verify: Verify = verify_with_peer_id,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._network = network
+        self._table = table
+        self._journal = journal
+        self._registry = registry
+        self._store = store
+        self._clock = clock
+        self._settings = s = settings or AntiEntropySettings()
+        self._responsible = responsible
+        self._rng = rng or random.Random()  # noqa: S311 - no secret
+        self._exchange = RecordExchange(network, table, clock, s.exchange, swarm=swarm, verify=verify)
+        self._agenda = Agenda(s.items)
+        self._quarrels = Quarrels(s.quarrel_pause)
+        self._counts: Counter[str] = Counter()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled."""
+        task_status.started()
+        s = self._settings
+        while True:
+            await trio.sleep(s.interval * self._rng.uniform(1 - s.jitter, 1 + s.jitter))
+            peers = sorted(v.heartbeat.peer_id for v in self._registry.alive() if v.heartbeat.peer_id != self._network.peer_id)
+            if peers:
+                await self._meet(self._rng.choice(peers))
+
+    async def sync_now(self, jobs: Sequence[str], peers: Sequence[str], timeout: float) -> None:
+        """Compares these jobs with these peers at once and merges, for at most ``timeout`` seconds: before a node that was
+        away does anything with them. A job that is not here at all is fetched from whoever has it. Raises
+        `ResourceExhausted` when the disk is full; peers that do not answer are passed over."""
+        with collapse(), trio.move_on_after(timeout):
+            async with trio.open_nursery() as nursery:
+                limit = trio.CapacityLimiter(self._settings.sync_at_once)
+                for peer in dict.fromkeys(peers):
+                    if peer != self._network.peer_id:
+                        nursery.start_soon(self._sync, peer, tuple(dict.fromkeys(jobs)), limit)
+
+    def statistics(self) -> Mapping[str, int]:
+        """``rounds``, ``failed`` ones, records ``compared``; entries ``taken``, ``refused`` and ``sent``."""
+        return dict(self._counts + self._exchange.counts)
+
+    # --- a round
+
+    async def _meet(self, peer: str) -> None:
+        self._counts["rounds"] += 1
+        try:
+            digests = await self._chosen()
+            states = {v.heartbeat.peer_id: v for v in self._registry.nodes()}
+            items = [CompareItem(job=job, digest=d.digest, keep=self._keep(job, peer, states)) for job, d in digests.items()]
+            await self._compare(peer, items)
+        except (NetworkError, codec.CodecError, DimError) as e:
+            self._counts["failed"] += 1
+            log.debug("records.not_compared", peer=peer, reason=str(e))
+
+    async def _chosen(self) -> dict[str, JobDigest]:
+        digests = await self._journal.digests_of(self._agenda.first(self._table.lately(), self._table.active))
+        asked = self._agenda.page(len(digests))
+        page = await self._journal.digests(self._agenda.cursor, asked)
+        self._agenda.turned([d.job for d in page], asked)
+        return digests | {d.job: d for d in page}
+
+    async def _sync(self, peer: str, jobs: Sequence[str], limit: trio.CapacityLimiter) -> None:
+        async with limit:
+            try:
+                for start in range(0, len(jobs), self._settings.items):
+                    part = jobs[start : start + self._settings.items]
+                    here = await self._journal.digests_of(part)
+                    await self._compare(peer, [CompareItem(job=j, digest=here[j].digest if j in here else b"") for j in part])
+            except (NetworkError, codec.CodecError) as e:
+                self._counts["failed"] += 1
+                log.info("records.not_compared", peer=peer, reason=str(e))
+
+    async def _compare(self, peer: str, items: Sequence[CompareItem]) -> None:
+        now = self._clock.monotonic()
+        items = [i for i in items if not self._quarrels.holds(peer, i.job, now)]
+        if not items:
+            return
+        self._counts["compared"] += len(items)
+        answer = await self._exchange.ask(peer, COMPARE, CompareRequest(items=tuple(items)), CompareAnswer)
+        asked = {i.job for i in items}
+        told = {t.job: t for t in answer.differ if t.job in asked}
+        if more := [job for job in answer.more if job in asked and job not in told]:
+            told |= {
+                job: JobEntries(job=job, entries=tuple(e)) for job, e in (await self._exchange.fetch(peer, more)).items() if job in more
+            }
+        await self._exchange.take(peer, tuple(told.values()))
+        await self._give(peer, told, [job for job in answer.want if job in asked])
+
+    async def _give(self, peer: str, told: Mapping[str, JobEntries], want: Sequence[str]) -> None:
+        """What the peer lacks. Where one side does not take what the other has there is a quarrel."""
+        mine = await self._journal.load_many([*told, *want])
+        theirs = {job: {e.id for e in told[job].entries} if job in told else set[str]() for job in mine}
+        lacking = [(job, lacks) for job, entries in mine.items() if (lacks := missing(entries, theirs[job]))]
+        stored = await self._exchange.send(peer, lacking) if lacking else set[str]()
+        sent = {job for job, _ in lacking}
+        for job, entries in mine.items():
+            if job in sent - stored or (job not in sent and not theirs[job] <= {e.id for e in entries}):
+                self._quarrels.add(peer, job, self._clock.monotonic())
+        for job in want:
+            if job in stored:
+                await self._give_blocks(peer, Record(job, mine[job]))
+
+    async def _give_blocks(self, peer: str, record: Record) -> None:
+        cids = await blocks_here(record, self._store, self._settings.blocks_timeout)
+        if cids:
+            request = BlocksRequest(job=record.job, cids=tuple(cids), providers=(self._network.peer_id,))
+            data = await self._network.request(peer, BLOCKS, codec.encode(request), timeout=self._settings.blocks_timeout)
+            kept = codec.decode(data, BlocksAnswer).kept
+            if len(kept) < len(cids):
+                log.info("records.blocks_not_kept", peer=peer, job=record.job, blocks=len(cids) - len(kept))
+
+    # --- who shall have what
+
+    def _keep(self, job: str, peer: str, states: Mapping[str, NodeView]) -> bool:
+        """Whether the peer shall hold a copy, as far as this node has to see to it: an owner that is there sees to its own."""
+        if not self._table.holds(job):
+            return peer in self._heirs(job, states)
+        seen: JobView = self._table.view(job)
+        owner = seen.owner
+        there = states.get(owner.peer) if owner is not None else None
+        if owner is not None and there is not None and there.state in ("alive", "suspect") and there.heartbeat.boot == owner.boot:
+            return owner.peer == self._network.peer_id and peer in self._responsible(job)
+        return peer in self._heirs(job, states)
+
+    def _heirs(self, job: str, states: Mapping[str, NodeView]) -> Collection[str]:
+        allowed = self._settings.copies_on
+        members = [p for p, v in states.items() if v.state == "alive" and not v.heartbeat.leaving and (not allowed or p in allowed)]
+        return heirs(job, members, self._settings.replicas)

@@ -5,7 +5,8 @@ Other nodes are asked first what they have (most have most already), and get wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections import deque
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -16,7 +17,6 @@ from dimnode.core.job_record import Record
 from dimnode.core.job_view import view
 from dimnode.core.record_blocks import blocks_of, tensors_of
 from dimnode.domain import codec
-from dimnode.domain.record import SignedEntry
 from dimnode.errors import DimError
 from dimnode.ports import JobDigest, Journal
 from dimnode.records.keepers import Keepers
@@ -144,34 +144,31 @@ class HandOver:
     async def _some(self, peer: str, items: dict[str, _Item]) -> set[str]:
         asked = CompareRequest(items=tuple(CompareItem(job=j, digest=i.digest, keep=True) for j, i in items.items()))
         answer = await self._ask(peer, COMPARE, asked, CompareAnswer)
-        differ = {d.job for d in answer.differ}
-        missing = [j for j in items if j in differ or j in answer.want]
+        lacking = {*answer.want, *answer.more, *(d.job for d in answer.differ)}
+        missing = [j for j in items if j in lacking]
         have = set(items) - set(missing)
         records = {j: Record(j, e) for j, e in (await self._journal.load_many(missing)).items()}
-        taken, fenced = await self._store_all(peer, records)
+        taken = await self._store_all(peer, records)
         for job, record in records.items():
-            # A fence of one who has the record himself: he knows more of it than this node.
-            if (job in taken or (job in fenced and job in differ)) and await self._keep_blocks(peer, record):
+            if job in taken and await self._keep_blocks(peer, record):
                 have.add(job)
         return have
 
-    async def _store_all(self, peer: str, records: dict[str, Record]) -> tuple[set[str], set[str]]:
-        """Those that the peer stored, and those it fenced."""
+    async def _store_all(self, peer: str, records: dict[str, Record]) -> set[str]:
+        """Those that the peer stored whole."""
         most = self._settings.max_bytes
-        pieces = [(j, part, size) for j, r in records.items() for part, size in in_parts(r.entries(), most)]
-        stored, fenced, refused = set[str](), set[str](), set[str]()
+        pieces = deque((j, part, size) for j, r in records.items() for part, size in in_parts(r.entries(), most))
+        stored = set(records)
         while pieces:
-            batch: list[tuple[str, Sequence[SignedEntry]]] = []
+            batch: list[JobEntries] = []
             room = most
-            while pieces and (not batch or pieces[0][2] <= room):
-                job, part, size = pieces.pop(0)
-                batch.append((job, part))
+            while pieces and (not batch or (pieces[0][2] <= room and pieces[0][0] != batch[-1].job)):
+                job, part, size = pieces.popleft()
+                batch.append(JobEntries(job=job, entries=tuple(part)))
                 room -= size
-            request = StoreRequest(jobs=tuple(JobEntries(job=j, entries=tuple(part)) for j, part in batch))
-            answer = await self._ask(peer, STORE, request, StoreAnswer)
-            for result in answer.results:
-                (stored if result.status == "stored" else fenced if result.status == "fenced" else refused).add(result.job)
-        return stored - fenced - refused, fenced - refused
+            answer = await self._ask(peer, STORE, StoreRequest(jobs=tuple(batch), merge=True), StoreAnswer)
+            stored -= {r.job for r in answer.results if r.status != "stored"}
+        return stored
 
     async def _keep_blocks(self, peer: str, record: Record) -> bool:
         """Whether the peer has the blocks of the record that are here."""

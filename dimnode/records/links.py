@@ -86,6 +86,7 @@ class _Part:
     size: int
     mark: int | None
     """Set on the last part."""
+    new: bool
 
 
 def in_parts(entries: Sequence[SignedEntry], max_bytes: int) -> Iterator[tuple[Sequence[SignedEntry], int]]:
@@ -103,6 +104,10 @@ def in_parts(entries: Sequence[SignedEntry], max_bytes: int) -> Iterator[tuple[S
         part.append(entry)
         size += len(entry.payload)
     yield part, size
+
+
+def _joined(job: str, parts: Sequence[_Part]) -> JobEntries:
+    return JobEntries(job=job, entries=tuple(chain.from_iterable(p.entries for p in parts)), new=any(p.new for p in parts))
 
 
 class Link:
@@ -151,11 +156,12 @@ class Link:
 
     # --- what is handed over
 
-    def offer(self, job: str, entries: Sequence[SignedEntry], mark: int) -> bool:
-        """Takes entries to send, with a number that is told when they are stored. False: not taken."""
+    def offer(self, job: str, entries: Sequence[SignedEntry], mark: int, *, new: bool = False) -> bool:
+        """Takes entries to send, with a number that is told when they are stored. ``new``: the job is being accepted. False:
+        not taken."""
         if not self.usable:
             return False
-        parts = deque(_Part(part, size, None) for part, size in in_parts(entries, self._settings.max_bytes))
+        parts = deque(_Part(part, size, None, new) for part, size in in_parts(entries, self._settings.max_bytes))
         parts[-1].mark = mark
         self._bytes += sum(p.size for p in parts)
         if job in self._busy:
@@ -217,9 +223,7 @@ class Link:
         return batch
 
     async def _send_one(self, batch: list[tuple[str, list[_Part]]]) -> None:
-        request = StoreRequest(
-            jobs=tuple(JobEntries(job=job, entries=tuple(chain.from_iterable(p.entries for p in parts))) for job, parts in batch)
-        )
+        request = StoreRequest(jobs=tuple(_joined(job, parts) for job, parts in batch))
         self._asking[id(batch)] = self._now()
         answer: StoreAnswer | None = None
         try:

@@ -73,6 +73,8 @@ class _Job:
     crowded: bool = False
     """It would have more copies if the nodes had room in their queues."""
     ending: bool = False
+    accepting: bool = False
+    """Its first claim is being written: any other claim fences it."""
 
 
 class Replicator:
@@ -190,6 +192,7 @@ class Replicator:
         state.copies.wanted = max(replicas, state.copies.wanted)
         length = state.copies.grow(w.blocks)
         state.last = w.entries
+        state.accepting = w.new
         state.unsettled += w.entries
         if any(isinstance(e.body(), OutcomeEntry) for e in w.entries):
             self._let_go_later(w.job, state)
@@ -264,7 +267,7 @@ class Replicator:
             entries = state.last if lacks == "last" else self._whole(job, state)
             if not entries:  # it ended, and is no longer in memory: left to anti-entropy
                 return True
-            if not link.offer(job, entries, copies.length):
+            if not link.offer(job, entries, copies.length, new=state.accepting and bool(state.asks)):
                 return False
             copies.handed(peer)
         if cids := copies.blocks_for(peer):
@@ -345,12 +348,12 @@ class Replicator:
     # --- fences
 
     def _fenced(self, job: str, state: _Job, peer: str, result: StoreResult) -> bool:
-        """Whether a higher claim than this node's is proved; then this node is not the owner any more."""
+        """Whether somebody else's claim is told that fences this node's: then this node is not the owner any more."""
         proof = list(self._checked(job, result.entries))
         claims = [b.ballot for e in proof if isinstance(b := e.body(), Claim)]
         mine = max((b for e in state.last if e.author == self._network.peer_id and (b := getattr(e.body(), "ballot", None))), default=None)
         ballot = max((*claims, result.ballot or Ballot(-1, "", "")))
-        if mine is not None and ballot <= mine:
+        if mine is not None and (ballot == mine or (ballot < mine and not state.accepting)):
             return False
         log.info("copies.fenced", job=job, peer=peer, owner=ballot.peer, epoch=ballot.n)
         del self._jobs[job]

@@ -8,7 +8,6 @@ from trio.testing import MockClock
 
 from dimnode.domain import codec
 from dimnode.domain.record import Ballot
-from dimnode.records.replicator import ReplicatorSettings
 from tests.support.copies import Owner, an_owner, new_job
 from tests.support.entries import claim, core, outcome
 
@@ -122,12 +121,12 @@ async def test_blocks_go_along(autojump_clock: MockClock) -> None:
         assert await owner.replicator.hand_over(30.0) == 1
 
 
-async def test_who_fences_a_record_that_it_has_knows_more_of_it(autojump_clock: MockClock) -> None:
-    async with an_owner("a", ReplicatorSettings()) as owner:
+async def test_records_of_former_owners_are_taken_all_the_same(autojump_clock: MockClock) -> None:
+    """Nothing is decided by a hand-over, so nothing of it is fenced."""
+    async with an_owner("a") as owner:
         await keep(owner, "j")
-        await keep(owner, "k")
         rival = claim(9, "rival", job="j")
         owner.holders["a"].records["j"] = {e.id: e for e in (core("j"), rival)}
-        for job in "jk":
-            owner.holders["a"].fences[job] = (Ballot(9, "rival", "b"), ())
-        assert await owner.replicator.hand_over(30.0) == 1, "of k it knows only that somebody claimed it"
+        owner.holders["a"].fences["j"] = (Ballot(9, "rival", "b"), ())
+        assert await owner.replicator.hand_over(30.0) == 0
+        assert owner.holders["a"].has("j", [*new_job("j").entries, rival])

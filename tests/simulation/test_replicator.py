@@ -229,6 +229,21 @@ async def test_a_fence_reaches_every_writer_of_the_job_and_no_other(autojump_clo
         assert owner.holders["a"].requests == sent, "a fenced job is left alone"
 
 
+async def test_a_job_that_another_seat_accepted_first_is_fenced_by_a_lower_claim_too(autojump_clock: MockClock) -> None:
+    async with an_owner("a") as owner:
+        rival = claim(1, "another", job="j")
+        owner.holders["a"].fences["j"] = (Ballot(1, "another", "b"), (rival,))
+        (copied,) = await owner.replicator.write([new_job("j")])
+        assert copied.fenced == Ballot(1, "another", "b")
+        owner.holders["a"].fences.clear()
+        assert owner.holders["a"].new == {"j"}
+        await owner.replicator.write([new_job("k")])
+        await owner.replicator.write([status("k", 1.0)])
+        owner.holders["a"].fences["k"] = (Ballot(1, "another", "b"), (rival,))
+        (copied,) = await owner.replicator.write([status("k", 2.0)])
+        assert copied.fenced is None, "an owner is fenced by higher claims only"
+
+
 async def test_a_fence_that_proves_nothing_stops_nobody(autojump_clock: MockClock) -> None:
     async with an_owner("ab") as owner:
         ballot = Ballot(1, "owner", "b")

@@ -81,6 +81,8 @@ class Holder:
         """Jobs in each store request."""
         self.entries = 0
         """Received, known ones too."""
+        self.new: set[str] = set()
+        """Jobs that came as being accepted."""
         self.full = False
         self.refuses: set[str] = set()
         self.fences: dict[str, tuple[Ballot, tuple[SignedEntry, ...]]] = {}
@@ -103,13 +105,14 @@ class Holder:
         if request.jobs:
             self.requests.append(len(request.jobs))
         await trio.sleep(self.sync)
-        return codec.encode(StoreAnswer(results=tuple(self._take(j) for j in request.jobs)))
+        return codec.encode(StoreAnswer(results=tuple(self._take(j, request.merge) for j in request.jobs)))
 
-    def _take(self, sent: JobEntries) -> StoreResult:
+    def _take(self, sent: JobEntries, merge: bool) -> StoreResult:
         known = self.records.get(sent.job)
         if self.full:
             return StoreResult(job=sent.job, status="full")
-        if sent.job in self.fences:
+        self.new.update([sent.job] * sent.new)
+        if sent.job in self.fences and not merge:
             ballot, proof = self.fences[sent.job]
             return StoreResult(job=sent.job, status="fenced", ballot=ballot, entries=proof)
         if sent.job in self.refuses:

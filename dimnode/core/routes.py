@@ -57,6 +57,9 @@ class Routes:
         """Who should answer at a told address; None for one that was given."""
         return self._told.get(address)
 
+    def told(self) -> tuple[str, ...]:
+        return tuple(self._told)
+
     def known(self, address: str) -> bool:
         return address in self._told or address in self.given
 

@@ -10,6 +10,7 @@ import math
 import queue
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -42,7 +43,9 @@ class FinderSettings:
     silence: float = 2.5
     """Without a word during a call, after which the server is greeted; two greetings in vain, and it is gone."""
     refresh: float = 5.0
-    """After which a client in use asks again who the servers are."""
+    """After which a client in use asks again who the servers are; sooner after a change."""
+    idle_refresh: float = 30.0
+    """The same for one that is not in use: it still must know where to turn tomorrow."""
     stale: float = 3.0
     """After which a connection that was not used is greeted before it is used: gRPC may have made it anew, and somebody
     else may answer now."""
@@ -92,10 +95,13 @@ class Finder:
         self._lock = self.links.lock
         self._greeting = greeting
         self._swarm = ""
-        self._learned_at = -math.inf
         self._present: Link | None = None
+        self._used_at = -math.inf
+        self._interval = settings.refresh
+        self._refresh_at = math.inf
         self._thread: threading.Thread | None = None
         self._inbox: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
+        self._dozing = False
 
     def close(self) -> None:
         self.links.close()
@@ -111,40 +117,11 @@ class Finder:
         """Who answers first, the others are added to ``avoid``: addresses are greeted in their order, one
         `FinderSettings.stagger` after the other. Raises `Nobody`, or `Cancelled` after `close`."""
         present = self._present
-        if present is not None and self._fresh(present) and present.address not in avoid:
+        if present is not None and self.fresh(present) and present.address not in avoid:
             return present
-        answers: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-        failures: list[DimError] = []
-        pending = deque(a for a in self.routes.order(time.monotonic()) if a not in avoid)
-        waiting = 0
-        while pending or waiting:
-            if pending:
-                address = pending.popleft()
-                link = self._link(address)
-                if link is None:
-                    avoid.add(address)
-                    continue
-                if self._fresh(link):
-                    return link
-                waiting += 1
-                self._greet(link, lambda *outcome: answers.put(outcome))
-            left = max(0.0, deadline - time.monotonic())
-            try:
-                link, error = answers.get(timeout=min(left, self.settings.stagger) if pending else min(left, threading.TIMEOUT_MAX))
-            except queue.Empty:
-                if left:
-                    continue
-                raise Nobody(DeadlineExceeded("nobody answered in time")) from None
-            waiting -= 1
-            self.links.check_open()
-            if error is None:
-                return link
-            self._settle(link, error)
-            avoid.add(link.address)
-            failures.append(error)
-        raise Nobody(self.nobody(failures))
+        return _Search(self, avoid, deadline).run()
 
-    def _link(self, address: str) -> Link | None:
+    def link_to(self, address: str) -> Link | None:
         """None if there is no room for one more."""
         try:
             return self.links.get(address)
@@ -153,7 +130,7 @@ class Finder:
         except DimError:
             return None
 
-    def _fresh(self, link: Link) -> bool:
+    def fresh(self, link: Link) -> bool:
         if link.lost is not None or link.leaving:
             return False
         return self._greeting is None or (link.greeted and time.monotonic() - link.heard_at < self.settings.stale)
@@ -163,7 +140,7 @@ class Finder:
         said = next((e for e in failures if e.hint), None)
         if said is not None:
             return said
-        names = ", ".join(shown(a) for a in self.routes.order(time.monotonic()))
+        names = ", ".join(shown(a) for a in (*self.routes.given, *self.routes.told()))
         return Unavailable(f"nobody answers at {names}", hint="Is the node running? `dimnode status` tells.")
 
     # --- what calls tell
@@ -172,6 +149,7 @@ class Finder:
     def using(self, link: Link) -> Generator[None]:
         """For the time of one call: it is watched over."""
         with self.links.use(link):
+            self._used_at = time.monotonic()
             if self._greeting is not None:
                 self._supervise()
             yield
@@ -201,7 +179,7 @@ class Finder:
 
     # --- greetings
 
-    def _greet(self, link: Link, tell: Callable[[Link, DimError | None], None] | None = None) -> None:
+    def greet(self, link: Link, tell: Callable[[Link, DimError | None], None] | None = None) -> None:
         """Calls ``tell`` when the server has answered, or not. One greeting at a time is under way on a link."""
         greeting = self._greeting
         assert greeting is not None
@@ -238,8 +216,11 @@ class Finder:
             if peer is not None and all(t.peer != peer for t in swarm.servers):
                 return Unavailable("somebody else answers there")
             self._swarm = self._swarm or swarm.name
-            self._learned_at = time.monotonic()
+            before = set(self.routes.told())
             self.routes.learn(swarm.servers)
+            changed = before != set(self.routes.told())
+            self._interval = self.settings.refresh / 8 if changed else self._interval * 2
+            self._refresh_at = min(self._refresh_at, time.monotonic() + self._interval)
         return None
 
     def _greeted(self, link: Link, error: DimError | None) -> None:
@@ -253,7 +234,7 @@ class Finder:
         for tell in tells:
             tell(link, error)
 
-    def _settle(self, link: Link, error: DimError) -> None:
+    def settle(self, link: Link, error: DimError) -> None:
         """What a greeting in vain means. Not in a thread of gRPC."""
         silent = error.code is Code.DEADLINE_EXCEEDED
         if not (silent and link.calls and link.strikes < STRIKES):
@@ -262,58 +243,134 @@ class Finder:
     # --- supervision
 
     def _supervise(self) -> None:
-        """One thread watches over all calls; it ends when there were none for a while."""
-        if self._thread is not None:
-            return
-        with self._lock:
-            if self._thread is None and not self.links.closed.is_set():
-                self._thread = threading.Thread(target=self._watch_over, name="dim-client", daemon=True)
-                self._thread.start()
+        """One thread watches over all calls, for as long as this object is used by anybody."""
+        if self._dozing:
+            self._inbox.put(None)
+        if self._thread is None:
+            with self._lock:
+                if self._thread is None and not self.links.closed.is_set():
+                    self._thread = threading.Thread(
+                        target=_watch_over, args=(weakref.ref(self), self._inbox), name="dim-client", daemon=True
+                    )
+                    self._thread.start()
 
     def _tell_supervisor(self, link: Link, error: DimError | None) -> None:
         self._inbox.put((link, error))
 
-    def _watch_over(self) -> None:
-        s = self.settings
-        tick = max(0.01, min(s.silence, s.greeting, s.refresh) / 4)
-        active = time.monotonic()
-        while True:
-            try:
-                outcome = self._inbox.get(timeout=tick)
-            except queue.Empty:
-                outcome = None
-            if self.links.closed.is_set():
-                return
-            if outcome is not None:
-                link, error = outcome
-                if error is None:
-                    self.links.let_go(self.routes.known)
-                else:
-                    self._settle(link, error)
-                continue
-            now = time.monotonic()
-            if self._look_after(now):
-                active = now
-            elif now - active > s.refresh and self._may_end():
-                return
-
-    def _look_after(self, now: float) -> bool:
-        """Greets who is silent, and now and then the present one for news; whether any call is under way."""
-        s, busy = self.settings, False
+    def look_after(self, outcome: Outcome | None) -> float | None:
+        """One step of the supervisor: seconds until the next one, None at the end."""
+        self._dozing = False
+        if self.links.closed.is_set():
+            return None
+        if outcome is not None:
+            link, error = outcome
+            if error is None:
+                self.links.let_go(self.routes.known)
+            else:
+                self.settle(link, error)
+            return 0.0
+        now = time.monotonic()
         for link in self.links.all():
-            if not link.calls:
-                continue
-            busy = True
-            silent = now - max(link.heard_at, link.busy_since) > s.silence
-            if link.asked is None and (silent or (link is self._present and now - self._learned_at > s.refresh)):
-                self._greet(link)
-        return busy
+            if link.calls and link.asked is None and now - max(link.heard_at, link.busy_since) > self.settings.silence:
+                self.greet(link)
+        in_use = self._in_use(now)
+        self._keep_up(now, in_use)
+        self._dozing = not in_use
+        if in_use or self._in_use(now):  # looked at again: who comes after this wakes us
+            return min(self.settings.silence, self.settings.greeting, self.settings.refresh) / 4
+        return max(0.01, self._refresh_at - now)
 
-    def _may_end(self) -> bool:
-        with self._lock:
-            if self._inbox.empty() and not any(link.calls or link.asked for link in self.links.all()):
-                self._thread = None
-            return self._thread is None
+    def _in_use(self, now: float) -> bool:
+        return now - self._used_at < self.settings.refresh or any(link.calls for link in self.links.all())
+
+    def _keep_up(self, now: float, in_use: bool) -> None:
+        """Asks now and then who the servers are."""
+        self._interval = min(self._interval, self.settings.refresh if in_use else self.settings.idle_refresh)
+        self._refresh_at = min(self._refresh_at, now + self._interval)
+        if now < self._refresh_at:
+            return
+        self._refresh_at = now + self._interval
+        link = self.link_to(self.routes.order(now)[0])
+        if link is not None:
+            self.greet(link)
+
+
+class _Search:
+    """One round of greetings for one call."""
+
+    def __init__(self, finder: Finder, avoid: set[str], deadline: float) -> None:
+        self._finder = finder
+        self._settings = finder.settings
+        self._avoid = avoid
+        self._began = time.monotonic()
+        self._deadline = deadline
+        self._answers: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._asked: set[str] = set()
+        self._pending = deque(a for a in finder.routes.order(self._began) if a not in avoid)
+        self._failures: list[DimError] = []
+
+    def run(self) -> Link:
+        while self._pending or self._asked:
+            if self._pending:
+                link = self._ask(self._pending.popleft())
+                if link is not None:
+                    return link
+                if not self._asked:
+                    continue
+            link = self._take()
+            if link is not None:
+                return link
+        raise Nobody(self._finder.nobody(self._failures))
+
+    def _ask(self, address: str) -> Link | None:
+        """The link if there is no need to ask."""
+        link = self._finder.link_to(address)
+        if link is None:
+            self._avoid.add(address)
+            return None
+        if self._finder.fresh(link):
+            return link
+        self._asked.add(address)
+        self._finder.greet(link, lambda *outcome: self._answers.put(outcome))
+        return None
+
+    def _take(self) -> Link | None:
+        """Waits for an answer. While only silent ones are left, the others get another chance now and then: one of them
+        may have come up."""
+        left = self._deadline - time.monotonic()
+        stagger = self._settings.stagger
+        try:
+            link, error = self._answers.get(timeout=max(0.0, min(left, stagger if self._pending else 2 * stagger)))
+        except queue.Empty:
+            if left <= 0:
+                raise Nobody(DeadlineExceeded("nobody answered in time")) from None
+            now = time.monotonic()
+            if not self._pending and now - self._began < self._settings.greeting:
+                self._pending.extend(a for a in self._finder.routes.order(now) if a not in self._asked)
+            return None
+        self._asked.discard(link.address)
+        self._finder.links.check_open()
+        if error is None:
+            return link
+        self._finder.settle(link, error)
+        self._avoid.add(link.address)
+        self._failures.append(error)
+        return None
+
+
+def _watch_over(finder: weakref.ref[Finder], inbox: queue.SimpleQueue[Outcome | None]) -> None:
+    """Ends when the finder was closed or forgotten."""
+    wait: float | None = 0.0
+    while wait is not None:
+        try:
+            outcome = inbox.get(timeout=wait)
+        except queue.Empty:
+            outcome = None
+        here = finder()
+        if here is None:
+            return
+        wait = here.look_after(outcome)
+        del here
 
 
 def detailed(e: Any) -> bool:

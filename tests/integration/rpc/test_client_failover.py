@@ -199,6 +199,19 @@ def test_a_hung_address_does_not_hold_up_a_new_client(swarm: Swarm) -> None:
         assert time.monotonic() - began < 1.2, "the next one is asked while the first still says nothing"
 
 
+def test_one_that_comes_up_is_not_missed_while_another_says_nothing(swarm: Swarm) -> None:
+    a, b = seats(swarm, 2)
+    b.kill()
+    a.hang()
+    with Client([a.address, b.address], settings(finder=replace(QUICK, greeting=6.0, stagger=0.1))) as dim:
+        timer = threading.Timer(0.5, lambda: (b.gate.revive(), swarm.holders.append(b)))
+        timer.start()
+        began = time.monotonic()
+        dim.submit(FORM)
+        assert time.monotonic() - began < 3.0
+        timer.join()
+
+
 def test_a_slow_answer_is_waited_for_and_not_asked_for_again(swarm: Swarm) -> None:
     a, b = seats(swarm, 2)
     for o in (a, b):
@@ -541,18 +554,25 @@ def test_closing_ends_calls_under_way_and_leaves_no_thread(swarm: Swarm, what: s
     wait_for(lambda: not left(), "no thread is left")
 
 
-def test_an_idle_client_has_no_thread_and_works_again(swarm: Swarm) -> None:
+def test_an_idle_client_still_learns_where_to_turn(swarm: Swarm) -> None:
     (a,) = seats(swarm, 1)
-    with Client(a.address, settings()) as dim:
-        dim.nodes()
-        wait_for(lambda: all(t.name != "dim-client" for t in threading.enumerate()), "the supervisor has ended")
-        dim.nodes()
-        a.gate.hang()
-        thread, out = background(dim.nodes)
-        thread.join(0.2)
-        a.gate.resume()
-        thread.join(10)
-        assert out == [[]]
+    with Client(a.address, settings(finder=replace(QUICK, idle_refresh=0.5))) as dim:
+        job = dim.submit(FORM)["job_id"]
+        for _ in range(3):
+            b = swarm.start()
+            wait_for(lambda b=b: b.address in dim.addresses(), "the newcomer is known")
+            swarm.holders[0].kill()
+            wait_for(lambda: len(set(dim.addresses()) - {a.address}) == 1, "the others are forgotten")
+        assert dim.get(job)["job_id"] == job
+
+
+def test_a_client_that_nobody_closed_leaves_no_thread(swarm: Swarm) -> None:
+    (a,) = seats(swarm, 1)
+    dim = Client(a.address, settings(finder=replace(QUICK, idle_refresh=0.3)))
+    dim.nodes()
+    assert any(t.name == "dim-client" for t in threading.enumerate())
+    del dim
+    wait_for(lambda: all(t.name != "dim-client" for t in threading.enumerate()), "the supervisor has ended")
 
 
 def test_a_deadline_of_the_call_itself_is_told_as_such(swarm: Swarm) -> None:

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 
+from tests.simulation.checks import listing
 from tests.simulation.farm import HASHES, Run, farm, perform, perform_all
 
 
@@ -22,16 +23,19 @@ def main() -> int:
     parser.add_argument("--hours", type=float, default=0.0, help="simulate seeds for so long")
     parser.add_argument("--first", type=int, default=None, help="the first of them (default: by the clock)")
     parser.add_argument("--most", type=int, default=10, help="stop after so many failures")
+    parser.add_argument("--all", action="store_true", help="with --seed: print everything that happened")
     args = parser.parse_args()
     if args.seed is not None:
-        return _one(Run(args.seed, args.nodes, args.scenario))
+        return _one(Run(args.seed, args.nodes, args.scenario), everything=args.all)
     return _many(args)
 
 
-def _one(run: Run) -> int:
+def _one(run: Run, *, everything: bool) -> int:
     if os.environ.get("PYTHONHASHSEED") != HASHES:  # else the same seed would take another way
         os.execve(sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]], {**os.environ, "PYTHONHASHSEED": HASHES})
-    report = perform(run)
+    report = perform(run, keep=everything)
+    if everything:
+        print(listing(report.trace))
     print(report if report.problem else f"seed {run.seed}, {run.size} nodes: no violation; {dict(report.counts)}")
     print(f"{report.seconds:.2f} s of processor time")
     return 1 if report.problem else 0

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Event = tuple[float, str, str]
 """(when, who, what)"""
 LAST = 60
+MOST = 120
 DEEDS = ("starts", "crashes", "is paused", "goes on", "is lost for good", "has a full disk", "has room", "info: seat ")
 EVERY = 0.5
 """Seconds between looks."""
@@ -59,13 +60,13 @@ class Checks:
 
     def acknowledged(self, job: Job) -> None:
         """The answer to a submission tells how many have it: it must be so."""
-        disks = self._disks_with(job.id)
+        disks = self.disks_with(job.id)
         if len(disks) < job.copies:
             self._world.fail(f"{job.key} ({job.id}) was acknowledged with {job.copies} copies and is on {disks}")
 
     def shown(self, job: Job, status: str) -> None:
         """An end that a user was shown is on a disk, and does not change but to one that goes above it."""
-        if not any(self._view_of(n, job.id).outcome for n in self._disks_with(job.id)):
+        if not any(self._view_of(n, job.id).outcome for n in self.disks_with(job.id)):
             self._world.fail(f"a user was shown that {job.key} ({job.id}) {status}, and no disk has that")
         if job.cancelled is not None and status != "cancelled":
             self._world.fail(f"{job.key} ({job.id}) was cancelled, acknowledged, and is shown as {status}")
@@ -76,7 +77,7 @@ class Checks:
             self._world.fail(f"{job.key} ({job.id}) was shown as {before[-1]}, then as {status}")
 
     def _durable(self, job: Job) -> None:
-        if not self._disks_with(job.id):
+        if not self.disks_with(job.id):
             self._world.fail(f"no disk has {job.key} ({job.id}), acknowledged and unfinished, any more")
 
     def _one_holder_per_term(self) -> None:
@@ -99,16 +100,23 @@ class Checks:
 
     def unlike(self) -> str | None:
         """Of what two copies differ, or which has too few; None if all copies agree."""
+        if (problem := self.enough_copies()) is not None:
+            return problem
         for job in self._world.users.jobs:
             if (problem := self._unlike(job)) is not None:
                 return problem
         return None
 
-    def _unlike(self, job: Job) -> str | None:
-        disks = self._disks_with(job.id)
+    def enough_copies(self) -> str | None:
+        """Which job is on too few disks, if any is."""
         wanted = min(self._world.settings.replicas + 1, len(self._world.computers) - len(self._world.destroyed))
-        if len(disks) < wanted:
-            return f"{job.key} ({job.id}) is on {disks} and should be on {wanted} disks"
+        for job in self._world.users.jobs:
+            if job.acknowledged is not None and len(disks := self.disks_with(job.id)) < wanted:
+                return f"{job.key} ({job.id}) is on {disks} and should be on {wanted} disks"
+        return None
+
+    def _unlike(self, job: Job) -> str | None:
+        disks = self.disks_with(job.id)
         sets = {name: self._record(name, job.id).ids() for name in disks}
         first = sets[disks[0]]
         for name, ids in sets.items():
@@ -129,7 +137,7 @@ class Checks:
     def final(self) -> None:
         """All of it, once the swarm had its time."""
         for job in self._world.users.jobs:
-            if not self._disks_with(job.id):
+            if not self.disks_with(job.id):
                 self._world.fail(f"no disk has {job.key} ({job.id})")
                 continue
             self._final(job)
@@ -138,7 +146,7 @@ class Checks:
 
     def _final(self, job: Job) -> None:
         w = self._world
-        views = {name: self._view_of(name, job.id) for name in self._disks_with(job.id)}
+        views = {name: self._view_of(name, job.id) for name in self.disks_with(job.id)}
         ends = {v.outcome_id for v in views.values()}
         if None in ends:
             w.fail(f"{job.key} ({job.id}) never ended on {[n for n, v in views.items() if v.outcome_id is None]}")
@@ -176,14 +184,14 @@ class Checks:
         for job in self._world.users.jobs:
             if job.acknowledged is None:
                 continue
-            others = [n for n in self._disks_with(job.id) if n != name]
+            others = [n for n in self.disks_with(job.id) if n != name]
             if not others or (job.shown and not any(self._view_of(n, job.id).outcome for n in others)):
                 return False
         return True
 
     # --- disks
 
-    def _disks_with(self, job: str) -> list[str]:
+    def disks_with(self, job: str) -> list[str]:
         """Machines that are not lost whose disks have this record."""
         return [n for n, c in self._world.computers.items() if n not in self._world.destroyed and job in c.disk.journal.cores]
 
@@ -199,7 +207,7 @@ def describe(what: str, trace: Iterable[Event]) -> str:
     events = list(trace)
     jobs = set(re.findall(r"job-[a-z2-7]{24}", what))
     keys = set(re.findall(r"\bjob-\d+\b", what))
-    told = (
+    told = [
         e
         for n, e in enumerate(events)
         if n >= len(events) - LAST
@@ -207,5 +215,11 @@ def describe(what: str, trace: Iterable[Event]) -> str:
         or e[2].startswith(DEEDS)
         or any(j in e[2] for j in jobs)
         or any(re.search(rf"{k}\b", e[2]) for k in keys)
-    )
-    return "\n".join(f"{at:9.3f} {who:8} {text}" for at, who, text in told)
+    ]
+    if len(told) > 2 * MOST:
+        told[MOST:-MOST] = [(told[MOST][0], "...", f"{len(told) - 2 * MOST} more")]
+    return listing(told)
+
+
+def listing(events: Iterable[Event]) -> str:
+    return "\n".join(f"{at:9.3f} {who:8} {text}" for at, who, text in events)

@@ -54,8 +54,8 @@ class Report:
         return f"seed {self.run.seed}, {self.run.size} nodes {self.run.scenario}: {self.problem}\n\n{events}\n\nagain: {self.run.command}"
 
 
-def play(seed: int, act: Play, settings: WorldSettings) -> Counter[str]:
-    """One simulation. Raises `Violation`."""
+def play(seed: int, act: Play, settings: WorldSettings, trace: list[Event]) -> Counter[str]:
+    """One simulation; what happened is put into ``trace``. Raises `Violation`."""
     counts: Counter[str] = Counter()
 
     async def main() -> None:
@@ -64,22 +64,25 @@ def play(seed: int, act: Play, settings: WorldSettings) -> Counter[str]:
                 await act(world)
             finally:
                 counts.update(world.summary())
+                trace.extend(world.trace)
 
     simulate(seed, main)
     return counts
 
 
-def perform(run: Run) -> Report:
+def perform(run: Run, *, keep: bool = False) -> Report:
+    """``keep``: also what happened where nothing went wrong."""
     report = Report(run)
     began = time.process_time()
+    trace: list[Event] = []
     try:
-        report.counts = play(run.seed, *_part(run))
-    except Violation as e:
-        report.problem, report.trace = e.what, e.trace
+        report.counts = play(run.seed, *_part(run), trace)
     except BaseException as e:  # noqa: BLE001 - told to whoever asked for this run
         found = _violation(e)
         report.problem = found.what if found else "".join(traceback.format_exception(e))
-        report.trace = found.trace if found else ()
+        trace = list(found.trace) if found else trace
+    if report.problem or keep:
+        report.trace = tuple(trace)
     report.seconds = time.process_time() - began
     return report
 

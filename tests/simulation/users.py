@@ -28,6 +28,7 @@ class Job:
     asked: Asked
     id: str = ""
     acknowledged: float | None = None
+    accepted: trio.Event = field(default_factory=trio.Event)
     copies: int = 0
     cancel_asked: bool = False
     cancelled: float | None = None
@@ -85,6 +86,7 @@ class Users:
             job.id, job.copies, job.acknowledged = accepted.job_id, accepted.copies, trio.current_time()
             self._world.log("user", f"{job.key} is {job.id}, acknowledged by {seat} with {job.copies} copies")
             self._world.checks.acknowledged(job)
+            job.accepted.set()
             return
 
     async def cancel(self, job: Job, at: str | None = None) -> bool:

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import structlog
 import trio
 
+from dimnode.core.job_view import view
+from dimnode.domain.record import Ballot
 from dimnode.errors import DeadlineExceeded, DimError, Unavailable
 from dimnode.orchestrator.any_seat import AnySeat
 from p2p.memory import LinkFaults, MemoryHub
@@ -194,6 +196,52 @@ class World:
         if missing:
             self.start(*missing)
 
+    # --- jobs
+
+    def _owner(self, job: Job, names: Iterable[str]) -> Ballot | None:
+        """The highest claim on those disks, and in those nodes."""
+        found: list[Ballot] = []
+        for name in names:
+            computer = self.computers[name]
+            if (record := computer.disk.journal.records.get(job.id)) is not None and (owner := view(record).owner) is not None:
+                found.append(owner)
+            if computer.node is not None and computer.node.records.holds(job.id):
+                owner = computer.node.records.view(job.id).owner
+                found += [owner] if owner is not None else []
+        return max(found, default=None)
+
+    def owner(self, job: Job) -> str:
+        found = self._owner(job, self.computers)
+        assert found is not None
+        return found.peer
+
+    def owner_in(self, names: Iterable[str], job: Job) -> str | None:
+        found = self._owner(job, names)
+        return found.peer if found is not None else None
+
+    def claims(self, job: Job) -> int:
+        found = self._owner(job, self.computers)
+        return found.n if found is not None else 0
+
+    def copies(self, job: Job) -> list[str]:
+        """Who has a job's record beside its owner."""
+        return [n for n in self.checks.disks_with(job.id) if n != self.owner(job)]
+
+    def divide(self, job: Job) -> tuple[list[str], list[str]]:
+        """The swarm in two, the owner with as many others as possible but no copy on one side."""
+        copies = self.copies(job)
+        rest = [n for n in self.computers if n not in copies and n != self.owner(job)]
+        return [self.owner(job), *rest[1:]], [*copies, *rest[:1]]
+
+    def ended_on(self, names: Iterable[str], job: Job) -> bool:
+        """Whether one of those disks has an end of it."""
+        records = (self.computers[n].disk.journal.records.get(job.id) for n in names)
+        return any(view(r).outcome for r in records if r is not None)
+
+    def seat_in(self, names: Iterable[str]) -> str | None:
+        """A seat holder that serves, of these."""
+        return next((n for n in names if (node := self.nodes().get(n)) is not None and node.served is not None), None)
+
     # --- calls of users
 
     async def call(self, name: str, act: Callable[[AnySeat], Awaitable[T]]) -> T:
@@ -239,11 +287,11 @@ class World:
 async def _serve(
     api: AnySeat, act: Callable[[AnySeat], Awaitable[Any]], answer: list[Any], done: trio.Event, scope: trio.CancelScope
 ) -> None:
-    with scope:
-        try:
+    try:
+        with scope:
             answer.append(await act(api))
-        except Exception as e:  # noqa: BLE001 - the world judges
-            answer.append(e)
+    except Exception as e:  # noqa: BLE001 - the world judges
+        answer.append(e)
     done.set()
 
 

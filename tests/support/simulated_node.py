@@ -17,17 +17,17 @@ from typing import Any, cast
 import trio
 
 from dimnode.core.election import ElectionSettings
+from dimnode.core.load_sharing import LoadSharing
 from dimnode.core.membership import MembershipSettings
 from dimnode.daemon.settings import DaemonSettings
 from dimnode.daemon.tasks import Tasks
 from dimnode.domain.node import Capabilities, Heartbeat, Load
 from dimnode.leadership import Leadership, LeadershipSettings
-from dimnode.orchestrator import Orchestrator, OrchestratorSettings, build_orchestrator
+from dimnode.orchestrator import Orchestrator, OrchestratorSettings, ask_over, build_orchestrator
 from dimnode.orchestrator.any_seat import AnySeat
 from dimnode.orchestrator.seat_questions import AskSettings
 from dimnode.ports import Clock
-from dimnode.records.replicator import Replicator, ReplicatorSettings
-from dimnode.records.table import RecordTable
+from dimnode.records.keeping import Keeping, KeepingSettings
 from dimnode.swarm.elector import ElectorSettings, SwarmElector
 from dimnode.swarm.models import SwarmModels
 from dimnode.swarm.registry import RegistrySettings, SwarmRegistry
@@ -51,7 +51,7 @@ class NodeSettings:
     elector: ElectorSettings = field(default_factory=ElectorSettings)
     orchestrator: OrchestratorSettings = field(default_factory=OrchestratorSettings)
     ask: AskSettings = field(default_factory=AskSettings)
-    replicator: ReplicatorSettings = field(default_factory=ReplicatorSettings)
+    keeping: KeepingSettings = field(default_factory=KeepingSettings)
     daemon: DaemonSettings = field(default_factory=lambda: DaemonSettings(slots=2, queue_capacity=100))
     run_seconds: tuple[float, float] = (0.05, 1.0)
     """Least and most seconds that a task runs."""
@@ -103,7 +103,7 @@ class SimulatedNode:
         self.network = site.hub.network(peer)
         self.journal = SimulatedJournal(disk, clock.wall)
         self.store = SimulatedStore(self.network, disk)
-        self.records = RecordTable(self.journal, self.signer)
+        self.sharing = LoadSharing()
         worker = Worker(peer, random.Random(site.rng.random()), clock, self.store, s.daemon, s.run_seconds, s.run_failures, site.ran)
         self.tasks = Tasks(
             signer=self.signer, clock=clock, journal=self.journal, settings=s.daemon,
@@ -115,10 +115,21 @@ class SimulatedNode:
         self.elector = SwarmElector(
             self.network, self.registry, self.journal, clock, s.election, s.elector, boot=self.boot, start="alone" if alone else "join"
         )
-        self.replicator = Replicator(
-            self.network, self.records, self.journal, self.registry, self.store, clock, s.replicator, verify=fake_verify
+        self.keeping = Keeping(
+            swarm=SWARM,
+            network=self.network,
+            journal=self.journal,
+            signer=self.signer,
+            registry=self.registry,
+            elector=self.elector,
+            store=self.store,
+            clock=clock,
+            tasks=self.tasks,
+            driver=lambda: self.leadership.orchestrator,
+            settings=s.keeping,
+            verify=fake_verify,
         )
-        self.records.copies = self.replicator
+        self.records = self.keeping.table
         self.models = SwarmModels(self.registry, self.store)
         self.server = TaskServer(site.hub, self.network, self.tasks, self._authorized)
         self.client = SimulatedDaemonClient(site.hub, self.network, self.tasks, site.servers.get)
@@ -127,7 +138,7 @@ class SimulatedNode:
             self.elector,
             cast(Any, None),
             self._orchestrator,
-            lambda o: AnySeat(o, self.records, self.network, self.elector, clock, s.ask),
+            self._any_seat,
             cast(Any, None),
             lambda principal: None,
             LeadershipSettings(listen="", fallback=False, announce="", server=cast(Any, None), ask=s.ask),
@@ -144,14 +155,13 @@ class SimulatedNode:
         """Until it crashes, which nothing here notices."""
         for _, _, data in CATALOGUE.values():
             await self.store.put_dag_bytes(data, durable=False)
-        await self.records.open()
         async with trio.open_nursery() as nursery:
             await nursery.start(self.tasks.run)
             nursery.start_soon(self._tell_load)
             self.site.servers[self.peer] = self.server
             await nursery.start(self.registry.run)
+            await nursery.start(self.keeping.run)
             await nursery.start(self.elector.run)
-            await nursery.start(self.replicator.run)
             nursery.start_soon(self.leadership.run)
             self.ready = True
             await trio.sleep_forever()
@@ -195,19 +205,27 @@ class SimulatedNode:
     def _authorized(self, peer: str) -> bool:
         return any(s.peer == peer for s in self.elector.seats())
 
+    def _any_seat(self, orchestrator: Orchestrator) -> AnySeat:
+        return AnySeat(
+            orchestrator, self.records, self.network, self.elector, self.clock, self.site.settings.ask,
+            sharing=self.sharing, search=self.keeping.search,
+        )  # fmt: skip
+
     def _orchestrator(self) -> Orchestrator:
         return build_orchestrator(
             swarm=SWARM,
             boot=self.boot,
             signer=self.signer,
             table=self.records,
-            journal=self.journal,
             store=self.store,
             registry=self.registry,
             models=self.models,
             client=self.client,
             clock=self.clock,
             settings=self.site.settings.orchestrator,
+            ask=ask_over(self.network, self.site.settings.orchestrator.inquiry_timeout),
+            seats=lambda: frozenset((s.peer, s.boot) for s in self.elector.seats()),
+            verify=fake_verify,
             compute=in_place,
         )
 

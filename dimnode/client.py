@@ -203,7 +203,7 @@ class Client:
             if follower.ended:
                 return
 
-    def wait(self, job_id: str, timeout: float = math.inf) -> dict[str, Any]:
+    def wait(self, job_id: str, timeout: float = math.inf, *, fetch: bool = True) -> dict[str, Any]:
         """Waits until the job has ended; its result, as `result`. Raises the job's error if it failed, NOT_READY if it has
         not ended after ``timeout`` seconds."""
         end = time.monotonic() + timeout
@@ -211,7 +211,7 @@ class Client:
         while True:
             asked = time.monotonic()
             try:
-                return self.result(job_id, wait=max(0.0, min(transfer.result_wait, end - asked)))
+                return self.result(job_id, fetch=fetch, wait=max(0.0, min(transfer.result_wait, end - asked)))
             except DimError as e:
                 if e.code is not Code.NOT_READY or time.monotonic() >= end:
                     raise

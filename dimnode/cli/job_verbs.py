@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 JSON_FILE = click.Path(dir_okay=False, allow_dash=True)
 GOOD = "completed"
+RESULT_WITHIN = 30.0
+"""Seconds from a job's end to its result, wherever it is asked for."""
 
 
 @click.command()
@@ -51,7 +53,9 @@ def _follow(client: Client, job_id: str, show: Any) -> dict[str, Any]:
 def _finish(context: Context, client: Client, job: dict[str, Any]) -> None:
     """Print the result of a job that ended; exit 1 unless it completed."""
     if job["status"] == GOOD:
-        context.emit(files.with_tensors(client.result(job["job_id"], fetch=False)), tables.result)
+        # Another orchestrator than the one that was watched may have to hear of the end first.
+        result = client.wait(job["job_id"], RESULT_WITHIN, fetch=False)
+        context.emit(files.with_tensors(result), tables.result)
         return
     context.emit(job, tables.job)
     sys.exit(FAILED)

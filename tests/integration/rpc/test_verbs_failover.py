@@ -83,6 +83,20 @@ def test_nobody_reached_is_3_and_names_who_was_asked(monkeypatch: pytest.MonkeyP
     assert json.loads(done[0].stdout)["error"]["code"] == "UNAVAILABLE"
 
 
+def test_the_result_is_waited_for_where_the_end_was_not_heard_of_yet(swarm: Swarm, tmp_path: Path) -> None:
+    a, b = swarm.start(), swarm.start()
+    thread, done = verb("submit", spec(tmp_path), "--wait", "--orchestrator", a.address)
+    wait_for(lambda: a.asked["WatchJob"], "the job is watched")
+    (job,) = swarm.jobs
+    a.before["GetResult"] = lambda _: a.kill()
+    swarm.change(job, status="completed", updated=3.0)
+    wait_for(lambda: b.asked["GetResult"], "the other one is asked, and has no result yet")
+    ended(swarm, job)
+    thread.join(20)
+    assert done[0].exit_code == 0, done[0].output
+    assert json.loads(done[0].stdout)["outputs"]["y"]["data"] == [1.5]
+
+
 def test_any_of_the_addresses_will_do(swarm: Swarm) -> None:
     a: Orchestrator = swarm.start()
     thread, done = verb("nodes", "--orchestrator", f"127.0.0.1:1,{a.address}")

@@ -81,7 +81,7 @@ class FakeClient:
                 return self.events()
             case "get" | "cancel":
                 return {**JOB, "error": {"code": "X", "message": "m", "hint": "h"}}
-            case "result":
+            case "result" | "wait":
                 return {"job_id": "job-1", "pattern": "chained", "status": "completed", "details": {"n": 1}, "tasks": [{"receipt": b"\x01"}],
                         "cost": 1.0, "result_cid": "bafy", "outputs": self.outputs(kwargs.get("fetch", True))}  # fmt: skip
             case _:

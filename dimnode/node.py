@@ -273,15 +273,16 @@ class Node:
         announce(f"dimnode ready: name={self.name} peer={self.identity.peer_id} swarm={self.member.swarm} grpc={grpc}")
 
     async def _drain(self, leadership: Leadership) -> None:
-        """Within ``node.drain`` seconds: nothing new is accepted, other seats have this one's jobs, the seat is free, tasks are
-        handed back, records are where they will be looked for."""
+        """Within ``node.drain`` seconds: nothing new is accepted, other seats have this one's jobs (claimed while it still drives
+        them and is still called upon, so that they go on without a pause), the seat is free, tasks are handed back,
+        records are where they will be looked for."""
         drain = self.config.node.drain
         with trio.move_on_after(drain / 2) as scope:
             if leadership.orchestrator is not None:
                 leadership.orchestrator.stop_accepting()
+            await self.keeping.offers.hand_over(drain / 4)
             self.daemon.close_intake()
             self.registry.announce(leaving=True)
-            await self.keeping.offers.hand_over(drain / 4)
             await self.elector.release()
             await self.daemon.wait_idle()
         if scope.cancelled_caught:

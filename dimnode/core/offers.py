@@ -7,7 +7,7 @@ The order is a hint; what a seat says, and for jobs its claim, is the authority.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from dimnode.core.rendezvous import rendezvous
@@ -26,6 +26,8 @@ class OfferSettings:
     pause_most: float = 1.0
     most: int = 256
     """Things offered to one seat at once."""
+    most_bytes: int = 4 * 1024 * 1024
+    """The same, by their size; a larger one is offered alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +63,11 @@ class Offering:
             if key not in self._states:
                 self._states[key] = _State(now + self._settings.settle)
 
-    def due(self, seats: Collection[str], now: float, busy: Collection[str] = ()) -> list[Turn]:
-        """What to offer now, at most ``most`` to each seat and nothing to the ``busy`` ones, which still have a turn to
-        answer: what goes to them waits, and its time does not run."""
+    def due(self, seats: Collection[str], now: float, busy: Collection[str] = (), size: Callable[[str], int] = lambda key: 0) -> list[Turn]:
+        """What to offer now, to each seat as much as it takes at once and nothing to the ``busy`` ones, which still have a turn
+        to answer: what goes to them waits, and its time does not run. ``size``: bytes."""
         turns: dict[str, list[str]] = {}
+        room: dict[str, int] = {}
         for key, state in self._states.items():
             if state.due > now or not seats:
                 continue
@@ -72,7 +75,11 @@ class Offering:
                 state.asked.clear()
             peer = next(p for p in rendezvous(key, seats) if p not in state.asked)
             chosen = turns.setdefault(peer, [])
-            if peer not in busy and len(chosen) < self._settings.most:
+            if peer in busy or len(chosen) >= self._settings.most:
+                continue
+            left = room.get(peer, self._settings.most_bytes) - size(key)
+            if left >= 0 or not chosen:
+                room[peer] = left
                 chosen.append(key)
                 state.asked.add(peer)
                 state.due = now + self._after(state, seats)

@@ -98,6 +98,13 @@ class Coordinator:
                 log.info("job.fenced", job=held.job, reason=fenced.message)
                 return
             await self.end(self.failed(held.job, held.ballot, _error_info(held.job, causes[0])))
+        except BaseExceptionGroup as group:  # cancelled, and something failed over that: the job is somebody else's now
+            cancelled, errors = group.split(trio.Cancelled)
+            if cancelled is None:
+                raise
+            if errors is not None:
+                log.warning("job.left", job=held.job, reason=str(next(leaves(errors))))
+            raise cancelled from None
 
     def failed(self, job: str, ballot: Ballot, error: ErrorInfo) -> OutcomeEntry:
         return OutcomeEntry(job=job, ballot=ballot, status="failed", at=self._clock.wall(), error=error)

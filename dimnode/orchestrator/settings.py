@@ -51,6 +51,8 @@ class OrchestratorSettings:
     """Seconds a node is given to confirm a cancellation."""
     deadline_grace: float = 2.0
     """Seconds past a task's own timeout until its node counts as silent."""
+    leaving_grace: float = 30.0
+    """Seconds that a node which leaves is given to finish a task, or to hand it back."""
     optional_wait: float = 10.0
     """Seconds that a task which the job can do without (``min_nodes``) waits for its nodes to come back."""
     retry_backoff: float = 0.25

@@ -97,7 +97,11 @@ class TaskCalls:
                     work.stage(update.stage)
 
     async def _leave_when_dead(self, node: str, dead: trio.Event, scope: trio.CancelScope) -> None:
+        known = self._selector.state(node) is not None
         await self._selector.wait_dead(node)
+        if known and self._selector.state(node) is None:
+            # It said that it leaves: it goes on with what it has, or hands it back, and the call ends with it.
+            await trio.sleep(self._settings.leaving_grace)
         dead.set()
         scope.cancel()
 

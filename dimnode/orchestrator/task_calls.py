@@ -32,15 +32,15 @@ log = structlog.get_logger(__name__)
 class Call:
     """How one call went so far."""
 
-    def __init__(self, on_accepted: Callable[[], None]) -> None:
+    def __init__(self, on_heard: Callable[[], None]) -> None:
+        """``on_heard``: called whenever the node says something of the task."""
         self.accepted = False
         self.entry: SignedEntry | None = None
-        self._on_accepted = on_accepted
+        self._on_heard = on_heard
 
-    def accept(self) -> None:
-        if not self.accepted:
-            self.accepted = True
-            self._on_accepted()
+    def heard(self) -> None:
+        self.accepted = True
+        self._on_heard()
 
 
 class TaskCalls:
@@ -90,7 +90,7 @@ class TaskCalls:
     async def _receive(self, work: Work, node: str, order: TaskOrder, call: Call) -> None:
         async with aclosing(self._client.run_task(node, order)) as updates:
             async for update in updates:
-                call.accept()
+                call.heard()
                 if update.entry is not None:
                     call.entry = update.entry
                 elif work.stage is not None:

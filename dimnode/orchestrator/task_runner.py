@@ -54,7 +54,10 @@ class _Tries:
     refused: set[str] = field(default_factory=set[str])
     """Assignments, by entry id, that their nodes did not take."""
     unwilling: set[str] = field(default_factory=set[str])
-    """Nodes that do not believe that this one holds a seat: one that just won it is not known everywhere yet."""
+    """Nodes that do not believe that this one holds a seat (one that just won it is not known everywhere yet), or that cannot
+    be reached: others are better."""
+    unreached_since: float | None = None
+    """Since when no node that was tried could be reached."""
 
 
 class _Refused(Exception):
@@ -63,6 +66,10 @@ class _Refused(Exception):
     def __init__(self, error: DimError) -> None:
         super().__init__(error.message)
         self.error = error
+
+
+class _Unreached(_Refused):
+    """The node lives, as far as anybody knows, and the order did not get there: the task has not been tried."""
 
 
 class _Failed(_Refused):
@@ -184,14 +191,26 @@ class TaskRunner:
                 if len(tries.failed_nodes) > retries:
                     raise _given_up(plan, tries) from None
             except _Refused as refused:
-                tries.last = refused.error
-                tries.refusals += 1
-                busy = isinstance(refused.error, ResourceExhausted)
-                why = "is busy" if busy else "does not take tasks from this orchestrator"
-                work.waiting[plan.key] = f"node {self._selector.name(node)}, which {why}"
-                if not busy:
-                    tries.unwilling.add(node)
+                self._note_wait(work, plan, node, tries, refused)
             await trio.sleep(self._backoff(len(tries.failed_nodes) + tries.refusals))
+
+    def _note_wait(self, work: Work, plan: TaskPlan, node: str, tries: _Tries, refused: _Refused) -> None:
+        """No attempt was made: the task waits, for as long as its job may. One that the job can do without waits less for nodes
+        out of reach: raises `Unavailable` then."""
+        tries.last = refused.error
+        tries.refusals += 1
+        busy, unreached = isinstance(refused.error, ResourceExhausted), isinstance(refused, _Unreached)
+        why = "is busy" if busy else "cannot be reached" if unreached else "does not take tasks from this orchestrator"
+        work.waiting[plan.key] = f"node {self._selector.name(node)}, which {why}"
+        if not busy:
+            tries.unwilling.add(node)
+        if not unreached:
+            tries.unreached_since = None
+            return
+        now = trio.current_time()
+        tries.unreached_since = now if tries.unreached_since is None else tries.unreached_since
+        if plan.optional and now - tries.unreached_since >= self._settings.optional_wait:
+            raise Unavailable(f"no node that could run task {plan.key} can be reached")
 
     def _tries(self, work: Work, seek: Seek) -> _Tries:
         key = seek.plan.key
@@ -212,7 +231,7 @@ class TaskRunner:
             assign = tries.adopt.pop()
             work.waiting[seek.plan.key] = f"node {self._selector.name(assign.node)}, which may run it already"
             await self._wait_known(assign.node)
-            if self._selector.state(assign.node) not in ("alive", "suspect"):
+            if not self._there(assign.node):
                 continue
             await work.place.retake()
             work.waiting.pop(seek.plan.key, None)
@@ -282,8 +301,9 @@ class TaskRunner:
         """Raises `_Refused`, `_Failed`, `OutputGone`, or what no other node could mend."""
         assign_id, assign = await self._assigned(work, seek, node, tries)
         order = self._order(work, seek, assign, deadline)
+        call = Call(lambda: self._note_heard(work, tries, assign_id, assign))
         try:
-            entry = await self._answer(work, seek, node, order, tries, assign_id, assign)
+            entry = await self._answer(work, seek, node, order, call)
             fact = self._calls.judge(order, node, entry)
         except (ResourceExhausted, PermissionDenied) as e:
             self._note_refusal(work, tries, assign_id, e)
@@ -291,6 +311,8 @@ class TaskRunner:
         except DimError as e:
             if isinstance(e, Fenced) or e.code not in _MENDABLE:
                 raise
+            if isinstance(e, Unavailable) and not call.accepted and self._there(node):
+                raise _Unreached(e) from None
             tries.closed.add((node, assign.attempt))
             raise _Failed(e) from None
         if fact.attempt.status == "completed":
@@ -301,29 +323,29 @@ class TaskRunner:
         await self._check_inputs(work, seek, fact, problem)
         raise _Failed(problem)
 
-    async def _answer(
-        self, work: Work, seek: Seek, node: str, order: TaskOrder, tries: _Tries, assign_id: str, assign: Assign
-    ) -> SignedEntry:
-        """If the connection breaks while a living node works on the task, it still does: the node is asked once more."""
-
-        def accepted() -> None:
-            if assign_id in tries.refused:
-                tries.refused.discard(assign_id)
-                self._table.note(work.job, msgspec.structs.replace(assign, at=self._clock.wall()))
+    async def _answer(self, work: Work, seek: Seek, node: str, order: TaskOrder, call: Call) -> SignedEntry:
+        """If the connection breaks while a node works on the task, it still does: it is asked again until it answers, or is
+        known to be dead."""
 
         def unwanted() -> bool:
             return seek.fact is not None or self._past(order, sent)
 
         sent = trio.current_time()
-        call = Call(accepted)
+        broken = 0
         with self._selector.sent(node):
-            try:
-                return await self._calls.follow(work, node, order, call, unwanted)
-            except Unavailable:
-                if not call.accepted or self._selector.state(node) != "alive" or self._past(order, sent):
-                    raise
-            await trio.sleep(self._settings.retry_backoff)
-            return await self._calls.follow(work, node, order, call, unwanted)
+            while True:
+                try:
+                    return await self._calls.follow(work, node, order, call, unwanted)
+                except Unavailable:
+                    if not call.accepted or not self._there(node) or self._past(order, sent):
+                        raise
+                broken += 1
+                work.waiting[order.task] = f"node {self._selector.name(node)}, which works on it and cannot be reached"
+                await trio.sleep(self._backoff(broken))
+
+    def _there(self, node: str) -> bool:
+        """Whether the node may well be alive."""
+        return self._selector.state(node) in ("alive", "suspect")
 
     @staticmethod
     def _past(order: TaskOrder, sent: float) -> bool:
@@ -389,11 +411,17 @@ class TaskRunner:
         if owner != work.ballot:
             raise Fenced(f"job {work.job} has a new owner", hint="It goes on there.")
 
+    def _note_heard(self, work: Work, tries: _Tries, assign_id: str, assign: Assign) -> None:
+        work.waiting.pop(assign.task, None)
+        if assign_id in tries.refused:
+            tries.refused.discard(assign_id)
+            self._table.note(work.job, msgspec.structs.replace(assign, at=self._clock.wall()))
+
     def _note_refusal(self, work: Work, tries: _Tries, assign_id: str, why: DimError) -> None:
         """For people, who would think that the node works on it; once is enough."""
         if assign_id not in tries.refused:
             tries.refused.add(assign_id)
-            entry = Void(job=work.job, ballot=work.ballot, attempt_id=assign_id, reason=why.message)
+            entry = Void(job=work.job, ballot=work.ballot, attempt_id=assign_id, reason=f"{why.code.value}: {why.message}")
             self._table.note(work.job, entry)
 
     async def _check_inputs(self, work: Work, seek: Seek, failed: AttemptFact, problem: DimError) -> None:

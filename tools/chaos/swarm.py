@@ -142,11 +142,11 @@ class FireSwarm:
 
     def up(self, node: FireNode, *, ready: bool = True) -> None:
         """Starts it; that it does not come up is noted."""
-        node.wanted = True
         try:
             node.start(ready=ready, defaults={})
         except AssertionError as e:
             self.trouble(f"{node.name} did not start: {e}")
+        node.wanted = True
 
     def kill(self, node: FireNode) -> None:
         node.wanted = False

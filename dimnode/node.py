@@ -365,6 +365,7 @@ class Node:
             clock=self.clock,
             settings=settings,
             ask=ask_over(self.network, settings.inquiry_timeout),
+            sync=self.keeping.sync,
             seats=lambda: frozenset((s.peer, s.boot) for s in self.elector.seats()),
         )
 
@@ -372,8 +373,8 @@ class Node:
         ask = self.settings.leadership().ask
         keeping = self.keeping
         return AnySeat(
-            orchestrator, keeping.table, self.network, self.elector, self.clock, ask, sharing=self.sharing, search=keeping.search
-        )
+            orchestrator, keeping.table, self.network, self.elector, self.clock, ask, sharing=self.sharing, hint=keeping.hints.owner_of, search=keeping.search,
+        )  # fmt: skip
 
     def _local_node(self, client: GrpcDaemonClient) -> LocalNode:
         return LocalNode(

@@ -9,14 +9,18 @@ from dimnode.config import Config
 from dimnode.core.election import ElectionSettings
 from dimnode.core.membership import MembershipSettings
 from dimnode.core.rate_limit import RateLimitSettings
+from dimnode.core.retention import RetentionRule
 from dimnode.daemon.settings import AgentSettings, DaemonSettings
 from dimnode.invite import Membership
 from dimnode.leadership import LeadershipSettings
 from dimnode.orchestrator.seat_questions import AskSettings
 from dimnode.orchestrator.settings import OrchestratorSettings
+from dimnode.records.anti_entropy import AntiEntropySettings
+from dimnode.records.holder import HolderSettings
 from dimnode.records.keeping import KeepingSettings
 from dimnode.records.links import LinkSettings
 from dimnode.records.replicator import ReplicatorSettings
+from dimnode.records.retention import RetentionSettings
 from dimnode.rpc.channels import ChannelSettings
 from dimnode.rpc.orchestrator_server import OrchestratorServerSettings
 from dimnode.rpc.server import ServerSettings
@@ -124,8 +128,12 @@ class Settings:
     def keeping(self) -> KeepingSettings:
         j = self._config.jobs
         links = replace(LinkSettings(), request_timeout=self._config.p2p.request_timeout)
+        copies_on, rule = frozenset(j.copies_on), RetentionRule(retention=j.retention)
         return KeepingSettings(
-            replicator=ReplicatorSettings(replicas=j.replicas, copies_on=frozenset(j.copies_on), patience=j.copy_wait, links=links)
+            holder=HolderSettings(retention=rule),
+            replicator=ReplicatorSettings(replicas=j.replicas, copies_on=copies_on, patience=j.copy_wait, links=links),
+            anti_entropy=AntiEntropySettings(replicas=j.replicas, copies_on=copies_on),
+            retention=RetentionSettings(rule=rule),
         )
 
     def leadership(self) -> LeadershipSettings:

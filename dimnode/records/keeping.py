@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,10 +11,13 @@ import trio
 
 from dimnode.core.job_record import Verify
 from dimnode.ports import Clock, Elector, Journal, Registry, Signer
+from dimnode.records.anti_entropy import AntiEntropy, AntiEntropySettings
+from dimnode.records.hints import HintGossip, HintSettings
 from dimnode.records.holder import HolderSettings, RecordHolder
 from dimnode.records.offers import Driver, JobOffers, KeptResults, OffersSettings, ResultOffers
 from dimnode.records.questions import Questions, QuestionsSettings, Reporter
 from dimnode.records.replicator import Replicator, ReplicatorSettings
+from dimnode.records.retention import Retention, RetentionSettings
 from dimnode.records.search import RecordSearch, SearchSettings
 from dimnode.records.table import RecordTable, TableSettings
 from p2p.api import Network
@@ -30,6 +34,13 @@ class KeepingSettings:
     table: TableSettings = field(default_factory=TableSettings)
     holder: HolderSettings = field(default_factory=HolderSettings)
     replicator: ReplicatorSettings = field(default_factory=ReplicatorSettings)
+    anti_entropy: AntiEntropySettings = field(default_factory=AntiEntropySettings)
+    hints: HintSettings = field(default_factory=HintSettings)
+    retention: RetentionSettings = field(default_factory=RetentionSettings)
+    sync_timeout: float = 2.0
+    """Seconds to learn what others know of jobs, before they are claimed."""
+    sync_peers: int = 16
+    """Nodes that are asked for that."""
     search: SearchSettings = field(default_factory=SearchSettings)
     offers: OffersSettings = field(default_factory=OffersSettings)
     questions: QuestionsSettings = field(default_factory=QuestionsSettings)
@@ -54,12 +65,20 @@ class Keeping:
         settings: KeepingSettings,
         verify: Verify = verify_with_peer_id,
         free: Callable[[], int] | None = None,
+        rng: random.Random | None = None,
     ) -> None:
-        s = settings
+        self._settings = s = settings
+        self._elector = elector
         self.table = RecordTable(journal, signer, settings=s.table)
         RecordHolder(network, self.table, journal, store, clock, s.holder, swarm=swarm, verify=verify, free=free)
         self.replicator = Replicator(network, self.table, journal, registry, store, clock, s.replicator, verify=verify)
         self.table.copies = self.replicator
+        self._anti_entropy = AntiEntropy(
+            network, self.table, journal, registry, store, clock, s.anti_entropy,
+            responsible=self.replicator.responsible, swarm=swarm, verify=verify, rng=rng,
+        )  # fmt: skip
+        self.hints = HintGossip(network, self.table, clock, s.hints, swarm=swarm, verify=verify)
+        self._retention = Retention(self.table, journal, store, registry, signer, clock, s.retention, boot=elector.boot)
         self.search = RecordSearch(network, self.table, registry, s.search, verify)
         self.offers = JobOffers(network, self.table, elector, clock, driver, s.offers, verify)
         self._results = ResultOffers(network, elector, clock, tasks, s.offers)
@@ -68,7 +87,19 @@ class Keeping:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled. Started once the journal's unfinished records are in memory."""
         await self.table.open()
+        await self._retention.expire_orphans()  # what returns after all too long a time is not even offered
         async with trio.open_nursery() as nursery:
-            for part in (self.replicator.run, self.offers.run, self._results.run):
+            for part in (
+                self.replicator.run, self._anti_entropy.run, self.hints.run, self._retention.run, self.offers.run, self._results.run,
+            ):  # fmt: skip
                 await nursery.start(part)
             task_status.started()
+
+    async def sync(self, jobs: Sequence[str]) -> None:
+        """Learns what the live seats and the likely holders know of these jobs, before a seat drives them."""
+        peers = dict.fromkeys(s.peer for s in self._elector.seats())
+        for job in jobs:
+            if len(peers) >= self._settings.sync_peers:
+                break
+            peers.update(dict.fromkeys(self.replicator.responsible(job)))
+        await self._anti_entropy.sync_now(jobs, tuple(peers), self._settings.sync_timeout)

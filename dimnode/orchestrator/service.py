@@ -67,6 +67,9 @@ class Orchestrator:
         self._wake = trio.Event()
         self._scopes: dict[str, trio.CancelScope] = {}
         self._accepting = False
+        self._brought = 0
+        """New jobs that calls are just bringing."""
+        self._burst_until = float("-inf")
         self._counters = {"accepted": 0, "refused": 0, "finished": 0}
 
     # --- life ---
@@ -122,6 +125,14 @@ class Orchestrator:
                 place.close()
                 continue
             nursery.start_soon(self._drive, heapq.heappop(self._waiting)[2], place)
+            await self._let_new_jobs_in()
+
+    async def _let_new_jobs_in(self) -> None:
+        """Driving a job takes much more time than accepting one. So while many come, few are begun, until there is a good
+        stock of them: a burst is acknowledged fast, and a steady stream no faster than it is worked off."""
+        s = self._settings
+        if self._clock.monotonic() < self._burst_until and len(self._waiting) < s.burst_stock:
+            await trio.sleep(s.burst_pause)
 
     async def _drive(self, held: Held, place: Place) -> None:
         job = held.job
@@ -152,8 +163,14 @@ class Orchestrator:
         return answer
 
     async def submit_many(self, forms: Sequence[JobForm | Exception], principal: str) -> list[Accepted | Exception]:
-        prepared = [form if isinstance(form, Exception) else await self._prepare(form, principal) for form in forms]
-        answers = await self._accept({p.job: p for p in reversed(prepared) if isinstance(p, Prepared)})
+        self._brought += len(forms)
+        if self._brought >= self._settings.burst_jobs:
+            self._burst_until = self._clock.monotonic() + self._settings.burst_lasts
+        try:
+            prepared = [form if isinstance(form, Exception) else await self._prepare(form, principal) for form in forms]
+            answers = await self._accept({p.job: p for p in reversed(prepared) if isinstance(p, Prepared)})
+        finally:
+            self._brought -= len(forms)
         return [answers[p.job] if isinstance(p, Prepared) else p for p in prepared]
 
     async def _accept(self, wanted: Mapping[str, Prepared]) -> dict[str, Accepted | Exception]:

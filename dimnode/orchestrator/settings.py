@@ -21,6 +21,14 @@ class OrchestratorSettings:
     """Accepted and unfinished jobs; more are refused with RESOURCE_EXHAUSTED. Jobs that are taken over are never refused."""
     max_running_jobs: int = 256
     """Jobs driven at once; the others are queued by priority. Jobs that wait for nodes, models or cabinets do not count."""
+    burst_jobs: int = 4
+    """While at least so many jobs are being accepted at once, those that were accepted are begun with pauses."""
+    burst_lasts: float = 0.2
+    """Seconds, so long after such a moment too."""
+    burst_pause: float = 0.05
+    """Seconds, between two of them."""
+    burst_stock: int = 2_000
+    """Jobs that may wait to be begun for that reason; with more of them there are no pauses."""
     replan_cost: float = 0.0005
     """Seconds that waiting jobs let pass, times their number, before they look again at a changed swarm: so that many
     of them leave time for the others."""

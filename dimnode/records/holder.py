@@ -151,12 +151,13 @@ class RecordHolder:
         if record is None and not begins(sent.entries):
             return StoreResult(job=sent.job, status="incomplete")
         admitted = await admit(self._gate, sent.job, sent.entries, record, whole=not merge)
-        reason = admitted.reason
-        if merge and record is None and not reason and self._outdated(sent.job, admitted.entries):
-            admitted, reason = Admitted(()), "the job ended longer ago than records are kept"
-        if reason:
-            log.warning("records.refused", peer=peer, job=sent.job, entries=admitted.refused, reason=reason)
-        return StoreResult(job=sent.job, status="refused", reason=reason) if reason and not admitted.entries else admitted
+        if admitted.reason:
+            log.warning("records.refused", peer=peer, job=sent.job, entries=admitted.refused, reason=admitted.reason)
+            if not admitted.entries:
+                return StoreResult(job=sent.job, status="refused", reason=admitted.reason)
+        if merge and record is None and self._outdated(sent.job, admitted.entries):
+            return StoreResult(job=sent.job, status="refused", reason="the job ended longer ago than records are kept")
+        return admitted
 
     def _outdated(self, job: str, entries: Sequence[SignedEntry]) -> bool:
         return self._settings.retention.forgettable(view(Record(job, entries)), self._clock.wall())

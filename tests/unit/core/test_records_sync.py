@@ -1,0 +1,150 @@
+"""Anti-entropy's decisions: what is compared when, what is sent, who shall hold what."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from dimnode.core.job_record import EntryRefused, Record
+from dimnode.core.record_gate import RecordGate, begins, decided_under, highest_n, proof_of
+from dimnode.core.records_sync import Agenda, Quarrels, heirs, missing, portions
+from dimnode.core.rendezvous import rendezvous
+from dimnode.domain.record import SignedEntry
+from tests.support import entries as e
+
+# --- the agenda ----------------------------------------------------------------------------------
+
+
+def _walk(agenda: Agenda, journal: list[str], lately: list[str], unfinished: list[str]) -> tuple[list[str], list[str]]:
+    first = agenda.first(lately, unfinished)
+    asked = agenda.page(len(first))
+    page = sorted(j for j in journal if j > agenda.cursor)[:asked]
+    agenda.turned(page, asked)
+    return first, page
+
+
+@pytest.mark.parametrize(("records", "active"), [(0, 0), (1, 1), (16, 16), (500, 3), (500, 500)])
+def test_every_record_has_its_turn_and_urgent_ones_soon(records: int, active: int) -> None:
+    journal = [f"job-{i:04}" for i in range(records)]
+    agenda = Agenda(16)
+    walked: set[str] = set()
+    urgent: set[str] = set()
+    for n in range(2 * (records // 4 + 1)):
+        first, page = _walk(agenda, journal, journal[-3:], journal[:active])
+        assert len(first) + len(page) <= 16
+        assert len(set(first)) == len(first)
+        walked |= set(page)
+        if n < active // 8 + 1:
+            urgent |= set(first)
+    assert walked == set(journal), "the walk never stops"
+    assert urgent >= set(journal[:active]) | set(journal[-3:])
+
+
+def test_the_latest_changes_come_first() -> None:
+    lately = [f"new-{i}" for i in range(50)]
+    assert set(Agenda(16).first(lately, [])) == set(lately[:4])
+
+
+# --- quarrels ------------------------------------------------------------------------------------
+
+
+def test_copies_that_stay_different_are_left_alone_for_a_while() -> None:
+    quarrels = Quarrels(60.0, most=3)
+    quarrels.add("p", "job-1", now=10.0)
+    assert quarrels.holds("p", "job-1", 69.0)
+    assert not quarrels.holds("q", "job-1", 69.0)
+    assert not quarrels.holds("p", "job-2", 69.0)
+    assert not quarrels.holds("p", "job-1", 70.0)
+    for n in range(5):
+        quarrels.add("p", f"job-{n}", 100.0)
+    assert [quarrels.holds("p", f"job-{n}", 101.0) for n in range(5)] == [False, False, True, True, True]
+
+
+# --- who and what --------------------------------------------------------------------------------
+
+
+def test_heirs_are_the_same_for_everybody_and_change_little() -> None:
+    members = [f"p{i}" for i in range(9)]
+    for n in range(30):
+        job = f"job-{n}"
+        assert heirs(job, members, 2) == rendezvous(job, members)[:3]
+        gone = heirs(job, members, 2)[0]
+        left = heirs(job, [m for m in members if m != gone], 2)
+        assert left[:2] == heirs(job, members, 2)[1:]
+    assert heirs("job", ["only"], 2) == ["only"]
+
+
+def test_what_is_missing_comes_core_first() -> None:
+    mine = (e.claim(1), e.assign(1), e.core())
+    assert missing(mine, {e.assign(1).id}) == (e.core(), e.claim(1))
+    assert missing(mine, {x.id for x in mine}) == ()
+
+
+def test_portions_fit_and_lose_nothing() -> None:
+    rng = random.Random(5)
+    for _ in range(60):
+        jobs = [
+            (f"job-{i}", [e.raw(type="novelty", job=f"job-{i}", n=n, x=bytes(rng.choice((1, 50, 900)))) for n in range(rng.randint(1, 9))])
+            for i in range(rng.randint(1, 12))
+        ]
+        got: dict[str, list[SignedEntry]] = {}
+        for part in portions(jobs, max_bytes=700, max_jobs=3):
+            sizes = [len(x.payload) for _, entries in part for x in entries]
+            assert sum(sizes) <= 700 or len(sizes) == 1
+            assert len(part) <= 3
+            assert len({job for job, _ in part}) == len(part)
+            for job, entries in part:
+                assert entries
+                got.setdefault(job, []).extend(entries)
+        assert got == dict(jobs)
+    assert list(portions([], 700, 3)) == []
+
+
+# --- the gate ------------------------------------------------------------------------------------
+
+GATE = RecordGate(e.fake_verify)
+
+
+def test_only_sound_and_new_entries_of_the_job_pass_the_gate() -> None:
+    record = Record(e.JOB, [e.core(), e.claim(5)])
+    assert GATE.check(e.JOB, e.assign(5), record)
+    assert GATE.check(e.JOB, e.core(), None)
+    assert not GATE.check(e.JOB, SignedEntry(e.core().payload, e.core().author, b"whatever"), record), "known ones are not looked at"
+    for bad in (e.core("job-b"), SignedEntry(e.claim(6).payload, "p", b""), SignedEntry(b"\xff", "p", b"")):
+        with pytest.raises(EntryRefused):
+            GATE.check(e.JOB, bad, record)
+
+
+def test_ballots_that_leap_do_not_pass() -> None:
+    record = Record(e.JOB, [e.core(), e.claim(5)])
+    assert highest_n(record) == 5
+    assert highest_n(None) == 0
+    assert GATE.check(e.JOB, e.claim(5 + (1 << 20)), record)
+    for bad in (e.claim(6 + (1 << 20)), e.outcome(6 + (1 << 20), "cancelled"), e.attempt(1 << 40)):
+        with pytest.raises(EntryRefused, match="leaps"):
+            GATE.check(e.JOB, bad, record)
+
+
+def test_what_compaction_drops_is_not_even_verified() -> None:
+    ended = Record(e.JOB, [e.core(), e.outcome(1, "completed")])
+    assert not GATE.check(e.JOB, SignedEntry(e.assign(1).payload, "p", b"forged"), ended)
+
+
+def test_what_a_sender_decided_itself_is_what_fences_it() -> None:
+    others = (e.core(), e.claim(1, "a"), e.assign(1, peer="a"), e.attempt(9, node="p"), e.raw(type="novelty", job=e.JOB))
+    assert decided_under(others, "p") is None
+    assert decided_under((*others, e.claim(3, "p"), e.assign(2)), "p") == e.ballot(3, "p")
+
+
+def test_a_record_begins_with_a_core_or_its_deletion() -> None:
+    assert begins([e.claim(1), e.core()])
+    assert begins([e.outcome(1, "deleted")])
+    assert not begins([e.claim(1), e.outcome(1, "completed"), e.attempt(1)])
+
+
+def test_a_proof_fits_and_names_the_owner() -> None:
+    record = Record(e.JOB, [e.core(spec=b"x" * 500), e.claim(2), e.assign(2)])
+    assert set(proof_of(record, 5000)) == set(record.entries())
+    assert set(proof_of(record, record.size - 1)) == {e.core(spec=b"x" * 500), e.claim(2)}
+    assert proof_of(record, 300) == (e.claim(2),)

@@ -25,7 +25,7 @@ from dimnode.core.load_sharing import LoadSharing
 from dimnode.core.rate_limit import RateLimiter
 from dimnode.daemon.service import Change, Daemon
 from dimnode.domain.node import Heartbeat, Load
-from dimnode.errors import FailedPrecondition, ResourceExhausted
+from dimnode.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from dimnode.home import Control, Home
 from dimnode.invite import Invite, Membership, make, settle
 from dimnode.leadership import Leadership
@@ -61,7 +61,7 @@ _ANY_PORT = ":0"
 async def run(config: Config, home: Home, *, join: Sequence[str] = (), announce: Callable[[str], None] = print) -> None:
     """Runs the node until SIGTERM, SIGINT or cancellation; then it drains for at most ``node.drain``
     seconds. ``announce`` gets one line when the node can be used. Raises `DimError` for what keeps it
-    from starting."""
+    from starting, and `Unavailable` if records stayed behind that others should have."""
     require_served(config)
     with home.lock():
         if config.election.eligible and not config.is_default("orchestrator.listen"):
@@ -74,12 +74,19 @@ async def run(config: Config, home: Home, *, join: Sequence[str] = (), announce:
         )
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             stop = trio.Event()
+            left_behind = 0
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_heed, signals, stop, nursery.cancel_scope)
                 async with AsyncExitStack() as stack:
                     node = await Node.open(stack, config, home, identity, member)
                     await node.serve(announce, stop)
+                    left_behind = node.left_behind
                 nursery.cancel_scope.cancel()
+        if left_behind:
+            raise Unavailable(
+                f"{left_behind} job records could not be handed over before this node left",
+                hint="They are safe in its home: start it again, or keep the disk, before you take the machine away.",
+            )
 
 
 async def _heed(signals: AsyncIterator[int], stop: trio.Event, everything: trio.CancelScope) -> None:
@@ -173,7 +180,7 @@ class Node:
         self.limiter = RateLimiter(self.settings.rate_limit())
         self._load_changed = trio.Event()
         self.daemon_address: str | None = None
-        self._left_behind = 0
+        self.left_behind = 0
         """Records that no other node could take when this one left."""
         self._leadership: Leadership | None = None
 
@@ -288,7 +295,7 @@ class Node:
         if scope.cancelled_caught:
             log.info("node.handing_back", tasks=self.daemon.load().running + self.daemon.load().queued)
         await self.daemon.hand_back()
-        self._left_behind = await self.keeping.replicator.hand_over(drain / 4)
+        self.left_behind = await self.keeping.replicator.hand_over(drain / 4)
 
     # --- what parts are given ---
 

@@ -329,7 +329,7 @@ class RecordTable:
             return False
         state = self._active.get(job) or self._finished.get(job)
         before = state.record.version if state is not None else -1
-        if state is None and (state := self._take_in(job, away)) is None:
+        if state is None and (state := self._take_in(job, away) if away else None) is None:
             state = self._take_in(job, (*away, *new))
             if state is not None:
                 self._tell(state, job)

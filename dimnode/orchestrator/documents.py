@@ -10,7 +10,7 @@ from dimnode.core.job_record import Record
 from dimnode.core.job_view import view
 from dimnode.domain import codec
 from dimnode.domain.ids import task_id
-from dimnode.domain.record import Assign, Attempt, ErrorInfo
+from dimnode.domain.record import Assign, Attempt, ErrorInfo, Void
 from dimnode.domain.tensors import TensorValue
 
 NameOf = Callable[[str], str]
@@ -49,24 +49,37 @@ def task_documents(record: Record, name_of: NameOf) -> list[dict[str, Any]]:
     outcome = view(record).outcome
     if outcome is not None and outcome.result is not None:
         return codec.decode_plain(outcome.result)["tasks"]
-    assigns = sorted((b for _, b in record.items() if isinstance(b, Assign)), key=lambda a: (a.at, a.task, a.attempt))
+    given: dict[tuple[str, int, str], list[tuple[Assign, str]]] = {}
+    for key, body in record.items():
+        if isinstance(body, Assign):
+            given.setdefault((body.task, body.attempt, body.node), []).append((body, key))
     attempts = {(b.task, b.attempt, b.node): (key, b) for key, b in record.items() if isinstance(b, Attempt)}
-    return [_task_document(record, a, attempts.get((a.task, a.attempt, a.node)), name_of) for a in assigns]
+    voids = {b.attempt_id: b.reason for _, b in record.items() if isinstance(b, Void)}
+    # One attempt may have been assigned several times: by a new owner who goes on with it, or after a refusal.
+    latest = {place: max(found, key=lambda f: (f[0].ballot, f[0].at, f[1])) for place, found in given.items()}
+    began = {place: min(a.at for a, _ in found) for place, found in given.items()}
+    order = sorted(given, key=lambda place: (began[place], *place))
+    return [_task_document(record, latest[p][0], began[p], attempts.get(p), voids.get(latest[p][1]), name_of) for p in order]
 
 
-def _task_document(record: Record, assign: Assign, found: tuple[str, Attempt] | None, name_of: NameOf) -> dict[str, Any]:
+def _task_document(
+    record: Record, assign: Assign, began: float, found: tuple[str, Attempt] | None, refusal: str | None, name_of: NameOf
+) -> dict[str, Any]:
     document: dict[str, Any] = {
         "task_id": task_id(record.job, assign.task, assign.attempt),
         "node": name_of(assign.node),
         "model_cid": assign.model_cid,
-        "status": _task_status(record, assign),
+        "status": "refused" if refusal is not None else _task_status(record, assign),
         "attempt": assign.attempt,
-        "started": assign.at,
+        "started": began,
         "ended": 0.0,
         "receipt": b"",
         "error": None,
     }
     if found is None:
+        if refusal is not None:
+            code, _, message = refusal.partition(": ")
+            document["error"] = {"code": code, "message": message, "hint": "", "details": {}}
         return document
     key, attempt = found
     entry = record.get(key)

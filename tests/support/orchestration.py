@@ -87,8 +87,9 @@ class FakeSwarm:
         inputs: Mapping[str, tuple[int | str | None, ...]],
         outputs: Mapping[str, tuple[int | str | None, ...]],
         dtype: str = "float32",
+        artifact: bytes = b"model",
     ) -> ModelRef:
-        cid = await self.store.add_bytes(f"model {model_id}".encode())
+        cid = await self.store.add_bytes(artifact + f" {model_id}".encode())
         manifest = ModelManifest(
             id=model_id,
             cid=cid,

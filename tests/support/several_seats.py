@@ -122,6 +122,7 @@ class SeatNode:
         self.disk = MemoryDisk()
         self.boots = 0
         self.scope: trio.CancelScope | None = None
+        self.term = trio.CancelScope()
         self.orchestrator: Orchestrator | None = None
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -140,11 +141,19 @@ class SeatNode:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.offers.run)
                 self.town.seat(self)
-                self.orchestrator = self._orchestrator()
-                await nursery.start(self.orchestrator.run)
-                task_status.started()
+                with trio.CancelScope() as self.term:
+                    await self._lead(task_status)
                 await trio.sleep_forever()
-        self.orchestrator = None
+
+    async def _lead(self, task_status: trio.TaskStatus[None]) -> None:
+        orchestrator = self._orchestrator()
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(orchestrator.run)
+                self.orchestrator = orchestrator
+                task_status.started()
+        finally:
+            self.orchestrator = None
 
     def _orchestrator(self) -> Orchestrator:
         swarm, settings = self.town.swarm, self.settings
@@ -235,6 +244,17 @@ class Town:
         node.orchestrator = None
         self.hub.crash(node.peer)
         self.nursery.start_soon(self._unseat, node, node.boot)
+
+    def demote(self, name: str) -> None:
+        """It loses its seat, and lives on."""
+        node = self.nodes[name]
+        node.term.cancel()
+        self.forget_seat(name)
+
+    def forget_seat(self, name: str) -> None:
+        """Nobody sees its seat any more."""
+        self.seated = [s for s in self.seated if s.name != name]
+        self._tell()
 
     async def _unseat(self, node: SeatNode, boot: str) -> None:
         await trio.sleep(self.notice)

@@ -251,6 +251,10 @@ class MemoryHub:
     def faults_of(self, source: str, target: str) -> LinkFaults:
         return self._degraded.get((source, target), self.faults)
 
+    def delay(self, source: str, target: str) -> float:
+        """Seconds that what is sent now takes."""
+        return self._delay(self.faults_of(source, target))
+
     def _delay(self, faults: LinkFaults) -> float:
         seconds = self.rng.uniform(*faults.delay)
         if faults.slow and self.rng.random() < faults.slow:

@@ -141,7 +141,7 @@ class Checks:
                 self._world.fail(f"no disk has {job.key} ({job.id})")
                 continue
             self._final(job)
-        if (busy := self._busy()) is not None:
+        if (busy := self.busy()) is not None:
             self._world.fail(busy)
 
     def _final(self, job: Job) -> None:
@@ -164,9 +164,9 @@ class Checks:
                 w.fail(f"{job.key} ({job.id}) was shown as {status} and ended as {seen.status}")
 
     def at_rest(self) -> bool:
-        return self._busy() is None
+        return self.busy() is None
 
-    def _busy(self) -> str | None:
+    def busy(self) -> str | None:
         nodes = self._world.nodes()
         for name, node in nodes.items():
             if node.records.active:

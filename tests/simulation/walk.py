@@ -40,10 +40,10 @@ async def heal_and_check(world: World, end: float = 90.0, agree: float = 60.0) -
     world.heal()
     await world.until("seats are held after healing", world.settled, 40)
     await world.until("all jobs end after healing", world.checks.all_ended, end)
-    await world.until("copies agree", lambda: world.checks.unlike() is None, agree, step=1.0)
+    await world.until("copies agree", lambda: world.checks.unlike() is None, agree, step=1.0, why=world.checks.unlike)
     if (problem := world.checks.unlike()) is not None:
         world.fail(problem)
-    await world.until("nodes are at rest", world.checks.at_rest, 20, step=1.0)
+    await world.until("nodes are at rest", world.checks.at_rest, 20, step=1.0, why=world.checks.busy)
     world.checks.final()
 
 

@@ -274,12 +274,14 @@ class World:
 
     # --- time
 
-    async def until(self, what: str, condition: Callable[[], bool], limit: float, step: float = 0.25) -> float:
-        """Seconds until it holds. A violation after ``limit``."""
+    async def until(
+        self, what: str, condition: Callable[[], bool], limit: float, step: float = 0.25, why: Callable[[], str | None] | None = None
+    ) -> float:
+        """Seconds until it holds. A violation after ``limit``; ``why`` tells what it lacks."""
         began = trio.current_time()
         while not condition():
             if trio.current_time() - began > limit:
-                self.fail(f"{what}: not within {limit:g} s{self.checks.missing()}")
+                self.fail(f"{what}: not within {limit:g} s{f'; {why()}' if why else ''}{self.checks.missing()}")
             await trio.sleep(step)
         return trio.current_time() - began
 

@@ -30,6 +30,7 @@ from tests.support.simulated_jobs import CATALOGUE, run_model
 CANCEL = "simulation/cancel-task"
 CONNECT = 2.0
 """Seconds until a connection counts as failed."""
+RESEND = 0.2
 KEEPALIVE = 5.0
 """Seconds between looks whether a silent connection still carries anything."""
 
@@ -135,15 +136,21 @@ class TaskServer:
                         raise PermissionDenied("tasks come from seat holders")
                     async with aclosing(self.tasks.watch(call.order)) as updates:
                         async for update in updates:
-                            await self._hub.travel(self._network.peer_id, call.asker)
+                            await self._carry(call.asker)
                             call.updates.append(update)
                             call.tell()
                 except DimError as e:
                     error = e
-                await self._hub.travel(self._network.peer_id, call.asker)
+                await self._carry(call.asker)
                 call.end(error)
         finally:
             self._calls.discard(call)
+
+    async def _carry(self, asker: str) -> None:
+        """A stream loses nothing: what does not get through is sent again, until it does or the stream is given up."""
+        await trio.sleep(self._hub.delay(self._network.peer_id, asker))
+        while not self._hub.passes(self._network.peer_id, asker):
+            await trio.sleep(RESEND)
 
     async def _cancel(self, peer: str, data: bytes) -> bytes:
         job, task, attempt, ballot = codec.decode(data, tuple[str, str, int, Ballot])

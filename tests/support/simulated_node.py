@@ -128,6 +128,7 @@ class SimulatedNode:
             driver=lambda: self.leadership.orchestrator,
             settings=s.keeping,
             verify=fake_verify,
+            rng=random.Random(site.rng.random()),
         )
         self.records = self.keeping.table
         self.models = SwarmModels(self.registry, self.store)
@@ -208,7 +209,7 @@ class SimulatedNode:
     def _any_seat(self, orchestrator: Orchestrator) -> AnySeat:
         return AnySeat(
             orchestrator, self.records, self.network, self.elector, self.clock, self.site.settings.ask,
-            sharing=self.sharing, search=self.keeping.search,
+            sharing=self.sharing, hint=self.keeping.hints.owner_of, search=self.keeping.search,
         )  # fmt: skip
 
     def _orchestrator(self) -> Orchestrator:
@@ -223,6 +224,7 @@ class SimulatedNode:
             client=self.client,
             clock=self.clock,
             settings=self.site.settings.orchestrator,
+            sync=self.keeping.sync,
             ask=ask_over(self.network, self.site.settings.orchestrator.inquiry_timeout),
             seats=lambda: frozenset((s.peer, s.boot) for s in self.elector.seats()),
             verify=fake_verify,

@@ -22,8 +22,8 @@ def main() -> NoReturn:
     if why_not is not None:
         print(why_not, file=sys.stderr)
         sys.exit(2)
-    # Coverage would slow the nodes down and change what is measured.
-    environ = {k: v for k, v in os.environ.items() if not k.startswith(("DIM_", "COVERAGE_"))}
+    # Coverage would slow the nodes down and change what is measured. A crash in native code shows where it was.
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("DIM_", "COVERAGE_"))} | {"PYTHONFAULTHANDLER": "1"}
     isolation.enter([sys.executable, "-m", "tools.chaos.run", *sys.argv[1:]], environ)
 
 

@@ -39,9 +39,10 @@ def settle(jobs: Sequence[Job], client: Client, within: float) -> Account:
     began = time.monotonic()
     left = list(jobs)
     why: dict[str, str] = {}
+    until = began + within
     while left:
-        left = [j for j in left if not _has_ended(j, client, why)]
-        if not left or time.monotonic() - began > within:
+        left = [j for j in left if time.monotonic() > until or not _has_ended(j, client, why)]
+        if not left or time.monotonic() > until:
             break
         time.sleep(LOOK_EVERY)
     account.settled_after = time.monotonic() - began
@@ -100,10 +101,13 @@ def judge(job: Job, result: Callable[[], dict[str, Any]]) -> str:
     return f"{status}: {error.get('code')}: {error.get('message')}"
 
 
-def disagreements(jobs: Sequence[Job], seats: Sequence[Client]) -> list[tuple[Job, str]]:
-    """Jobs that have ended, of which some orchestrator says something else."""
+def disagreements(jobs: Sequence[Job], seats: Sequence[Client], within: float) -> list[tuple[Job, str]]:
+    """Jobs that have ended, of which some orchestrator says something else. As many as can be asked for ``within`` seconds."""
     found: list[tuple[Job, str]] = []
+    until = time.monotonic() + within
     for job in jobs:
+        if time.monotonic() > until:
+            break
         said: set[str] = set()
         for seat in seats:
             try:

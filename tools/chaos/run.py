@@ -94,7 +94,7 @@ def fire(swarm: FireSwarm, given: argparse.Namespace) -> Findings:
     with ExitStack() as stack:
         serving = sorted(swarm.serving())
         seats = [stack.enter_context(Client(swarm.targets[n - 1], Settings(connection=CALL))) for n in serving]
-        found.wrong += account.disagreements(done, seats)
+        found.wrong += account.disagreements(done, seats, given.settle)
     return Findings(
         seed=given.seed,
         seconds=given.seconds,

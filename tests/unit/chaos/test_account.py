@@ -105,9 +105,9 @@ def test_orchestrators_that_disagree_are_noticed() -> None:
     same_view: Any = Orchestrator(a="completed")
     other: Any = Orchestrator(a="running")
     unaware: Any = Orchestrator(a=None)
-    assert account.disagreements([job], [same_view]) == []
-    assert "running" in account.disagreements([job], [same_view, other])[0][1]
-    assert "unknown" in account.disagreements([job], [unaware])[0][1]
+    assert account.disagreements([job], [same_view], 5) == []
+    assert "running" in account.disagreements([job], [same_view, other], 5)[0][1]
+    assert "unknown" in account.disagreements([job], [unaware], 5)[0][1]
 
 
 def test_the_run_fails_for_each_of_its_reasons() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 import trio
 
-from dimnode.core.job_view import JobView
+from dimnode.core.job_view import JobView, view
 from dimnode.domain import codec
 from dimnode.domain.job_form import PRIORITIES, JobForm
 from dimnode.domain.record import Ballot, OutcomeEntry
@@ -179,7 +179,7 @@ class Orchestrator:
         self._admit(0)
         answers: dict[str, Accepted | Exception] = {}
         while wanted:
-            for job in [j for j, p in wanted.items() if p.repeatable and await self._accepted(j)]:
+            for job in await self._accepted([j for j, p in wanted.items() if p.repeatable]):
                 answers[job] = Accepted(job, 1 + self._table.copies.others(job))
             missing = {j: p for j, p in wanted.items() if j not in answers}
             theirs = {j: self._arriving[j] for j in missing if j in self._arriving}
@@ -190,9 +190,9 @@ class Orchestrator:
             wanted = {j: missing[j] for j in theirs}
         return answers
 
-    async def _accepted(self, job: str) -> bool:
-        """A core without a claim is a job that never had the copies it asked for."""
-        return await self._table.exists(job) and (await self._table.load(job)).owner is not None
+    async def _accepted(self, jobs: Sequence[str]) -> list[str]:
+        """Those that were before. A core without a claim is a job that never had the copies it asked for."""
+        return [job for job, record in (await self._table.find_many(jobs)).items() if view(record).owner is not None]
 
     async def _create(self, new: Sequence[Prepared]) -> dict[str, Accepted | Exception]:
         """Not interrupted once begun: a job that is durable is also driven, though its client may be gone."""

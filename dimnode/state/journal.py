@@ -25,9 +25,10 @@ from dimnode.domain.record import Ballot, SignedEntry
 from dimnode.errors import DimError, ResourceExhausted, Unavailable
 from dimnode.ports import JobDigest
 from dimnode.state import rows, schema
+from dimnode.state.bulk import Append, append_all
 
 T = TypeVar("T")
-Op = Callable[[sqlite3.Connection], Any]
+Op = Callable[[sqlite3.Connection], Any] | Append
 
 _DIGESTS = "SELECT job, digest, finished, at FROM jobs WHERE"
 _WHOLE = f"(core IS NOT NULL OR final = {rows.DELETED:d})"
@@ -66,6 +67,14 @@ class _Waiting:
     """Called with the result once it is durable, also if nobody waits for it any more."""
     result: Any = None
     error: DimError | None = None
+
+
+@dataclass(eq=False, slots=True)
+class _Asked:
+    statement: str
+    values: Sequence[Any]
+    done: trio.Event
+    found: list[Any] | DimError | None = None
 
 
 @asynccontextmanager
@@ -116,7 +125,8 @@ class SqliteJournal:
         self._line: list[_Waiting] = []
         self._arrived = trio.Event()
         self._places = trio.CapacityLimiter(settings.max_waiting)
-        self._reading = trio.Lock()
+        self._asked: list[_Asked] = []
+        self._asking = trio.Event()
         self._closing = False
         self._closed = trio.Event()
         self._ballots: OrderedDict[str, Ballot] = OrderedDict()
@@ -136,8 +146,9 @@ class SqliteJournal:
             by_job.setdefault(r.job, []).append(r)
         if not by_job:
             return {}
-        at = self._wall()
-        return await self._write(lambda c: _append(c, by_job, under or {}, fresh, at), lambda fenced: self._learn(by_job, fenced))
+        append = Append(by_job, under or {}, fresh, self._wall())
+        await self._write(append, lambda _: self._learn(by_job, append.fenced))
+        return append.fenced
 
     def _learn(self, by_job: Mapping[str, list[rows.Row]], fenced: Mapping[str, Ballot]) -> None:
         """Claims among what was appended fence: what is remembered rises with them."""
@@ -221,7 +232,14 @@ class SqliteJournal:
     # --- writing --------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """The writer: takes all that wait, commits them together. Ends after `aclose`, or when cancelled."""
+        """Reads and writes. Ends after `aclose`, or when cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._run_reader)
+            await self._run_writer()
+            nursery.cancel_scope.cancel()
+
+    async def _run_writer(self) -> None:
+        """Takes all that wait, commits them together."""
         try:
             while self._line or not self._closing:
                 if not self._line:
@@ -237,7 +255,7 @@ class SqliteJournal:
                 waiting.error = _closed()
                 waiting.done.set()
 
-    async def _write(self, op: Callable[[sqlite3.Connection], T], settle: Callable[[T], None] | None = None) -> T:
+    async def _write(self, op: Callable[[sqlite3.Connection], T] | Append, settle: Callable[[T], None] | None = None) -> T:
         async with self._places:
             if self._closing:
                 raise _closed()
@@ -264,11 +282,34 @@ class SqliteJournal:
                     waiting.settle(waiting.result)
                 waiting.done.set()
 
+    # --- reading --------------------------------------------------------------------------------
+
+    async def _run_reader(self) -> None:
+        """Takes all that wait, too: a way to a thread and back takes longer than most reads."""
+        try:
+            while True:
+                await self._asking.wait()
+                self._asking = trio.Event()
+                asked, self._asked = self._asked, []
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(_select_all, self._reader, asked)
+                for each in asked:
+                    each.done.set()
+        finally:
+            for each in self._asked:
+                each.found = _closed()
+                each.done.set()
+
     async def _read(self, statement: str, values: Sequence[Any]) -> list[Any]:
-        async with self._reading:
-            if self._closing:
-                raise _closed()
-            return await trio.to_thread.run_sync(_select, self._reader, statement, values)
+        if self._closing:
+            raise _closed()
+        asked = _Asked(statement, values, trio.Event())
+        self._asked.append(asked)
+        self._asking.set()
+        await asked.done.wait()
+        if not isinstance(asked.found, list):
+            raise asked.found or _closed()
+        return asked.found
 
 
 # --- in threads ----------------------------------------------------------------------------------
@@ -312,8 +353,15 @@ def _transaction(connection: sqlite3.Connection, batch: list[_Waiting]) -> DimEr
     try:
         connection.execute("BEGIN IMMEDIATE")
         try:
+            appends: list[Append] = []
             for waiting in batch:
+                if isinstance(waiting.op, Append):
+                    appends.append(waiting.op)
+                    continue
+                append_all(connection, appends)
+                appends = []
                 waiting.result = waiting.op(connection)
+            append_all(connection, appends)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
@@ -324,24 +372,12 @@ def _transaction(connection: sqlite3.Connection, batch: list[_Waiting]) -> DimEr
     return None
 
 
-def _select(connection: sqlite3.Connection, statement: str, values: Sequence[Any]) -> list[Any]:
-    try:
-        return connection.execute(statement, values).fetchall()
-    except sqlite3.Error as e:
-        raise _dim_error(e) from e
-
-
-def _append(
-    connection: sqlite3.Connection, by_job: Mapping[str, list[rows.Row]], under: Mapping[str, Ballot], fresh: Collection[str], at: float
-) -> dict[str, Ballot]:
-    fenced: dict[str, Ballot] = {}
-    for job, found in by_job.items():
-        if job in under and rows.fences(highest := rows.highest_ballot(connection, job), under[job], fresh=job in fresh):
-            assert highest is not None
-            fenced[job] = highest
-        else:
-            rows.insert(connection, job, found, at)
-    return fenced
+def _select_all(connection: sqlite3.Connection, asked: Sequence[_Asked]) -> None:
+    for each in asked:
+        try:
+            each.found = connection.execute(each.statement, each.values).fetchall()
+        except sqlite3.Error as e:
+            each.found = _dim_error(e)
 
 
 def _digest(job: str, digest: int, finished: int, at: float) -> JobDigest:

@@ -19,12 +19,6 @@ from dimnode.errors import InvalidArgument
 DELETED = RANK["deleted"]
 _MARKS = ",".join("?" * len(BULK_KINDS))
 _DROP_BULK = f"DELETE FROM entries WHERE job = ? AND kind IN ({_MARKS})"  # noqa: S608 - marks only
-_INSERT = "INSERT OR IGNORE INTO entries (job, id, kind, author, payload, signature) VALUES (?, ?, ?, ?, ?, ?)"
-_NOTE = """INSERT INTO jobs (first, job, core, digest, at, claim, ended, final) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-    ON CONFLICT (job) DO UPDATE SET core = coalesce(core, excluded.core),
-    digest = (digest | excluded.digest) - (digest & excluded.digest), at = excluded.at, claim = max(claim, excluded.claim),
-    ended = max(ended, excluded.ended), final = max(final, excluded.final) RETURNING final"""
-"""``(a | b) - (a & b)`` is a XOR b, which SQLite does not have."""
 
 
 @dataclass(slots=True)
@@ -79,34 +73,6 @@ def best_key(ballots: Iterable[Ballot | None]) -> bytes:
 def signed(bits: int) -> int:
     """Eight bytes as SQLite's integers hold them."""
     return bits - (1 << 64) if bits >> 63 else bits
-
-
-def insert(connection: sqlite3.Connection, job: str, rows: Sequence[Row], at: float) -> None:
-    """Store entries of one job; known ones are left alone."""
-    first = core = None
-    digest = final = 0
-    claim = ended = b""
-    dropping = False
-    for r in rows:
-        e = r.entry
-        cursor = connection.execute(_INSERT, (job, r.id, r.kind, e.author, e.payload, e.signature))
-        if not cursor.rowcount:
-            continue
-        first = first or cursor.lastrowid
-        digest ^= id_bits(r.id)
-        if r.kind == "core":
-            core = core or cursor.lastrowid
-        elif r.claim is not None:
-            claim = max(claim, ballot_key(r.claim))
-        elif r.ended is not None:
-            ended = max(ended, ballot_key(r.ended))
-        final = max(final, r.final)
-        dropping = dropping or bool(r.final) or r.kind in BULK_KINDS
-    if first is None:
-        return
-    total: int = connection.execute(_NOTE, (first, job, core, signed(digest), at, claim, ended, final)).fetchall()[0][0]
-    if total and (dropping or total == DELETED):
-        compact(connection, job, total)
 
 
 def compact(connection: sqlite3.Connection, job: str, final: int) -> None:

@@ -30,6 +30,8 @@ class LeadershipSettings:
     server: OrchestratorServerSettings
     ask: AskSettings
     """For questions between seats."""
+    load_interval: float = 0.2
+    """Seconds between two looks at how many jobs are driven here, which beats tell."""
     retry: float = 5.0
     """Seconds before a node whose API could not be opened stands for a seat again."""
 
@@ -88,6 +90,7 @@ class Leadership:
                     leader.start_soon(self._end_when_lost, seat, leader.cancel_scope)
                     orchestrator = self._make()
                     await leader.start(orchestrator.run)
+                    leader.start_soon(self._tell_load, orchestrator)
                     await self._serve(orchestrator)
         finally:
             self.orchestrator = None
@@ -112,6 +115,12 @@ class Leadership:
             advertised = self._settings.announce or server.address
             self._elector.advertise(advertised, is_loopback(advertised))
             await trio.sleep_forever()
+
+    async def _tell_load(self, orchestrator: Orchestrator) -> None:
+        """The next beat says how much this seat has to do: whoever has new jobs looks for a freer one."""
+        while True:
+            self._elector.tell_load(orchestrator.load())
+            await trio.sleep(self._settings.load_interval)
 
     async def _end_when_lost(self, seat: Seat, scope: trio.CancelScope) -> None:
         await self._elector.wait_lost(seat)

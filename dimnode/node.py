@@ -175,6 +175,7 @@ class Node:
             settings=self.settings.keeping(),
             free=self.daemon.disk_free,
         )
+        self.daemon.more_stats = lambda: {"records": self.keeping.statistics()}
         self.met_before = met_before
         self.models = SwarmModels(self.registry, store, fetch_timeout=config.ipfs.fetch_timeout)
         self.limiter = RateLimiter(self.settings.rate_limit())

@@ -57,6 +57,8 @@ class Daemon:
         on_change: Callable[[Change], None] = lambda change: None,
     ) -> None:
         """``folder``: the node's home. ``on_change`` is called on the loop and must be quick."""
+        self.more_stats: Callable[[], Mapping[str, Any]] = dict
+        """What other parts of the node add to `stats`."""
         self._signer, self._clock, self._store = signer, clock, store
         self._folder, self._settings, self._price, self._boot = folder, settings, price, boot
         self.on_change = on_change
@@ -308,6 +310,7 @@ class Daemon:
             "counters": dict(self._tasks.counters),
             "models": len(self.models()),
             "cabinets": len(self.cabinets()),
+            **self.more_stats(),
         }
 
     def _no_room(self) -> str | None:

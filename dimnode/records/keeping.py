@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -70,7 +70,7 @@ class Keeping:
         self._settings = s = settings
         self._elector = elector
         self.table = RecordTable(journal, signer, settings=s.table)
-        RecordHolder(network, self.table, journal, store, clock, s.holder, swarm=swarm, verify=verify, free=free)
+        self._holder = RecordHolder(network, self.table, journal, store, clock, s.holder, swarm=swarm, verify=verify, free=free)
         self.replicator = Replicator(network, self.table, journal, registry, store, clock, s.replicator, verify=verify)
         self.table.copies = self.replicator
         self._anti_entropy = AntiEntropy(
@@ -103,3 +103,13 @@ class Keeping:
                 break
             peers.update(dict.fromkeys(self.replicator.responsible(job)))
         await self._anti_entropy.sync_now(jobs, tuple(peers), self._settings.sync_timeout)
+
+    def statistics(self) -> Mapping[str, Mapping[str, int]]:
+        """``copies.short``: jobs of this node that have too few copies now; ``copies.nodes_down``: keepers that do not answer."""
+        return {
+            "copies": self.replicator.statistics(),
+            "held": self._holder.statistics(),
+            "compared": self._anti_entropy.statistics(),
+            "hints": self.hints.statistics(),
+            "retention": self._retention.statistics(),
+        }

@@ -16,6 +16,8 @@ from dimnode.leadership import LeadershipSettings
 from dimnode.orchestrator.seat_questions import AskSettings
 from dimnode.orchestrator.settings import OrchestratorSettings
 from dimnode.records.anti_entropy import AntiEntropySettings
+from dimnode.records.exchange import ExchangeSettings
+from dimnode.records.hints import HintSettings
 from dimnode.records.holder import HolderSettings
 from dimnode.records.keeping import KeepingSettings
 from dimnode.records.links import LinkSettings
@@ -132,7 +134,8 @@ class Settings:
         return KeepingSettings(
             holder=HolderSettings(retention=rule),
             replicator=ReplicatorSettings(replicas=j.replicas, copies_on=copies_on, patience=j.copy_wait, links=links),
-            anti_entropy=AntiEntropySettings(replicas=j.replicas, copies_on=copies_on),
+            anti_entropy=AntiEntropySettings(replicas=j.replicas, copies_on=copies_on, exchange=ExchangeSettings(retention=rule)),
+            hints=HintSettings(exchange=ExchangeSettings(retention=rule)),
             retention=RetentionSettings(rule=rule),
         )
 

@@ -87,7 +87,8 @@ class Keeping:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled. Started once the journal's unfinished records are in memory."""
         await self.table.open()
-        await self._retention.expire_orphans()  # what returns after all too long a time is not even offered
+        while await self._retention.expire_orphans():  # what returns after all too long a time is not even offered
+            pass
         async with trio.open_nursery() as nursery:
             for part in (
                 self.replicator.run, self._anti_entropy.run, self.hints.run, self._retention.run, self.offers.run, self._results.run,

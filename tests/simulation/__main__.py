@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("--hours", type=float, default=0.0, help="simulate seeds for so long")
     parser.add_argument("--first", type=int, default=None, help="the first of them (default: by the clock)")
     parser.add_argument("--most", type=int, default=10, help="stop after so many failures")
+    parser.add_argument("--workers", type=int, default=None, help="processes (default: one for each processor)")
     parser.add_argument("--all", action="store_true", help="with --seed: print everything that happened")
     args = parser.parse_args()
     if args.seed is not None:
@@ -46,7 +47,7 @@ def _many(args: argparse.Namespace) -> int:
     until = time.monotonic() + 3600 * args.hours
     seeds = range(first, first + args.seeds) if args.seeds else itertools.count(first)
     done, cost, failed, counts = 0, 0.0, 0, Counter[str]()
-    with farm() as pool:
+    with farm(args.workers) as pool:
         for batch in _batches(iter(seeds), 40):
             for report in perform_all(pool, (Run(seed, args.nodes, args.scenario) for seed in batch)):
                 done, cost = done + 1, cost + report.seconds

@@ -121,18 +121,14 @@ class Checks:
         first = sets[disks[0]]
         for name, ids in sets.items():
             if ids != first:
-                return f"{job.key} ({job.id}) differs between {disks[0]} and {name}: {self._difference(job.id, disks[0], name)}"
+                return f"{job.key} ({job.id}) differs between {disks[0]} and {name}: {_difference(self._record(disks[0], job.id), self._record(name, job.id))}"
         tables = [n for n, node in self._world.nodes().items() if node.records.holds(job.id)]
         for name in tables:
-            if self._world.nodes()[name].records.record(job.id).ids() != first:
-                return f"{job.key} ({job.id}) differs between memory of {name} and the disk of {disks[0]}"
+            memory = self._world.nodes()[name].records.record(job.id)
+            if not memory.ids() >= first or view(memory).outcome_id != self._view_of(disks[0], job.id).outcome_id:
+                unlike = _difference(memory, self._record(disks[0], job.id))
+                return f"{job.key} ({job.id}) differs between memory of {name} and the disk of {disks[0]}: {unlike}"
         return None
-
-    def _difference(self, job: str, one: str, other: str) -> str:
-        a, b = self._record(one, job), self._record(other, job)
-        only_a = [type(a.body(i)).__name__ for i in a.ids() - b.ids()]
-        only_b = [type(b.body(i)).__name__ for i in b.ids() - a.ids()]
-        return f"only {one}: {only_a}, only {other}: {only_b}"
 
     def final(self) -> None:
         """All of it, once the swarm had its time."""
@@ -200,6 +196,11 @@ class Checks:
 
     def _view_of(self, name: str, job: str) -> JobView:
         return view(self._record(name, job))
+
+
+def _difference(one: Record, other: Record) -> str:
+    only = [[b for i, b in a.items() if i not in c] for a, c in ((one, other), (other, one))]
+    return f"only here: {only[0]}; only there: {only[1]}"
 
 
 def describe(what: str, trace: Iterable[Event]) -> str:

@@ -154,8 +154,6 @@ class SimulatedNode:
 
     async def run(self) -> None:
         """Until it crashes, which nothing here notices."""
-        for _, _, data in CATALOGUE.values():
-            await self.store.put_dag_bytes(data, durable=False)
         async with trio.open_nursery() as nursery:
             await nursery.start(self.tasks.run)
             nursery.start_soon(self._tell_load)
@@ -240,6 +238,7 @@ class Computer:
         self.peer = peer
         self.disk = SimulatedDisk(random.Random(site.rng.random()))
         self.clock = DriftingClock(rate=site.rng.uniform(0.98, 1.02), start=site.rng.uniform(0, 1e6), wrong=site.rng.uniform(-3600, 3600))
+        self.disk.blocks.update((ref.manifest_cid, data) for ref, _, data in CATALOGUE.values())
         self.boots = 0
         self.node: SimulatedNode | None = None
         self.machine = Machine(peer)

@@ -30,7 +30,8 @@ from typing import Literal
 import msgspec
 
 from dimnode.core.election_clones import Clones
-from dimnode.core.election_peers import Peers, StaleBeat
+from dimnode.core.election_peers import Peers, Sight, StaleBeat
+from dimnode.core.election_pool import Pool, far_below
 from dimnode.core.election_terms import sane_leap
 from dimnode.core.election_types import (
     Action,
@@ -45,7 +46,6 @@ from dimnode.core.election_types import (
     Start,
     Won,
     claim_key,
-    pool_order,
 )
 from dimnode.domain.node import Beat, Seat
 
@@ -71,11 +71,9 @@ class Election:
         self.n = n
         self.eligible = eligible and self._allowed(me)
         self.statistics = ElectionStatistics()
-        self._members: tuple[str, ...] = ()
-        self._candidates: frozenset[str] = frozenset({me})
         self._peers = Peers(settings, me, boot)
-        self._clones = Clones(settings, boot)
-        self._pool: tuple[str, ...] = (me,) if self.eligible else ()
+        self._pool = Pool(settings, me, self._peers, eligible=self.eligible)
+        self._clones = Clones(settings, boot, now)
         self._claim: Seat | None = None
         self._claiming: Seat | None = None
         self._address = ("", False)
@@ -83,10 +81,10 @@ class Election:
         self._seq = 0
         self._tick_at = now
         self._told: dict[str, float] = {}
-        self._asked: dict[str, float] = {}
         self._vacant_since: dict[int, float] = {}
         self._vouched: frozenset[str] = frozenset()
         self._outdone_since: float | None = None
+        self._support_at = now
         self._pending: list[Action] = []
         self._hurry = False
         self._alone = start == "alone"
@@ -99,7 +97,7 @@ class Election:
         """Begin now, with the persisted term and the boot ids of earlier starts: for a shell that reads its disk after
         making this."""
         self.n = max(self.n, n)
-        self._clones.remember(boots)
+        self._clones.begin(boots, now)
         self._tick_at = now
         self._quiet = now + self._wait
 
@@ -119,12 +117,7 @@ class Election:
 
     def members(self, eligible: Iterable[str]) -> None:
         """The peers that the registry believes alive, reachable and eligible; me or not does not matter."""
-        others = {p for p in eligible if p != self.me and self._allowed(p)}
-        if others != self._candidates - {self.me}:
-            self._members = tuple(sorted(others, key=pool_order))
-            self._candidates = frozenset(others | {self.me})
-            for peer in self._asked.keys() - others:
-                del self._asked[peer]
+        self._pool.set_others(frozenset(p for p in eligible if p != self.me and self._allowed(p)))
 
     # --- what happened --------------------------------------------------------------------------
 
@@ -132,7 +125,7 @@ class Election:
         """Take in a beat whose sender is known to be ``beat.peer``. False if it was stale or refused."""
         self._mind_gap(now)
         if beat.peer == self.me:
-            self.on_boot(beat.boot, now)
+            self._sign(beat.boot, now)
             return False
         if not self._sound(beat):
             self.statistics.refused += 1
@@ -144,7 +137,7 @@ class Election:
             return False
         self.statistics.beats += 1
         self.n = max(self.n, beat.n)
-        self._asked.pop(beat.peer, None)
+        self._pool.heard(beat.peer)
         if before is not None and before.claim is not None and beat.claim is None:
             # The holder itself gave it up: nobody has to wait whether it comes back.
             self._vacant_since.setdefault(before.claim.seat, now - self.settings.beat)
@@ -155,15 +148,14 @@ class Election:
         return True
 
     def on_boot(self, boot: str, now: float) -> None:
-        """Something authentic of my own identity with this boot id was seen: a beat, a heartbeat."""
-        if self._clones.sign(boot, now):
-            self._seen_double(now)
+        """A heartbeat of my own identity with this boot id was seen; it may be old."""
+        self._sign(boot, now, old=True)
 
     def on_disconnect(self, peer: str, now: float) -> None:
         """The connection broke: unless the peer is heard again very soon, it is not live."""
         at = now - self._window() + self.settings.disconnect_grace
-        if not self._peers.disconnected(peer, at) and peer in self._candidates:
-            self._asked[peer] = min(self._asked.get(peer, at), at)
+        if not self._peers.disconnected(peer, at):
+            self._pool.disconnected(peer, at)
 
     def persisted(self, n: int, now: float) -> list[Action]:
         """The term of my claim is on disk: the claim takes effect if the seat is still to be had."""
@@ -176,6 +168,7 @@ class Election:
         self._claim = msgspec.structs.replace(claim, grpc=self._address[0], local_only=self._address[1], jobs=self._jobs)
         self._vacant_since.clear()
         self._outdone_since = None
+        self._support_at = now
         self._told.clear()
         return [Won(self._claim), *self._send(now)]
 
@@ -215,19 +208,18 @@ class Election:
         """`tick` has something to do at once."""
         return self._hurry or bool(self._pending)
 
-    def beat(self, now: float, to: str) -> Beat:
+    def answer(self, beat: Beat, now: float) -> Beat:
         """My answer to a peer's beat."""
         self._mind_gap(now)
-        self._told[to] = now
-        known = self._peers.get(to)
-        return self._beat(now, (to,), known.beat.boot if known is not None else "")
+        self._told[beat.peer] = now
+        return self._beat(now, (beat.peer,), self._peers.known_boot(beat.peer, beat.boot, now, self._window()))
 
     def mine(self) -> Seat | None:
         return self._claim
 
     def live(self, now: float) -> frozenset[str]:
         """Peers that I hear and that hear me."""
-        return self._peers.live(now, self._window())
+        return self._sight(now).live
 
     def seats(self, now: float) -> tuple[Seat, ...]:
         """Present holders by seat number, the own seat included."""
@@ -239,7 +231,7 @@ class Election:
 
     def pool(self) -> tuple[str, ...]:
         """The pool as of the last tick."""
-        return self._pool
+        return self._pool.now
 
     # --- decisions ------------------------------------------------------------------------------
 
@@ -252,7 +244,7 @@ class Election:
             self._peers.clear()
             self._vacant_since.clear()
             self._told.clear()
-            self._asked.clear()
+            self._pool.clear_asked()
             self._claiming = None
             self._joining = False
             self._quiet = max(self._quiet, now + self.settings.suspicion)
@@ -273,9 +265,7 @@ class Election:
         assert self._claim is not None
         rivals = [c for c in self._claims(now) if c.seat == self._claim.seat]
         if not rivals:
-            support = max(self._claim.support, len(self.live(now)) + 1)
-            if support > self._claim.support:
-                self._claim = msgspec.structs.replace(self._claim, support=support)
+            self._weigh(now)
             self._give_way(now)
         elif any(claim_key(c) > claim_key(self._claim) for c in rivals):
             self._quiet = now + 2 * self.settings.beat
@@ -283,11 +273,20 @@ class Election:
             self._drop("displaced")
         return self._flush()
 
+    def _weigh(self, now: float) -> None:
+        """Support outlasts a link that flaps. It does not outlast a cut: whoever comes back from one finds a successor."""
+        assert self._claim is not None
+        count = len(self.live(now)) + 1
+        if count >= self._claim.support or now - self._support_at > self.settings.support_kept:
+            self._support_at = now
+            if count != self._claim.support:
+                self._claim = msgspec.structs.replace(self._claim, support=count)
+
     def _give_way(self, now: float) -> None:
         """A holder that most others cannot reach is of little use. One seat after the other looks: the first that
         gives way may have been the only one that a better candidate was waiting for."""
         assert self._claim is not None
-        if not _far_below(self._reach(now), self._best_reach(now)):
+        if not far_below(self._reach(now), self._best_reach(now)):
             self._outdone_since = None
             return
         if self._outdone_since is None:
@@ -315,16 +314,15 @@ class Election:
 
     def _turn(self, vacant: list[int], holders: set[str], now: float) -> tuple[int | None, float]:
         """Which vacancy is mine, and how long it must have been one. None: I am not in the pool."""
-        if self._alone and not self._peers and not self._members:
+        if self._alone and not self._peers and not self._pool.others:
             return vacant[0], 0.0
         if self.me not in self._pool:
             return None, 0.0
         best = self._best_reach(now)
-        if _far_below(self._reach(now), best):
-            return vacant[0], self.settings.beat + self.settings.step * self._size()
-        free = self._peers.free_reach(self.live(now))
-        standing = {p for p, reach in free.items() if p not in holders and not _far_below(reach, best)}
-        rank = [p for p in self._pool if p == self.me or p in standing].index(self.me)
+        if far_below(self._reach(now), best):
+            return vacant[0], self.settings.beat + self.settings.step * self._pool.size
+        standing = {p for p, reach in self._sight(now).free.items() if p not in holders and not far_below(reach, best)}
+        rank = [p for p in self._pool.now if p == self.me or p in standing].index(self.me)
         if rank < len(vacant):
             return vacant[rank], self.settings.beat
         return vacant[0], self.settings.beat + self.settings.step * (rank - len(vacant) + 1)
@@ -336,24 +334,35 @@ class Election:
 
     def _reach(self, now: float) -> int:
         """How many of seats and pool are live."""
-        live = self.live(now)
-        return len(live & (self._core() | {c.peer for c in self._claims(now)}))
+        return len(self.live(now) & (self._pool.core() | {c.peer for c in self._claims(now)}))
 
     def _best_reach(self, now: float) -> int:
         """The highest that a candidate without a seat has, by its own word or that of a live peer."""
-        live = self.live(now)
-        return max(self._peers.told_spare(live), *self._peers.free_reach(live).values(), 0)
+        sight = self._sight(now)
+        return max(sight.spare, *sight.free.values(), 0)
+
+    def _vouching(self, now: float) -> dict[str, Seat]:
+        """Claims of my live peers; not by the long window of a large swarm's observer, who would vouch for the dead."""
+        return self._peers.sight(now, self.settings.suspicion).held if self._observer() else self._sight(now).held
+
+    def _known_spare(self, now: float) -> int:
+        """What I tell of candidates is first-hand, or hearsay would outlive them; an observer hears holders only, and passes
+        on what they say."""
+        sight = self._sight(now)
+        return max(sight.spare if self._observer() else 0, *sight.free.values(), 0)
 
     # --- others with my identity ----------------------------------------------------------------
 
     def _look_for_double(self, now: float) -> None:
         """Those who know me by another boot id hear somebody else under my name."""
         for boot in self._peers.doubles(now, self._window()):
-            self.on_boot(boot, now)
+            self._sign(boot, now)
         if (other := self._clones.unbearable(now)) is not None:
             self._pending.append(Duplicate(other))
 
-    def _seen_double(self, now: float) -> None:
+    def _sign(self, boot: str, now: float, *, old: bool = False) -> None:
+        if not self._clones.sign(boot, now, old=old):
+            return
         self.statistics.clones += 1
         self._claiming = None
         if (other := self._clones.news()) is not None:
@@ -366,8 +375,7 @@ class Election:
     def _beat(self, now: float, to: tuple[str, ...], you: str = "") -> Beat:
         """``heard`` names seats, pool and recipients only: a beat does not grow with the swarm."""
         self._seq += 1
-        live = self.live(now)
-        claims = self._peers.held(live)
+        holders = self._sight(now).held.keys()
         reach, stance = self._reach(now), self._stance(now)
         free = self._claim is None and stance == "candidate"
         return Beat(
@@ -375,82 +383,56 @@ class Election:
             boot=self.boot,
             seq=self._seq,
             n=self.n,
-            heard=tuple(sorted({*to, *self._core(), *claims}.intersection(self._peers.heard(now, self._window())))),
+            heard=tuple(sorted({*to, *self._pool.core(), *holders}.intersection(self._peers.heard(now, self._window())))),
             claim=self._claim,
-            # An observer hears so seldom that it would vouch for the dead.
-            vouch=() if self._observer() else tuple(claims.values()),
+            vouch=tuple(self._vouching(now).values()),
             stance=stance,
             reach=reach,
-            # First-hand only: hearsay would outlive the candidates.
-            spare=max(reach if free else 0, *self._peers.free_reach(live).values(), 0),
+            spare=max(reach if free else 0, self._known_spare(now)),
             you=you,
         )
 
     def _stance(self, now: float) -> Literal["candidate", "observer", "resting"]:
         return "resting" if self._resting(now) else "candidate" if self.eligible and not self._observer() else "observer"
 
-    def _size(self) -> int:
-        return self.settings.orchestrators + self.settings.spare
-
     def _update_pool(self, now: float) -> None:
-        """The K + spare lowest of those that are not known to be silent or resting. Reachability is what beats show: a
-        peer that was asked and did not answer in time is passed over until it is heard."""
-        pool: list[str] = []
-        for peer in self._ranked(now):
-            if len(pool) == self._size():
-                break
-            if peer == self.me or not (self._silent(peer, now) or self._rests(peer)):
-                pool.append(peer)
-        self._pool = tuple(pool)
-
-    def _ranked(self, now: float) -> list[str]:
-        if not self.eligible or self._resting(now):
-            return list(self._members)
-        mine = pool_order(self.me)
-        before = [p for p in self._members if pool_order(p) < mine]
-        return [*before, self.me, *self._members[len(before) :]]
-
-    def _rests(self, peer: str) -> bool:
-        known = self._peers.get(peer)
-        return known is not None and known.beat.stance == "resting"
-
-    def _silent(self, peer: str, now: float) -> bool:
-        known = self._peers.get(peer)
-        if known is not None:
-            return now - known.at >= self._window()
-        asked = self._asked.get(peer)
-        return asked is not None and now - asked >= self._window()
+        self._pool.update(now, self._window(), resting=self._resting(now), reach=self._reach(now), best=self._best_reach(now))
 
     def _send(self, now: float) -> list[Action]:
         self._update_pool(now)
-        vouched = frozenset(self._peers.held(self.live(now)))
+        vouched = frozenset(self._vouching(now))
+        targets = self._targets(now)
         if self._vouched - vouched:
             # A holder is gone for me: as long as others do not know, they believe my last word for it.
             self._told.clear()
         self._vouched = vouched
-        due = tuple(p for p in self._targets(now) if now - self._told.get(p, -1e9) >= self._every(p, now))
+        due = tuple(p for p in sorted(targets) if now - self._told.get(p, -1e9) >= self._every(p, now))
         if not due:
             return []
         for peer in due:
             self._told[peer] = now
-            if peer not in self._peers:
-                self._asked.setdefault(peer, now)
-        return [SendBeat(due, self._beat(now, due))]
+            self._pool.asked(peer, now)
+        beat = self._beat(now, due)
+        double = [p for p in due if self._peers.doubled(p, now, self._window())]
+        actions: list[Action] = []
+        if single := tuple(p for p in due if p not in double):
+            actions.append(SendBeat(single, beat))
+        for peer in double:
+            you = self._peers.known_boot(peer, "", now, self._window())
+            actions.append(SendBeat((peer,), msgspec.structs.replace(beat, you=you)))
+        return actions
 
-    def _targets(self, now: float) -> list[str]:
+    def _targets(self, now: float) -> set[str]:
         holders = {c.peer for c in self._claims(now)}
         released = now < self._released_until
         if self._observer() and holders and not released:
-            return sorted(holders)
-        return sorted((self._core() | holders | (set(self._peers) if released else set())) - {self.me})
-
-    def _core(self) -> set[str]:
-        """The pool, and those that would be in it if they answered."""
-        return {*self._pool, *self._members[: self._size()]}
+            return holders
+        missed = self._peers.missed(now, self._window(), self._pool.size)
+        return (self._pool.core() | holders | missed | (set(self._peers) if released else set())) - {self.me}
 
     def _every(self, peer: str, now: float) -> float:
         """A little less than the period, so that beats and answers that cross are not both repeated."""
-        if self._silent(peer, now):
+        if self._pool.silent(peer, now, self._window()):
             return self.settings.probe
         if self._observer():
             return self._observe_every()
@@ -479,12 +461,10 @@ class Election:
         return self._claim is None and self.me not in self._pool
 
     def _observe_every(self) -> float:
-        return max(self.settings.observe, (len(self._members) + 1) / self.settings.observe_rate)
+        return max(self.settings.observe, (len(self._pool.others) + 1) / self.settings.observe_rate)
 
-    def _claims(self, now: float) -> list[Seat]:
-        return self._peers.claims(self.live(now))
+    def _sight(self, now: float) -> Sight:
+        return self._peers.sight(now, self._window())
 
-
-def _far_below(reach: int, best: int) -> bool:
-    """Half as many, and not for want of a single link."""
-    return 2 * reach + 1 <= best
+    def _claims(self, now: float) -> tuple[Seat, ...]:
+        return self._sight(now).claims

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from dimnode.core.election_types import ElectionSettings, claim_key
 from dimnode.domain.node import Beat, Seat
@@ -22,8 +23,42 @@ class Peer:
     heard: frozenset[str]
     claim: Seat | None
     vouch: tuple[Seat, ...]
-    you: str
-    """The boot id by which it knows me; empty if it did not say."""
+
+
+class Sight:
+    """What live peers (whom I hear and who hear me) tell at one instant."""
+
+    def __init__(self, me: str, live: Mapping[str, Peer]) -> None:
+        self._me = me
+        self._peers = live
+        self.live = frozenset(live)
+
+    @cached_property
+    def held(self) -> dict[str, Seat]:
+        """Peer -> the claim by its own word."""
+        return {p: v.claim for p, v in sorted(self._peers.items()) if v.claim is not None}
+
+    @cached_property
+    def free(self) -> dict[str, int]:
+        """Candidate without a seat -> its reach, by its own word."""
+        return {p: v.beat.reach for p, v in self._peers.items() if v.claim is None and v.beat.stance == "candidate"}
+
+    @cached_property
+    def spare(self) -> int:
+        """The highest reach of a candidate, by hearsay."""
+        return max((v.beat.spare for v in self._peers.values()), default=0)
+
+    @cached_property
+    def claims(self) -> tuple[Seat, ...]:
+        """Claims of others; a holder's own word beats hearsay about it. Observers hear less often than others: what they
+        say counts where nobody else speaks."""
+        best: dict[str, Seat] = {}
+        first_hand = [v for v in self._peers.values() if v.claim is not None or v.beat.stance == "candidate"]
+        for v in first_hand or self._peers.values():
+            for c in v.vouch:
+                if c.peer != self._me and c.peer not in self.live and (c.peer not in best or claim_key(c) > claim_key(best[c.peer])):
+                    best[c.peer] = c
+        return tuple({**best, **self.held}.values())
 
 
 class Peers:
@@ -34,9 +69,12 @@ class Peers:
         self._me = me
         self._boot = boot
         self._peers: dict[str, Peer] = {}
-        self._old_boots: dict[str, list[str]] = {}
-        self._live: tuple[float, float, frozenset[str]] | None = None
-        """The last answer of `live`, with what it was asked; until something is taken in."""
+        self._old_boots: dict[str, dict[str, int]] = {}
+        """Peer -> boot id -> the last number heard of that life, oldest first."""
+        self._doubled: dict[str, float] = {}
+        """When a peer last went on speaking in an earlier life: two nodes have its identity."""
+        self._sight: tuple[float, float, Sight] | None = None
+        """The last one, with the time and window that it is of; until something is taken in."""
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -60,9 +98,8 @@ class Peers:
             raise StaleBeat
         claim = beat.claim if beat.claim is not None and self._counts(beat.claim) else None
         vouch = tuple(v for v in beat.vouch if self._counts(v))
-        you = beat.you or (known.you if known is not None and known.beat.boot == beat.boot else "")
-        self._live = None
-        self._peers[beat.peer] = Peer(beat, now, frozenset(beat.heard), claim, vouch, you)
+        self._sight = None
+        self._peers[beat.peer] = Peer(beat, now, frozenset(beat.heard), claim, vouch)
         return known
 
     def disconnected(self, peer: str, at: float) -> bool:
@@ -70,64 +107,60 @@ class Peers:
         known = self._peers.get(peer)
         if known is not None:
             known.at = min(known.at, at)
-            self._live = None
+            self._sight = None
         return known is not None
 
     def clear(self) -> None:
         """Old boot ids stay known: they do not come back."""
-        self._live = None
+        self._sight = None
         self._peers.clear()
 
     def forget(self, now: float) -> list[str]:
         gone = [p for p, v in self._peers.items() if now - v.at > self._settings.forget]
         for peer in gone:
-            self._live = None
+            self._sight = None
             del self._peers[peer]
             self._old_boots.pop(peer, None)
+            self._doubled.pop(peer, None)
         return gone
 
     def heard(self, now: float, window: float) -> list[str]:
         return [p for p, v in self._peers.items() if now - v.at < window]
 
-    def live(self, now: float, window: float) -> frozenset[str]:
-        """Those whom I hear and who hear me, and not somebody else under my name."""
-        if self._live is None or self._live[:2] != (now, window):
-            found = (p for p, v in self._peers.items() if now - v.at < window and self._me in v.heard and v.you in ("", self._boot))
-            self._live = (now, window, frozenset(found))
-        return self._live[2]
+    def missed(self, now: float, window: float, most: int) -> set[str]:
+        """Those that fell silent last, if nobody is left: the only one that I reach may not be among those I would ask anyway."""
+        if self.sight(now, window).live:
+            return set()
+        return {p for _, p in sorted((v.at, p) for p, v in self._peers.items() if now - v.at >= window)[-most:]}
 
-    def held(self, live: frozenset[str]) -> dict[str, Seat]:
-        """Peer -> the claim by its own word."""
-        return {p: claim for p in sorted(live) if (claim := self._peers[p].claim) is not None}
+    def sight(self, now: float, window: float) -> Sight:
+        if self._sight is None or self._sight[:2] != (now, window):
+            # Those who hear me, and not somebody else under my name.
+            peers = self._peers.items()
+            mutual = {p: v for p, v in peers if now - v.at < window and self._me in v.heard and v.beat.you in ("", self._boot)}
+            self._sight = (now, window, Sight(self._me, mutual))
+        return self._sight[2]
 
-    def free_reach(self, live: frozenset[str]) -> dict[str, int]:
-        """Candidate without a seat -> its reach, by its own word."""
-        known = {p: self._peers[p] for p in live}
-        return {p: v.beat.reach for p, v in known.items() if v.claim is None and v.beat.stance == "candidate"}
+    def doubled(self, peer: str, now: float, window: float) -> bool:
+        """Two nodes speak under this id."""
+        return now - self._doubled.get(peer, -1e9) < window
 
-    def told_spare(self, live: frozenset[str]) -> int:
-        """The highest reach of a candidate, by hearsay."""
-        return max((self._peers[p].beat.spare for p in live), default=0)
+    def known_boot(self, peer: str, asker: str, now: float, window: float) -> str:
+        """The boot id by which I know a peer, as ``asker`` (one of its boot ids) should hear it: if two of them speak, each
+        hears of the other."""
+        known = self._peers.get(peer)
+        if known is None or now - known.at >= window:
+            return ""
+        if known.beat.boot == asker and self.doubled(peer, now, window):
+            return next(reversed(self._old_boots[peer]))
+        return known.beat.boot
 
     def doubles(self, now: float, window: float) -> tuple[str, ...]:
         """Boot ids by which others know me that are not mine, if at least half of those I hear say so: a single one may
         be mistaken."""
         heard = self.heard(now, window)
-        told = tuple(you for p in heard if (you := self._peers[p].you) not in ("", self._boot))
+        told = tuple(you for p in heard if (you := self._peers[p].beat.you) not in ("", self._boot))
         return told if 2 * len(told) >= len(heard) else ()
-
-    def claims(self, live: frozenset[str]) -> list[Seat]:
-        """Claims of others, by live peers' word; a holder's own word beats hearsay about it."""
-        best: dict[str, Seat] = {}
-        for p in live:
-            for c in self._peers[p].vouch:
-                if c.peer != self._me and c.peer not in live and (c.peer not in best or claim_key(c) > claim_key(best[c.peer])):
-                    best[c.peer] = c
-        for p in live:
-            claim = self._peers[p].claim
-            if claim is not None:
-                best[p] = claim
-        return list(best.values())
 
     def _counts(self, claim: Seat) -> bool:
         """A seat beyond mine is that of a node with another ``orchestrators``: none of my business."""
@@ -137,12 +170,17 @@ class Peers:
     def _newer(self, beat: Beat, known: Peer, now: float, window: float) -> bool:
         if beat.boot == known.beat.boot:
             return beat.seq > known.beat.seq
-        old = self._old_boots.setdefault(beat.peer, [])
+        old = self._old_boots.setdefault(beat.peer, {})
         if beat.boot in old and now - known.at < window:
+            if beat.seq > old[beat.boot]:
+                old[beat.boot] = beat.seq
+                self._doubled[beat.peer] = now
             return False
         # A late beat of an earlier life may have got here before any of the present one; whoever goes on is right.
-        old.append(known.beat.boot)
-        del old[:-_OLD_BOOTS]
+        old.pop(beat.boot, None)
+        old[known.beat.boot] = known.beat.seq
+        for boot in list(old)[:-_OLD_BOOTS]:
+            del old[boot]
         return True
 
 

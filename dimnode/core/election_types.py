@@ -48,12 +48,18 @@ class ElectionSettings:
     released: float = 60.0
     """After a release no seat is claimed for this long: longer than a stop may take; a node that released because it
     could not serve tries again."""
+    support_kept: float = 5.0
+    """A holder's support falls to its live set of now when it was not that large for this long."""
     unreached: float = 6.0
     """A holder that can be reached by less than half as many as a candidate gives way after this long."""
     quarantine: float = 10.0
     """No claim for this long after a sign of another node with this node's identity."""
     clone_patience: float = 15.0
-    """When such signs go on for this long, the node of the lower boot id ends; the other one after three times this."""
+    """When such signs go on for this long, the newcomer ends; the other one after three times this."""
+    late: float = 5.0
+    """Messages of a node's earlier life may arrive until this long after its start."""
+    newcomer: float = 30.0
+    """A node that meets its twin within this time after its start is the newcomer."""
     max_leap: int = MAX_LEAP
     """A beat whose n is higher than mine by more is refused."""
     max_peers: int = 4096

@@ -111,4 +111,5 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     spare: int = 0
     """The highest reach of a candidate without a seat that I know."""
     you: str = ""
-    """In an answer: the boot id by which I know the asker. Another than its own means that its disk was copied."""
+    """In an answer, or when two nodes speak under one id: the boot id by which I know the recipient. Another than its own
+    means that its disk was copied."""

@@ -262,26 +262,27 @@ class SwarmElector:
             return
         self._hear(peer, answer)
 
-    def _hear(self, peer: str, data: bytes) -> bool:
-        """Whether it was a beat of this peer; stale ones are, too."""
+    def _hear(self, peer: str, data: bytes) -> Beat | None:
+        """None if it was no beat of this peer; stale ones are beats, too."""
         try:
             beat = codec.decode(data, Beat) if len(data) <= MAX_BYTES else None
         except codec.CodecError:
             beat = None
         if beat is None or beat.peer != peer:
             self._election.statistics.refused += 1
-            return False
+            return None
         self._election.on_beat(beat, self._clock.monotonic())
         self._hasten()
-        return True
+        return beat
 
     async def _serve(self, peer: str, data: bytes) -> bytes:
         await trio.lowlevel.checkpoint()
         if self._nursery is None:
             raise RemoteFault("UNAVAILABLE", "the election has not begun here")
-        if not self._hear(peer, data):
+        beat = self._hear(peer, data)
+        if beat is None:
             raise RemoteFault("INVALID_ARGUMENT", "not a beat of yours")
-        return codec.encode(self._election.beat(self._clock.monotonic(), peer))
+        return codec.encode(self._election.answer(beat, self._clock.monotonic()))
 
     async def _watch_connections(self) -> None:
         async for event in self._peer_events:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dimnode.core.election import ElectionSettings, pool_order
+from dimnode.core.election_types import ElectionSettings, pool_order
 from tests.support.election_sim import Swarm, torment
 
 

@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from dimnode.core.election import ElectionSettings
+from dimnode.core.election_types import ElectionSettings
 from p2p.memory import MemoryHub
 from tests.support.swarm import SwarmNode, start_nodes
 

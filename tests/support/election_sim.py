@@ -102,6 +102,9 @@ class Swarm:
                     self._at(self.now + 0.2, lambda p=other: p in self.up and self.up[p].on_disconnect(peer_of(name), self.now))
 
     def release(self, name: str) -> None:
+        """Told to everybody at once, whatever else is under way."""
+        for key in [k for k in self._in_flight if k[0] == name]:
+            del self._in_flight[key]
         self._do(name, self.up[name], self.up[name].release(self.now))
 
     def pause(self, *names: str) -> None:
@@ -258,7 +261,7 @@ class Swarm:
         if there is None:
             return
         there.on_beat(beat, self.now)
-        answer = there.beat(self.now, peer_of(name))
+        answer = there.answer(beat, self.now)
         if self._open(to, name):
             self._at(self.now + self.rng.uniform(*self.delay), lambda: self._answer(name, node, peer_of(to), answer))
         self._hurry(to, there)

@@ -153,7 +153,8 @@ class JobsSection(Section):
     )
     copy_wait: Seconds = Field(default=2.0, description="Most seconds that a decision waits for its copies.")
     retention: Seconds = Field(
-        default=7 * 86_400.0, description="Time that a finished job's record is kept, after its own timeout. Older unfinished ones never run."
+        default=7 * 86_400.0,
+        description="Time that a finished job's record is kept, after its own timeout. Older unfinished ones never run.",
     )
     timeout: Seconds = Field(default=3600.0, description="Time for a whole job that names none.")
     retries: Annotated[int, Field(ge=0, le=100)] = Field(

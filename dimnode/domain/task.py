@@ -60,15 +60,6 @@ class TaskUpdate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a node did and does for one job."""
-
-    finished: tuple[SignedEntry, ...] = ()
-    """Its `Attempt` entries."""
-    running: tuple[tuple[str, int], ...] = ()
-    """(task key, attempt) accepted and not finished."""
-
-
-class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     """What one node has of one job: for the owner who takes it over."""
 
     finished: tuple[SignedEntry, ...] = ()

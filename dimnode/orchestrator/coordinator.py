@@ -24,7 +24,8 @@ from dimnode.domain.model import ModelManifest
 from dimnode.domain.record import Attempt, Ballot, ErrorInfo, JobStatus, OutcomeEntry, PlanEntry, SealEntry, StatusEntry, Void
 from dimnode.domain.tensors import TensorValue
 from dimnode.errors import Code, DimError, Fenced, NotFound, Unavailable
-from dimnode.orchestrator.documents import finite, result_plain, with_names
+from dimnode.orchestrator.documents import result_plain, with_names
+from dimnode.orchestrator.job_errors import error_of_exception, error_of_failure
 from dimnode.orchestrator.nodes import gather_facts, model_facts, models_of
 from dimnode.orchestrator.ownership import Held
 from dimnode.orchestrator.places import Place
@@ -36,7 +37,7 @@ from dimnode.orchestrator.work import OutputGone, Work
 from dimnode.ports import Clock, Models, Registry
 from dimnode.records.table import RecordTable
 from p2p.groups import leaves
-from p2p.ipfs.api import BlockCorrupt, BlockMissing, ContentError, ContentStore, DiskFull
+from p2p.ipfs.api import BlockCorrupt, BlockMissing, ContentError, ContentStore
 from p2p.ipfs.cid import DAG_CBOR, compute
 from patterns.api import (
     Array,
@@ -97,7 +98,7 @@ class Coordinator:
             if fenced := next((c for c in causes if isinstance(c, Fenced)), None):
                 log.info("job.fenced", job=held.job, reason=fenced.message)
                 return
-            await self.end(self.failed(held.job, held.ballot, _error_info(held.job, causes[0])))
+            await self.end(self.failed(held.job, held.ballot, error_of_exception(held.job, causes[0])))
         except BaseExceptionGroup as group:  # cancelled, and something failed over that: the job is somebody else's now
             cancelled, errors = group.split(trio.Cancelled)
             if cancelled is None:
@@ -242,7 +243,7 @@ class _Drive:
             case Finish():
                 await self._finish(engine, decision)
             case Fail():
-                await self.fail(_error_of(decision, self._work))
+                await self.fail(error_of_failure(decision, self._work))
 
     def _lose(self, gone: OutputGone) -> None:
         """What counted as done is not: its attempt is void, and so is what was sealed with it. Raises `Unavailable` if
@@ -382,7 +383,7 @@ class _Drive:
     async def _aggregate(self, engine: Engine, before: int) -> None:
         conclusion = await self._conclude(engine, before, self._seals[before].seal)
         if isinstance(conclusion, Fail):
-            await self.fail(_error_of(conclusion, self._work))
+            await self.fail(error_of_failure(conclusion, self._work))
             return
         written = {n: await self._p._values.write(a) for n, a in conclusion.outputs.items()}
         self._work.aggregates.clear()  # a round reads the one before it only
@@ -414,7 +415,7 @@ class _Drive:
         seal = self._seals[finish.round].seal
         conclusion = await self._conclude(engine, finish.round, seal)
         if isinstance(conclusion, Fail):
-            await self.fail(_error_of(conclusion, self._work))
+            await self.fail(error_of_failure(conclusion, self._work))
             return
         outputs = await self._outputs(conclusion, seal)
         await self._complete(outputs, conclusion.details)
@@ -493,31 +494,3 @@ class _Drive:
 
 
 _ORDER: tuple[str, ...] = ("queued", "scheduling", "fetching", "running", "aggregating", "completed", "failed", "cancelled", "expired")
-
-
-def _error_of(fail: Fail, work: Work) -> ErrorInfo:
-    details: dict[str, Any] = finite(fail.details)
-    if work.failures:
-        details["tasks"] = {k: {"code": e.code.value, "message": e.message, "hint": e.hint} for k, e in sorted(work.failures.items())}
-    if len(work.failures) == 1 and fail.code in (Code.TASK_FAILED.value,):
-        only = next(iter(work.failures.values()))
-        return ErrorInfo(code=only.code.value, message=only.message, hint=only.hint or fail.hint, details=details)
-    return ErrorInfo(code=fail.code, message=fail.message, hint=fail.hint, details=details)
-
-
-def _error_info(job: str, error: BaseException) -> ErrorInfo:
-    """What a client is told: of what nobody foresaw nothing but that it happened, the rest is in the log."""
-    match error:
-        case PatternError():
-            return ErrorInfo(code=error.code, message=error.message, hint=error.hint, details=finite(error.details))
-        case DimError():
-            return ErrorInfo(code=error.code.value, message=error.message, hint=error.hint)
-        case DiskFull():
-            return ErrorInfo(code=Code.RESOURCE_EXHAUSTED.value, message="the disk of the orchestrator is full", hint="Free space there.")
-        case _:
-            log.error("job.internal_error", job=job, exc_info=error)
-            return ErrorInfo(
-                code=Code.INTERNAL.value,
-                message="an internal error of the orchestrator ended this job",
-                hint=f"The orchestrator's log has the reason; look for {job}.",
-            )

@@ -68,6 +68,18 @@ def slow_onnx(path: Path, rounds: int = 2_000_000_000, *, batch: str | int = 1) 
     )
 
 
+def training_onnx(path: Path, width: int = 2) -> Path:
+    """w float32 [width], x float32 [N, 2] -> w2 float32 [width] = w + the mean of x's first column."""
+    mean = helper.make_node("ReduceMean", ["first"], ["mean"], keepdims=0)
+    return save(
+        path,
+        [helper.make_node("Gather", ["x", "zero"], ["first"], axis=1), mean, helper.make_node("Add", ["w", "mean"], ["w2"])],
+        [helper.make_tensor_value_info("w", TensorProto.FLOAT, [width]), helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2])],
+        [helper.make_tensor_value_info("w2", TensorProto.FLOAT, [width])],
+        [numpy_helper.from_array(np.array(0, np.int64), "zero")],
+    )
+
+
 def hungry_onnx(path: Path) -> Path:
     """n int64 [1] -> y float32 [n]: as much memory as is asked for."""
     value = helper.make_tensor("value", TensorProto.FLOAT, [1], [1.0])

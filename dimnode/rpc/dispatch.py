@@ -13,7 +13,7 @@ INTERNAL without its text. A handler is cancelled when its client goes away or t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -35,12 +35,14 @@ _log = structlog.get_logger(__name__)
 
 
 class Call:
-    """Who calls: what a handler may know of the connection."""
+    """Who calls: what a handler may know of the connection. Made in asyncio while gRPC's call lives: gRPC frees what its
+    context points to with the call, and a handler may get its turn, or look again, after the client has gone."""
 
-    __slots__ = ("_context",)
+    __slots__ = ("_auth", "metadata")
 
     def __init__(self, context: Any) -> None:
-        self._context = context
+        self._auth: Mapping[str, Sequence[bytes]] = context.auth_context()
+        self.metadata: tuple[tuple[str, str | bytes], ...] = tuple(context.invocation_metadata() or ())
 
     @property
     def certificate(self) -> bytes | None:
@@ -52,12 +54,8 @@ class Call:
         name = self._first("x509_common_name")
         return None if name is None else name.decode(errors="replace")
 
-    @property
-    def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
-        return tuple(self._context.invocation_metadata() or ())
-
     def _first(self, key: str) -> bytes | None:
-        values = self._context.auth_context().get(key)
+        values = self._auth.get(key)
         return values[0] if values else None
 
 
@@ -231,8 +229,9 @@ class Dispatcher:
 
     def _one(self, name: str, fn: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def behave(request: Any, context: Any) -> Any:
+            call = Call(context)
             try:
-                return await self._unary(name, lambda: fn(_checked(request), Call(context)))
+                return await self._unary(name, lambda: fn(_checked(request), call))
             except DimError as e:
                 return await _abort(context, e)
 
@@ -240,8 +239,9 @@ class Dispatcher:
 
     def _server_stream(self, name: str, fn: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
         async def behave(request: Any, context: Any) -> AsyncIterator[Any]:
+            call = Call(context)
             try:
-                async with aclosing(self._stream(name, lambda: fn(_checked(request), Call(context)))) as messages:  # pyright: ignore[reportArgumentType]
+                async with aclosing(self._stream(name, lambda: fn(_checked(request), call))) as messages:  # pyright: ignore[reportArgumentType]
                     async for message in messages:
                         yield message
             except DimError as e:
@@ -253,10 +253,11 @@ class Dispatcher:
         bridge = self._bridge
 
         async def behave(requests: AsyncIterator[Any], context: Any) -> Any:
+            call = Call(context)
             inbox: ToTrio[Any] = ToTrio(bridge.to_trio, bridge.to_asyncio, bridge.settings.stream_buffer)
             pump = bridge.loop.create_task(_pump(requests, inbox))
             try:
-                return await self._unary(name, lambda: fn(inbox, Call(context)))
+                return await self._unary(name, lambda: fn(inbox, call))
             except DimError as e:
                 return await _abort(context, e)
             finally:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import aclosing
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from dimnode.domain.record import Ballot
 from dimnode.errors import FailedPrecondition, InvalidArgument, PermissionDenied, ResourceExhausted, Unavailable
@@ -56,6 +58,25 @@ async def test_only_trusted_nodes_give_tasks_and_any_known_one_sees_the_health()
             await a.client.cancel_task("b", "j", "t", 1, Ballot(1, "p", "b"))
         with pytest.raises(PermissionDenied):
             await a.client.prewarm("b", "x", "y", [])
+
+
+async def test_a_caller_that_is_gone_before_its_call_is_looked_at_does_no_harm() -> None:
+    """gRPC frees what it knows of a connection with the call: looked at later, it is memory of nobody's, and the process dies."""
+    async with tls_swarm() as swarm:
+        a, b = await swarm.node("a"), await swarm.node("b", trusted=["a"])
+        async with a.pool.channel("b") as channel:
+
+            async def give_up_soon() -> None:
+                calls = [channel.stub(DaemonStub).Health(daemon_pb2.HealthRequest(), timeout=0.1) for _ in range(20)]
+                await asyncio.gather(*calls, return_exceptions=True)
+
+            await a.client.health("b")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(swarm.bridge.aio, give_up_soon())
+                await trio.testing.wait_all_tasks_blocked()
+                time.sleep(0.5)  # the event loop of the handlers stands still: all calls come, and end, before one is handled
+        assert (await a.client.health("b"))["name"] == "name-b"
+        assert b.tasks.orders == []
 
 
 async def test_closing_the_updates_ends_the_stream_at_the_daemon() -> None:

@@ -112,6 +112,8 @@ class OfferRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Whole records."""
 
     jobs: tuple[JobEntries, ...]
+    give_away: bool = False
+    """The asker owns these jobs, holds its seat still, and is about to leave."""
 
 
 class OfferAnswer(msgspec.Struct, frozen=True, kw_only=True):

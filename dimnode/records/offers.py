@@ -102,7 +102,7 @@ class JobOffers:
     async def hand_over(self, timeout: float) -> int:
         """Offers the jobs that this node owns to the other seats until they have them all, at most for ``timeout`` seconds.
         Until one of them claims a job this node goes on driving it. Returns how many remain; all, if there is no other seat."""
-        rounds = _Rounds(Offering(self._settings.handing_over), self._clock, self._offer, self._others, self._size)
+        rounds = _Rounds(Offering(self._settings.handing_over), self._clock, self._give_away, self._others, self._size)
         with trio.move_on_after(timeout) as scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(rounds.run, self._own)
@@ -149,14 +149,17 @@ class JobOffers:
 
     # --- offering
 
-    async def _offer(self, turn: Turn) -> set[str]:
+    async def _give_away(self, turn: Turn) -> set[str]:
+        return await self._offer(turn, give_away=True)
+
+    async def _offer(self, turn: Turn, *, give_away: bool = False) -> set[str]:
         """Those that are taken care of."""
         jobs = [j for j in turn.keys if self._table.holds(j)]
         if turn.peer == self._network.peer_id:
             driver = self._driver()
             return await driver.take_over(jobs) if driver is not None else set()
         done: set[str] = set()
-        for request in self._requests(jobs):
+        for request in self._requests(jobs, give_away=give_away):
             answer = await _ask(self._network, turn.peer, OFFER, request, OfferAnswer, self._settings.timeout)
             if answer is None:
                 break
@@ -167,18 +170,18 @@ class JobOffers:
         log.info("jobs.offered", seat=turn.peer, jobs=len(jobs), taken=len(done))
         return done
 
-    def _requests(self, jobs: Iterable[str]) -> Iterable[OfferRequest]:
+    def _requests(self, jobs: Iterable[str], *, give_away: bool) -> Iterable[OfferRequest]:
         batch: list[JobEntries] = []
         size = 0
         for job in jobs:
             for part, more in in_parts(_core_last(self._table.record(job)), self._settings.request_bytes):
                 if batch and size + more > self._settings.request_bytes:
-                    yield OfferRequest(jobs=tuple(batch))
+                    yield OfferRequest(jobs=tuple(batch), give_away=give_away)
                     batch, size = [], 0
                 batch.append(JobEntries(job=job, entries=tuple(part)))
                 size += more
         if batch:
-            yield OfferRequest(jobs=tuple(batch))
+            yield OfferRequest(jobs=tuple(batch), give_away=give_away)
 
     async def _take_in(self, known: JobEntries) -> None:
         """What the seat knows better: a claim, an end."""

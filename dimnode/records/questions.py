@@ -110,7 +110,8 @@ class Questions:
         fit = {job: found for job, entries in offered.items() if (found := await self._fit(job, entries)) is not None}
         await self._table.merge_many(list(fit.items()))
         here = [job for job in fit if self._table.holds(job) and not self._table.view(job).terminal]
-        taken = await driver.take_over(here, peer)
+        # Whoever offers somebody else's job may have claimed it himself since: that is no reason to claim it over him.
+        taken = await driver.take_over(here, peer if request.give_away else "")
         known: list[JobEntries] = []
         size = 0
         for job in fit:

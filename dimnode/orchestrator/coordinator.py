@@ -21,7 +21,7 @@ from dimnode.core.job_view import AttemptFact, JobView, SealFact
 from dimnode.domain import codec
 from dimnode.domain.job_form import JobForm, from_plain
 from dimnode.domain.model import ModelManifest
-from dimnode.domain.record import Attempt, Ballot, ErrorInfo, JobStatus, OutcomeEntry, PlanEntry, SealEntry, StatusEntry, Void
+from dimnode.domain.record import Assign, Attempt, Ballot, ErrorInfo, JobStatus, OutcomeEntry, PlanEntry, SealEntry, StatusEntry, Void
 from dimnode.domain.tensors import TensorValue
 from dimnode.errors import Code, DimError, Fenced, NotFound, Unavailable
 from dimnode.orchestrator.documents import result_plain, with_names
@@ -106,6 +106,10 @@ class Coordinator:
             if errors is not None:
                 log.warning("job.left", job=held.job, reason=str(next(leaves(errors))))
             raise cancelled from None
+
+    async def call_off(self, assigns: Sequence[Assign], ballot: Ballot) -> None:
+        """Of a job that was ended here and driven elsewhere, by an owner who may be gone."""
+        await self._runner.call_off(assigns, ballot)
 
     def failed(self, job: str, ballot: Ballot, error: ErrorInfo) -> OutcomeEntry:
         return OutcomeEntry(job=job, ballot=ballot, status="failed", at=self._clock.wall(), error=error)

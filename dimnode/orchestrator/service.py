@@ -22,7 +22,7 @@ from dimnode.orchestrator.ownership import Held, Ownership, Seats, Sync, no_seat
 from dimnode.orchestrator.places import Place, Places
 from dimnode.orchestrator.selection import Selector
 from dimnode.orchestrator.settings import OrchestratorSettings
-from dimnode.orchestrator.takeover import Inquiry
+from dimnode.orchestrator.takeover import Inquiry, unanswered
 from dimnode.ports import Accepted, Clock, JobDocument, ResultDocument
 from dimnode.records.table import RecordTable
 from p2p.ipfs.api import ContentError, ContentStore
@@ -67,6 +67,8 @@ class Orchestrator:
         self._wake = trio.Event()
         self._scopes: dict[str, trio.CancelScope] = {}
         self._accepting = False
+        self._nursery: trio.Nursery | None = None
+        """While the term lasts."""
         self._brought = 0
         """New jobs that calls are just bringing."""
         self._burst_until = float("-inf")
@@ -80,11 +82,13 @@ class Orchestrator:
         self._accepting = True
         try:
             async with trio.open_nursery() as nursery:
+                self._nursery = nursery
                 nursery.start_soon(self._held.run)
                 task_status.started()
                 await self._drive_jobs(nursery)
         finally:
             self._accepting = False
+            self._nursery = None
             self._held.let_all_go()
             self._scopes.clear()
             self._waiting.clear()
@@ -286,6 +290,7 @@ class Orchestrator:
             if ballot.peer != self._me:
                 ballot = Ballot(seen.epoch + 1, self._me, self._boot)
             outcome = OutcomeEntry(job=job_id, ballot=ballot, status="cancelled", at=self._clock.wall())
+            given = [assign for _, assign in unanswered(self._table.record(job_id))]
             try:
                 seen = await self._table.conclude(job_id, outcome)
             except Fenced as e:
@@ -294,6 +299,8 @@ class Orchestrator:
                 scope.cancel()
             else:
                 self._held.let_go(job_id)
+                if given and seen.status == "cancelled" and self._nursery is not None:
+                    self._nursery.start_soon(self._coordinator.call_off, given, ballot)
             self._forget_ended()
         if seen.status != "cancelled":
             raise FailedPrecondition(f"job {job_id} is {seen.status} already", hint="Only unfinished jobs can be cancelled.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -10,7 +10,7 @@ import trio
 
 from dimnode.core.job_record import EntryRefused, Record, Verify, check_entry
 from dimnode.domain import codec
-from dimnode.domain.record import Assign, Attempt, Ballot, SignedEntry
+from dimnode.domain.record import Assign, Attempt, Ballot, SignedEntry, Void
 from dimnode.domain.task import TaskReport
 from dimnode.orchestrator.settings import OrchestratorSettings
 from dimnode.records.messages import ATTEMPTS, AttemptsAnswer, AttemptsRequest
@@ -39,6 +39,8 @@ class Findings:
     """Task key -> assignments that their nodes still work on."""
     silent: Mapping[str, tuple[Assign, ...]] = field(default_factory=dict[str, tuple[Assign, ...]])
     """Task key -> assignments whose nodes did not answer."""
+    unbegun: Mapping[str, tuple[Assign, ...]] = field(default_factory=dict[str, tuple[Assign, ...]])
+    """Task key -> assignments that never got to their nodes. Those that a node refused are not among them."""
 
 
 NOTHING = Findings()
@@ -67,17 +69,20 @@ class Inquiry:
     async def run(self, claimed: Mapping[str, Ballot]) -> dict[str, Findings]:
         """One round for all of these jobs, at most ``inquiry_timeout`` seconds. Attempts that come are in their records
         afterwards (durable with the next decision). The nodes fence lower ballots from now on."""
-        given = {job: [a for _, a in unanswered(self._table.record(job))] for job in claimed if self._table.holds(job)}
+        given = {job: unanswered(self._table.record(job)) for job in claimed if self._table.holds(job)}
         wanted: dict[str, list[str]] = {}
         for job, assigns in given.items():
-            for node in {a.node for a in assigns}:
+            for node in {a.node for _, a in assigns}:
                 wanted.setdefault(node, []).append(job)
         reports: dict[tuple[str, str], TaskReport] = {}
         with trio.move_on_after(self._settings.inquiry_timeout):
             async with trio.open_nursery() as nursery:
                 for node, jobs in wanted.items():
                     nursery.start_soon(self._question, node, [(j, claimed[j]) for j in jobs], reports)
-        return {job: _findings(assigns, {a.node: reports.get((job, a.node)) for a in assigns}) for job, assigns in given.items()}
+        return {job: self._findings(job, assigns, {a.node: reports.get((job, a.node)) for _, a in assigns}) for job, assigns in given.items()}
+
+    def _findings(self, job: str, assigns: Sequence[tuple[str, Assign]], reports: Mapping[str, TaskReport | None]) -> Findings:
+        return _findings(assigns, reports, _open(self._table.record(job)) if self._table.holds(job) else frozenset())
 
     async def _question(self, node: str, jobs: Sequence[tuple[str, Ballot]], reports: dict[tuple[str, str], TaskReport]) -> None:
         """An answer may leave out the last jobs if it would be too large: they are asked for again."""
@@ -105,13 +110,22 @@ class Inquiry:
                 self._table.note_signed(job, entry)
 
 
-def _findings(assigns: Sequence[Assign], reports: Mapping[str, TaskReport | None]) -> Findings:
+def _open(record: Record) -> frozenset[str]:
+    """The unanswered assignments that their nodes did not refuse either, by entry id."""
+    refused = {b.attempt_id for _, b in record.items() if isinstance(b, Void)}
+    return frozenset(i for i, _ in unanswered(record) if i not in refused)
+
+
+def _findings(assigns: Sequence[tuple[str, Assign]], reports: Mapping[str, TaskReport | None], still_open: Collection[str]) -> Findings:
     running: dict[str, tuple[Assign, ...]] = {}
     silent: dict[str, tuple[Assign, ...]] = {}
-    for a in assigns:
+    unbegun: dict[str, tuple[Assign, ...]] = {}
+    for entry_id, a in assigns:
         report = reports[a.node]
         if report is None:
             silent[a.task] = (a, *silent.get(a.task, ()))
         elif (a.task, a.attempt) in report.running:
             running[a.task] = (a, *running.get(a.task, ()))
-    return Findings(running, silent)
+        elif entry_id in still_open:
+            unbegun[a.task] = (a, *unbegun.get(a.task, ()))
+    return Findings(running, silent, unbegun)

@@ -15,7 +15,7 @@ import trio
 
 from dimnode.core.job_record import EntryRefused, Verify, check_entry
 from dimnode.core.job_view import AttemptFact
-from dimnode.domain.record import Attempt, SignedEntry
+from dimnode.domain.record import Assign, Attempt, Ballot, SignedEntry
 from dimnode.domain.task import TaskOrder
 from dimnode.errors import Code, DimError, Unavailable
 from dimnode.orchestrator.selection import Selector
@@ -79,7 +79,7 @@ class TaskCalls:
             finally:
                 given_up = unwanted() or trio.current_time() >= patience.deadline or self._over(work)
                 if not answered and not dead.is_set() and given_up:
-                    await self.tell_cancelled(node, order)
+                    await self.tell_cancelled(node, order, order.ballot)
         if call.entry is None:
             raise Unavailable(f"node {self._selector.name(node)} went silent while it worked on {order.task}")
         return call.entry
@@ -105,12 +105,12 @@ class TaskCalls:
         dead.set()
         scope.cancel()
 
-    async def tell_cancelled(self, node: str, order: TaskOrder) -> None:
+    async def tell_cancelled(self, node: str, task: TaskOrder | Assign, ballot: Ballot) -> None:
         with trio.move_on_after(self._settings.cancel_timeout, shield=True):
             try:
-                await self._client.cancel_task(node, order.job, order.task, order.attempt, order.ballot)
+                await self._client.cancel_task(node, task.job, task.task, task.attempt, ballot)
             except DimError as e:
-                log.debug("task.cancel_not_confirmed", job=order.job, task=order.task, node=node, reason=e.message)
+                log.debug("task.cancel_not_confirmed", job=task.job, task=task.task, node=node, reason=e.message)
 
     def judge(self, order: TaskOrder, node: str, entry: SignedEntry) -> AttemptFact:
         """The attempt, however it ended, now in the job's record. Raises `Unavailable` for an answer that is of no use."""

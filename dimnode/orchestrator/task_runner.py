@@ -9,7 +9,7 @@ again, not a new one: it goes on with it, answers it, or starts it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -18,7 +18,7 @@ import trio
 
 from dimnode.core.job_view import AttemptFact, JobView
 from dimnode.domain.model import ModelManifest, ModelRef
-from dimnode.domain.record import Assign, Attempt, SignedEntry, Void
+from dimnode.domain.record import Assign, Attempt, Ballot, SignedEntry, Void
 from dimnode.domain.task import TaskOrder
 from dimnode.errors import Code, DimError, Fenced, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted, TaskFailed, Unavailable
 from dimnode.orchestrator.inputs import cabinet_of, inputs_of
@@ -171,6 +171,13 @@ class TaskRunner:
                 if seek.fact is not None:
                     seek.scope.cancel()
 
+    async def call_off(self, assigns: Sequence[Assign], ballot: Ballot) -> None:
+        """Tells the nodes of these assignments to stop; one that does not hear it in time goes on."""
+        async with trio.open_nursery() as nursery:
+            for assign in assigns:
+                if self._there(assign.node):
+                    nursery.start_soon(self._calls.tell_cancelled, assign.node, assign, ballot)
+
     # --- trying ---
 
     async def _until_done(self, work: Work, seek: Seek, deadline: float) -> AttemptFact:
@@ -216,6 +223,7 @@ class TaskRunner:
         key = seek.plan.key
         failed = [f.attempt for f in self._table.view(work.job).failed.get(key, ()) if f.id not in work.excused]
         adopt = [
+            *work.findings.unbegun.get(key, ()),
             *(a for a in work.findings.silent.get(key, ()) if self._selector.state(a.node) in ("alive", None)),
             *work.findings.running.get(key, ()),
         ]

@@ -10,12 +10,14 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from dimnode.domain import codec
 from dimnode.domain.record import Assign, Ballot, Claim, Core, StatusEntry
 from dimnode.domain.task import TaskOrder
 from dimnode.domain.tensors import from_numpy, to_json, to_numpy
 from dimnode.errors import DimError, ResourceExhausted, Unavailable
 from dimnode.orchestrator import Orchestrator
 from dimnode.orchestrator.values import Values
+from dimnode.records.messages import OFFER, JobEntries, OfferAnswer, OfferRequest
 from dimnode.records.table import RecordTable
 from dimnode.security.signing import sign_entry
 from dimnode.state.memory_journal import MemoryJournal
@@ -196,6 +198,68 @@ async def test_a_job_whose_owner_lives_is_not_taken_whoever_offers_it(autojump_c
         assert await second.take_over([job], handed_by=here.nodes["r"].peer) == set()
         assert await second.take_over([job], handed_by=first.peer) == {job}
         gate.set()
+
+
+async def test_who_offers_a_job_that_it_has_claimed_meanwhile_gives_it_away_only_if_it_says_so(autojump_clock: MockClock) -> None:
+    """Two seats that see an owner die offer its jobs to each other: the one that claims first keeps them."""
+    gate = trio.Event()
+    swarm = FakeSwarm([FakeNode("a", behave=held_by(gate))])
+    await double_model(swarm)
+    async with town(swarm, ["p", "q"]) as here:
+        job, first = await submitted(here)
+        second = here.nodes["q"]
+        offered = JobEntries(job=job, entries=tuple(first.table.record(job).entries()))
+        for give_away in (False, True):
+            request = codec.encode(OfferRequest(jobs=(offered,), give_away=give_away))
+            answer = codec.decode(await first.network.request(second.peer, OFFER, request, timeout=5.0), OfferAnswer)
+            assert answer.taken == ((job,) if give_away else ())
+        gate.set()
+
+
+async def test_an_assignment_that_never_got_to_its_node_goes_there_under_its_number(autojump_clock: MockClock) -> None:
+    """The owner dies between its decision and the call. Another node is better by now, and is not told."""
+    nodes = [FakeNode(n) for n in "ab"]
+    swarm = FakeSwarm(nodes)
+    await double_model(swarm)
+    lost: list[FakeNode] = []
+    async with town(swarm, ["p", "q"]) as here:
+
+        def loses_the_first_order(node: FakeNode) -> Callable[[TaskOrder], DimError | None]:
+            def refuse(order: TaskOrder) -> DimError | None:
+                del order
+                if lost:
+                    return None
+                lost.append(node)
+                node.price = 9.0
+                swarm.touch()
+                here.crash(here.living()[0].name)
+                return Unavailable("the connection broke")
+
+            return refuse
+
+        for node in nodes:
+            node.refuse = loses_the_first_order(node)
+        job, _ = await submitted(here)
+        document = await ended(here, job)
+    assert [(t["node"], t["attempt"], t["status"]) for t in document["tasks"]] == [(lost[0].name, 1, "completed")]
+    assert document["epoch"] == 2
+
+
+async def test_a_cancelled_jobs_tasks_are_called_off_though_its_owner_is_dead(autojump_clock: MockClock) -> None:
+    """Cancelled at a seat that does not drive it, before anybody took it over."""
+    node = FakeNode("a", behave=held_by(trio.Event()))
+    swarm = FakeSwarm([node])
+    await double_model(swarm)
+    async with town(swarm, ["p", "q"], notice=30.0) as here:
+        job, first = await submitted(here)
+        await trio.sleep(1)
+        here.crash(first.name)
+        second = here.living()[0]
+        assert (await api(second).cancel(job))["status"] == "cancelled"
+        with trio.fail_after(5):
+            while node.cancelled == []:
+                await trio.sleep(0.05)
+    assert len(node.runs) == 1
 
 
 # --- what is kept

@@ -25,6 +25,8 @@ from tests.support.simulated_node import Computer, NodeSettings, SimulatedNode, 
 T = TypeVar("T")
 REMEMBERED = 20_000
 """Events that are kept; `checks.describe` chooses what a violation shows."""
+CALM = 10.0
+"""Seconds after the last fault from which on every node should know what users were told."""
 NOISE = frozenset({"member", "seat.won", "seat.ended"})
 MILD = LinkFaults(loss=0.01, duplicates=0.01, delay=(0.001, 0.02))
 ROUGH = LinkFaults(loss=0.1, duplicates=0.05, delay=(0.001, 0.08), slow=0.02, slow_delay=(0.1, 1.5), lost_requests=0.01)
@@ -63,9 +65,19 @@ class World:
         self.checks = Checks(self)
         self.destroyed: set[str] = set()
         self._failed: Violation | None = None
+        self.calm_since = 0.0
+        """No fault is under way since then."""
         self._calls: dict[SimulatedNode, set[trio.Event]] = {}
 
     # --- what happened
+
+    @property
+    def calm(self) -> bool:
+        """Whether the last fault is long past."""
+        return trio.current_time() - self.calm_since > CALM
+
+    def disturb(self) -> None:
+        self.calm_since = trio.current_time()
 
     def log(self, who: str, what: str) -> None:
         self.trace.append((trio.current_time(), who, what))
@@ -118,12 +130,14 @@ class World:
         return name
 
     def start(self, *names: str, alone: bool = False) -> None:
+        self.disturb()
         for name in names or tuple(self.computers):
             self.log(name, "starts")
             self.computers[name].start(alone=alone)
         self.hub.connect_all()
 
     def crash(self, *names: str) -> None:
+        self.disturb()
         for name in names:
             self.log(name, "crashes")
             self.counts["crashes"] += 1
@@ -145,11 +159,13 @@ class World:
         self.destroyed.add(name)
 
     def pause(self, name: str) -> None:
+        self.disturb()
         self.log(name, "is paused")
         self.counts["pauses"] += 1
         self.computers[name].pause()
 
     def resume(self, name: str) -> None:
+        self.disturb()
         self.log(name, "goes on")
         self.computers[name].resume()
         self.hub.connect_all()
@@ -161,6 +177,7 @@ class World:
     # --- links
 
     def partition(self, *groups: Iterable[str]) -> None:
+        self.disturb()
         sides = [sorted(g) for g in groups]
         self.counts["partitions"] += 1
         self.log("NET", "partition " + " | ".join(",".join(s) for s in sides))
@@ -168,10 +185,12 @@ class World:
         self.hub.connect_all()
 
     def cut(self, source: str, target: str) -> None:
+        self.disturb()
         self.log("NET", f"nothing passes from {source} to {target}")
         self.hub.cut(source, target)
 
     def mend_links(self) -> None:
+        self.disturb()
         self.log("NET", "all links are whole")
         self.hub.heal()
         self.hub.connect_all()
@@ -182,6 +201,7 @@ class World:
 
     def heal(self) -> None:
         """Everything that can be is up, and reaches everything."""
+        self.calm_since = trio.current_time()
         self.weather(MILD)
         self.mend_links()
         for name, computer in self.computers.items():
@@ -319,6 +339,7 @@ async def open_world(seed: int, settings: WorldSettings) -> AsyncGenerator[World
     """Raises `Violation`."""
     old = structlog.get_config()
     world: World | None = None
+    over = False
     try:
         hub = MemoryHub(seed=seed, notice=settings.notice, health=settings.health, grain=0.005)
         async with hub:
@@ -329,16 +350,18 @@ async def open_world(seed: int, settings: WorldSettings) -> AsyncGenerator[World
             hub.nursery.start_soon(world.checks.run)
             try:
                 yield world
+                over = True
             finally:
                 for computer in world.computers.values():
                     computer.dismantle()
-        world.raise_failure()
-    except BaseException:
+    except Exception:
         if world is not None:
             world.raise_failure()
-        raise
+        if not over:  # else it is what torn down nodes say
+            raise
     finally:
         structlog.configure(**old)
+    world.raise_failure()
 
 
 __all__ = ["MILD", "ROUGH", "Job", "World", "WorldSettings", "open_world"]

@@ -20,6 +20,8 @@ from trio._core import _run as scheduler
 
 T = TypeVar("T")
 MACHINE: ContextVar[Machine | None] = ContextVar("machine", default=None)
+MOST_STEPS = 500_000
+"""Of tasks at one instant: more are an endless loop."""
 EPOCH = 1_700_000_000.0
 
 
@@ -63,6 +65,8 @@ class VirtualClock(trio.abc.Clock):
     def __init__(self) -> None:
         self._now = 0.0
         self._stuck = 0
+        self.steps = 0
+        """Of tasks, since time last went on."""
 
     def start_clock(self) -> None:
         return
@@ -77,6 +81,7 @@ class VirtualClock(trio.abc.Clock):
                 raise RuntimeError("every task of the simulation waits for another one")
             return 0.01
         self._stuck = 0
+        self.steps = 0
         self._now = max(self._now, deadline)
         return 0.0
 
@@ -116,6 +121,9 @@ def determined(seed: int) -> Generator[None]:
     def reschedule_on_machine(runner: Any, task: trio.lowlevel.Task, *value: Any) -> None:
         reschedule(runner, task, *value)
         machine = task.context.get(MACHINE)
+        runner.clock.steps += 1
+        if runner.clock.steps > MOST_STEPS:
+            raise RuntimeError(f"time stands still: {task.name} on {machine.name if machine else 'no machine'} among others does not wait")
         if machine is not None and machine.frozen:
             machine.hold(runner.runq.pop())
 

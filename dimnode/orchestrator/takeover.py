@@ -79,7 +79,9 @@ class Inquiry:
             async with trio.open_nursery() as nursery:
                 for node, jobs in wanted.items():
                     nursery.start_soon(self._question, node, [(j, claimed[j]) for j in jobs], reports)
-        return {job: self._findings(job, assigns, {a.node: reports.get((job, a.node)) for _, a in assigns}) for job, assigns in given.items()}
+        return {
+            job: self._findings(job, assigns, {a.node: reports.get((job, a.node)) for _, a in assigns}) for job, assigns in given.items()
+        }
 
     def _findings(self, job: str, assigns: Sequence[tuple[str, Assign]], reports: Mapping[str, TaskReport | None]) -> Findings:
         return _findings(assigns, reports, _open(self._table.record(job)) if self._table.holds(job) else frozenset())

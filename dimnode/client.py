@@ -273,9 +273,12 @@ class Client:
 
     # --- models and the swarm
 
-    def add_model(self, cid: str, *, id: str, format: str = "", licence: str = "", batch_axis: int | None = None) -> dict[str, Any]:
-        """Makes a stored artifact a model of the swarm. ``format`` empty: recognised from the content."""
-        request = pb.AddModelRequest(cid=cid, id=id, format=format, licence=licence, batch_axis=batch_axis)
+    def add_model(
+        self, cid: str, *, id: str, format: str = "", licence: str = "", batch_axis: int | None = None, form: str = ""
+    ) -> dict[str, Any]:
+        """Makes a stored artifact a model of the swarm. ``format`` empty: recognised from the content. ``form``: what the
+        author says of it, JSON (docs/models.md)."""
+        request = pb.AddModelRequest(cid=cid, id=id, format=format, licence=licence, batch_axis=batch_axis, form=form)
         answer = self._connection.call("AddModel", request, timeout=self._settings.transfer.timeout)
         return documents.model_from_proto(answer.model)
 

@@ -12,7 +12,7 @@ import msgspec
 from dimnode.domain.node import CabinetInfo
 from dimnode.errors import DimError, FailedPrecondition, FieldProblem, InvalidArgument, NotFound
 from dimnode.ports import DaemonClient, Elector, Models, Registry, TaskService
-from dimnode.swarm.views import SwarmViews
+from dimnode.swarm.views import SwarmViews, manifest_document
 from p2p.ipfs.api import ContentStore
 
 
@@ -67,11 +67,28 @@ class LocalNode(SwarmViews):
             raise NotFound(f"{node!r} is not a node of this swarm", hint="`dimnode nodes` lists the nodes.")
         return await self._client.stats(found[0].heartbeat.peer_id)
 
-    async def add_model_file(self, path: str, *, id: str, licence: str, batch_axis: int | None) -> Mapping[str, Any]:
+    async def add_model_file(
+        self, path: str, *, id: str, licence: str, batch_axis: int | None, form: str = "", sign: bool = False
+    ) -> Mapping[str, Any]:
         manifest, manifest_cid = await self._daemon.add_model_file(
-            Path(path), id=id, licence=licence, batch_axis=batch_axis, check=self._check_free
+            Path(path), id=id, licence=licence, batch_axis=batch_axis, form=form, sign=sign, check=self._check_free
         )
         return self._published(manifest, manifest_cid)
+
+    async def describe_model(self, name: str) -> Mapping[str, Any]:
+        ref = self._models.resolve(name)
+        return manifest_document(await self._models.manifest(ref), ref, self._nodes_with(ref))
+
+    async def check_model(self, name: str) -> Mapping[str, Any]:
+        ref = self._models.resolve(name)
+        manifest = await self._models.manifest(ref)
+        found = await self._daemon.check_model(manifest, ref.manifest_cid, self._models.holders(ref.cid)[:16])
+        return {"id": ref.id, "cid": ref.cid, "format": ref.format, "signed": bool(manifest.author), **found}
+
+    async def remove_model(self, name: str) -> Mapping[str, Any]:
+        gone = await self._daemon.remove_model(name)
+        self._registry.announce(models=self._daemon.models())
+        return {"removed": [{"id": r.id, "cid": r.cid} for r in gone]}
 
     async def add_cabinet(self, name: str, path: str, policy: str) -> Mapping[str, Any]:
         info = await self._daemon.add_cabinet(name, Path(path), _policy(policy))

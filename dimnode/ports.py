@@ -328,16 +328,27 @@ class TaskService(Protocol):
     def load(self) -> Load: ...
 
     async def add_model_file(
-        self, path: Path, *, id: str, licence: str, batch_axis: int | None, check: Callable[[str, str], None] | None = None
-    ) -> tuple[ModelManifest, str]:
-        """Checks the file by loading it in an agent, stores and pins it; returns manifest and manifest CID.
-        ``check`` gets id and CID before anybody is told of the model, and may raise."""
+        self, path: Path, *, id: str, licence: str, batch_axis: int | None, form: str = "", sign: bool = False,
+        check: Callable[[str, str], None] | None = None,
+    ) -> tuple[ModelManifest, str]:  # fmt: skip
+        """Checks the file, or folder, by running it once in an agent, stores and pins it; returns manifest and manifest CID.
+        ``form``: what the author says of it, JSON (`dimnode.domain.model_form`). ``sign``: with this node's key. ``check``
+        gets id and CID before anybody is told of the model, and may raise."""
         ...
 
     async def add_model_cid(
-        self, cid: str, *, id: str, format: str, licence: str, batch_axis: int | None, providers: Sequence[str]
+        self, cid: str, *, id: str, format: str, licence: str, batch_axis: int | None, providers: Sequence[str], form: str = ""
     ) -> tuple[ModelManifest, str]:
         """The same for an artifact that is in the swarm already."""
+        ...
+
+    async def check_model(self, manifest: ModelManifest, manifest_cid: str, providers: Sequence[str]) -> Mapping[str, Any]:
+        """Loads it in a fresh agent of this node and runs it once: ``{"golden", "schema", "memory"}``, whether it was
+        compared with a golden pair, whether the schema is that of the manifest, bytes. Raises what a task would fail with."""
+        ...
+
+    async def remove_model(self, id: str) -> tuple[ModelRef, ...]:
+        """Unpins and forgets what this node has under an id or CID. Raises `NotFound`, `FailedPrecondition`."""
         ...
 
     async def add_cabinet(self, name: str, path: Path, policy: Mapping[str, Any] | None) -> CabinetInfo: ...
@@ -422,8 +433,8 @@ class SwarmApi(Protocol):
 
     def get_artifact(self, cid: str) -> AsyncIterator[bytes]: ...
 
-    async def add_model(self, cid: str, *, id: str, format: str, licence: str, batch_axis: int | None) -> Mapping[str, Any]:
-        """``ModelInfo``"""
+    async def add_model(self, cid: str, *, id: str, format: str, licence: str, batch_axis: int | None, form: str = "") -> Mapping[str, Any]:
+        """``ModelInfo``. ``form``: what the author says of it, JSON (`dimnode.domain.model_form`)."""
         ...
 
 
@@ -436,7 +447,21 @@ class NodeApi(SwarmApi, Protocol):
 
     async def node_stats(self, node: str) -> Mapping[str, Any]: ...
 
-    async def add_model_file(self, path: str, *, id: str, licence: str, batch_axis: int | None) -> Mapping[str, Any]: ...
+    async def add_model_file(
+        self, path: str, *, id: str, licence: str, batch_axis: int | None, form: str = "", sign: bool = False
+    ) -> Mapping[str, Any]: ...
+
+    async def describe_model(self, name: str) -> Mapping[str, Any]:
+        """The manifest as a document, and who has it. Raises `NotFound`."""
+        ...
+
+    async def check_model(self, name: str) -> Mapping[str, Any]:
+        """Runs it once on this node. Raises what a task would fail with."""
+        ...
+
+    async def remove_model(self, name: str) -> Mapping[str, Any]:
+        """This node keeps and lists it no longer. Raises `NotFound`."""
+        ...
 
     async def add_cabinet(self, name: str, path: str, policy: str) -> Mapping[str, Any]: ...
 

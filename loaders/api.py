@@ -7,7 +7,7 @@ raises `ModelRejected` for a file that it will not load.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,6 +46,31 @@ class ModelSchema:
     outputs: tuple[TensorSchema, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """Inputs with the outputs that the author got for them. Outputs that are left out are not compared."""
+
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+    rtol: float = 1e-3
+    atol: float = 1e-4
+    """A value may differ by ``atol + rtol * |expected|``."""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a model's manifest says to its loader, for formats that do not tell it themselves."""
+
+    inputs: tuple[TensorSchema, ...] = ()
+    outputs: tuple[TensorSchema, ...] = ()
+    architecture: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Which allow-listed architecture the weights belong to, and its sizes (safetensors)."""
+    golden: Golden | None = None
+
+
+NOTHING = About()
+
+
 class LoadedModel(Protocol):
     schema: ModelSchema
 
@@ -57,6 +82,6 @@ class LoadedModel(Protocol):
 class Loader(Protocol):
     format: str
 
-    def load(self, path: Path, threads: int) -> LoadedModel:
+    def load(self, path: Path, threads: int, about: About = NOTHING) -> LoadedModel:
         """``threads``: intra-op threads granted. Raises `ModelRejected`."""
         ...

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 
-from loaders.api import Array, InferenceFailed, InputRejected, ModelRejected
+from loaders.api import NOTHING, About, Array, InferenceFailed, InputRejected, ModelRejected
 from loaders.builtin.checks import Limits, check_inputs
 from loaders.builtin_catalog import BUILTIN_SCHEMAS, FORMAT, MAX_DESCRIPTOR_BYTES, parse_descriptor
 
@@ -48,7 +48,7 @@ class BuiltinLoader:
     def __init__(self, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
 
-    def load(self, path: Path, threads: int) -> BuiltinStep:
+    def load(self, path: Path, threads: int, about: About = NOTHING) -> BuiltinStep:
         """Raises `ModelRejected`, also when the vision libraries that the step needs are not installed."""
         with path.open("rb") as f:
             name = parse_descriptor(f.read(MAX_DESCRIPTOR_BYTES + 1))

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 
 from loaders import onnx_bytes
-from loaders.api import Array, InferenceFailed, LoadedModel, ModelRejected, ModelSchema, TensorSchema
+from loaders.api import NOTHING, About, Array, InferenceFailed, LoadedModel, ModelRejected, ModelSchema, TensorSchema
 from loaders.checks import check_inputs, native
 from loaders.messages import clean_message
 
@@ -33,7 +33,7 @@ _ORT_ERRORS = tuple(e for e in vars(ort.capi.onnxruntime_pybind11_state).values(
 class OnnxLoader:
     format = "onnx"
 
-    def load(self, path: Path, threads: int) -> LoadedModel:
+    def load(self, path: Path, threads: int, about: About = NOTHING) -> LoadedModel:
         """Raises `ModelRejected`."""
         try:
             data = path.read_bytes()
@@ -42,10 +42,10 @@ class OnnxLoader:
         onnx_bytes.check_shape_of_file(data)
         if onnx_bytes.uses_external_data(data):
             raise ModelRejected("the model keeps tensors in other files; save it as one file")
-        return OnnxModel(_session(data, threads))
+        return OnnxModel(session_of(data, threads))
 
 
-def _session(data: bytes, threads: int) -> ort.InferenceSession:
+def session_of(data: bytes, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

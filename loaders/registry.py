@@ -24,6 +24,11 @@ class Entry:
 ENTRIES = {
     "onnx": Entry("loaders.onnx_loader", "OnnxLoader", ("onnxruntime",), ".onnx"),
     "pt2": Entry("loaders.torch_loader", "TorchLoader", ("torch",), ".pt2"),
+    "torchscript": Entry("loaders.torchscript_loader", "TorchScriptLoader", ("torch",), ".ts"),
+    "safetensors": Entry("loaders.safetensors_loader", "SafetensorsLoader", ("torch",), ".safetensors"),
+    "mlx": Entry("loaders.mlx_loader", "MlxLoader", ("mlx",), ".mlxfn"),
+    # translated to ONNX where Apple's runtime is not
+    "coreml": Entry("loaders.coreml_loader", "CoremlLoader", ("onnxruntime",), ".coreml"),
     "builtin": Entry("loaders.builtin_loader", "BuiltinLoader", ("cv2", "pyclipper"), ".builtin"),
 }
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from loaders.api import Array, InferenceFailed, LoadedModel, ModelRejected, ModelSchema, TensorSchema
+from loaders.api import NOTHING, About, Array, InferenceFailed, LoadedModel, ModelRejected, ModelSchema, TensorSchema
 from loaders.checks import check_inputs, native
 from loaders.messages import clean_message
 from loaders.sanitize_pt2 import Pt2Limits, sanitize
@@ -36,7 +36,7 @@ class TorchLoader:
     def __init__(self, limits: Pt2Limits | None = None) -> None:
         self._limits = limits or Pt2Limits()
 
-    def load(self, path: Path, threads: int) -> LoadedModel:
+    def load(self, path: Path, threads: int, about: About = NOTHING) -> LoadedModel:
         """Raises `ModelRejected`."""
         try:
             data = path.read_bytes()

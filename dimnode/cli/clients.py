@@ -24,7 +24,7 @@ def node_client(target: str) -> NodeClient:
     return NodeClient(target)
 
 
-def publish(client: Client, path: Path, *, id: str, licence: str, batch_axis: int | None) -> dict[str, Any]:
+def publish(client: Client, path: Path, *, id: str, licence: str, batch_axis: int | None, form: str = "") -> dict[str, Any]:
     """Send a model file to an orchestrator and make it a model; ``ModelInfo``."""
     stored = client.put_file(path)
-    return client.add_model(stored["cid"], id=id, licence=licence, batch_axis=batch_axis)
+    return client.add_model(stored["cid"], id=id, licence=licence, batch_axis=batch_axis, form=form)

@@ -156,3 +156,33 @@ def tree(document: Any, depth: int = 0) -> str:
     if isinstance(document, list):
         return "\n".join(f"{pad}-\n{tree(v, depth + 1)}" if isinstance(v, Mapping) else f"{pad}- {v}" for v in document)  # pyright: ignore[reportUnknownVariableType]
     return f"{pad}{document}"
+
+
+def manifest(d: Document) -> str:
+    lines = [
+        f"{d['id']}  {d['format']}, {size(d['size'])}, licence {d.get('licence') or '-'}",
+        f"artifact {d['cid']}",
+        f"manifest {d['manifest_cid']}",
+        f"author   {d.get('author') or '- (not signed)'}",
+        f"on       {', '.join(d.get('nodes') or ()) or '-'}",
+    ]
+    lines += [f"{kind:<8} {_tensor(t)}" for kind, key in (("input", "inputs"), ("output", "outputs")) for t in d.get(key) or ()]
+    needs = d.get("needs") or {}
+    if needs.get("memory") or needs.get("gpu"):
+        lines.append(f"needs    {size(needs.get('memory') or 0)} of memory{', a GPU' if needs.get('gpu') else ''}")
+    golden = d.get("golden")
+    if golden:
+        lines.append(
+            f"golden   {', '.join(golden['inputs'])} → {', '.join(golden['outputs']) or '(not compared)'}, within {golden['rtol']:g}"
+        )
+    return "\n".join(lines)
+
+
+def _tensor(t: Document) -> str:
+    return f"{t['name']}: {t['dtype']}[{', '.join(str(n) for n in t['shape'])}]"
+
+
+def model_check(d: Document) -> str:
+    compared = "its golden answer" if d.get("golden") else "an answer to zeros, no golden pair to compare with"
+    schema = "" if d.get("schema") else "; its inputs and outputs are not those of the manifest"
+    return f"{d['id']} works here: {compared}; {size(d.get('memory') or 0)} of memory{schema}"

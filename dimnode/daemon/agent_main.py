@@ -23,6 +23,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from dimnode.daemon import model_about
 from dimnode.daemon.agent_protocol import (
     PREFIX,
     Array,
@@ -36,6 +37,7 @@ from dimnode.daemon.agent_protocol import (
 )
 from loaders.api import InferenceFailed, InputRejected, LoadedModel, LoaderError, ModelSchema, TensorSchema
 from loaders.registry import open_loader
+from loaders.trial import check_golden, try_out
 
 PR_SET_PDEATHSIG = 1
 MAX_REQUEST = 16 << 30
@@ -128,11 +130,15 @@ class Agent:
             return Header(op="error", kind="failed", message=f"the loader failed with {type(e).__name__}"), {}
 
     def _load(self, header: Header) -> Header:
-        self._model = open_loader(header.format).load(Path(header.path), self._threads)
-        schema = self._model.schema
-        if header.warm:
-            warm_up(self._model)
-        return Header(op="loaded", inputs=_items(schema.inputs), outputs=_items(schema.outputs))
+        about = model_about.decode(header.about)
+        self._model = model = open_loader(header.format).load(Path(header.path), self._threads, about)
+        if about.golden is not None:
+            check_golden(model, about.golden)
+        elif header.check:
+            try_out(model)
+        elif header.warm:
+            warm_up(model)
+        return Header(op="loaded", inputs=_items(model.schema.inputs), outputs=_items(model.schema.outputs), memory=most_memory())
 
     def _receive(self) -> tuple[Header, dict[str, Array]]:
         header_size, payload_size = unpack_prefix(self._exactly(PREFIX.size), MAX_REQUEST)
@@ -157,6 +163,12 @@ class Agent:
 
 def _items(tensors: tuple[TensorSchema, ...]) -> tuple[SchemaItem, ...]:
     return tuple(SchemaItem(t.name, t.dtype, t.shape) for t in tensors)
+
+
+def most_memory() -> int:
+    """Bytes of RAM that this process has held at the most; macOS counts in bytes, others in KiB."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def warm_up(model: LoadedModel) -> None:

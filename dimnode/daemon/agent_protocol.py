@@ -51,6 +51,12 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     format: str = ""
     warm: bool = False
     """With load: run once on zeros, so that the next run is quick."""
+    check: bool = False
+    """With load: run once, and refuse the model if that fails."""
+    about: str = ""
+    """With load: what the manifest says to the loader, see `model_about`."""
+    memory: int = 0
+    """With loaded: the most bytes that the agent has held."""
     inputs: tuple[SchemaItem, ...] = ()
     outputs: tuple[SchemaItem, ...] = ()
     kind: str = ""

@@ -31,12 +31,16 @@ class ModelFile:
     format: str
     path: Path
     size: int
+    about: str = ""
+    """What its manifest says to the loader, see `model_about`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    memory: int = 0
+    """The most bytes that the agent held."""
 
 
 class AgentCrashed(Unavailable):
@@ -113,13 +117,14 @@ class AgentPool:
         if not self.is_warm(model.cid):
             self._release(await self._acquire(model, warm=True), healthy=True)
 
-    async def inspect(self, model: ModelFile) -> Schema:
-        """What the model says of itself: loads it in an agent that is ended afterwards. Raises as `run`."""
+    async def inspect(self, model: ModelFile, *, trial: bool = True) -> Schema:
+        """What the model says of itself: loads it and, for a ``trial``, runs it once, in an agent that is ended afterwards.
+        Raises as `run`."""
         await self._make_room()
-        agent, reply = await self._start(model, warm=False)
+        agent, reply = await self._start(model, check=trial)
         self._busy.add(agent)
         self._release(agent, healthy=False)
-        return Schema(_specs(reply.inputs), _specs(reply.outputs))
+        return Schema(_specs(reply.inputs), _specs(reply.outputs), reply.memory)
 
     def is_warm(self, cid: str) -> bool:
         return any(a.model == cid for a in self._idle) or any(a.model == cid for a in self._busy)
@@ -193,7 +198,7 @@ class AgentPool:
                 await self._room.park()
         self._starting += 1
 
-    async def _start(self, model: ModelFile, *, warm: bool) -> tuple[AgentProcess, Header]:
+    async def _start(self, model: ModelFile, *, warm: bool = False, check: bool = False) -> tuple[AgentProcess, Header]:
         """A new agent with the model loaded; gives the taken place up if that fails."""
         agent: AgentProcess | None = None
         good = False
@@ -205,7 +210,7 @@ class AgentPool:
                 agent = await AgentProcess.start(self._spawner, self._settings, self._folder, memory)
                 self._started += 1
                 agent.model = model.cid
-                header = Header(op="load", path=str(model.path), format=model.format, warm=warm)
+                header = Header(op="load", path=str(model.path), format=model.format, about=model.about, warm=warm, check=check)
                 reply, _ = await agent.call(header, {}, self._settings.max_reply_bytes)
                 if reply.op == "error":
                     raise _failure(reply)

@@ -104,6 +104,13 @@ class ModelCache:
         """Keep this file; it must be here."""
         self._files[cid].pinned = True
 
+    async def drop(self, cid: str) -> None:
+        """Removes the file of a model that was removed; one that is in use goes when its turn comes."""
+        file = self._files.get(cid)
+        if file is not None and not file.users:
+            del self._files[cid]
+            await trio.to_thread.run_sync(_unlink, file.path)
+
     def cids(self) -> tuple[str, ...]:
         return tuple(self._files)
 

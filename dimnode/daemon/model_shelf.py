@@ -14,12 +14,14 @@ from dimnode.daemon.files import write_atomically
 from dimnode.daemon.store_errors import store_errors
 from dimnode.domain import codec
 from dimnode.domain.model import ModelManifest, ModelRef, TensorSpec
-from dimnode.errors import AlreadyExists, DataLoss, FieldProblem, InvalidArgument
+from dimnode.errors import AlreadyExists, DataLoss, FailedPrecondition, FieldProblem, InvalidArgument, NotFound
 from loaders.api import TensorSchema
 from loaders.builtin_catalog import BUILTIN_SCHEMAS, descriptor
+from p2p.identity import verify as verify_with_peer_id
 from p2p.ipfs.api import ContentStore
 
 FILE = "models.json"
+Verify = Callable[[str, bytes, bytes], bool]
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+\-]{0,127}", re.ASCII)
 
 
@@ -30,12 +32,17 @@ class _Shelf(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelShelf:
-    def __init__(self, store: ContentStore, folder: Path, *, fetch_timeout: float, remember: int) -> None:
+    """``verify(peer id, data, signature)`` checks the signatures of authors."""
+
+    def __init__(
+        self, store: ContentStore, folder: Path, *, fetch_timeout: float, remember: int, verify: Verify = verify_with_peer_id
+    ) -> None:
         self._store = store
         self._file = folder / FILE
         self._builtin_folder = folder / "builtin"
         self._timeout = fetch_timeout
         self._remember = remember
+        self._verify = verify
         self._own: dict[str, ModelRef] = {}
         """By id: one artifact may have several."""
         self._fetched: dict[str, ModelRef] = {}
@@ -89,6 +96,8 @@ class ModelShelf:
                 found = msgspec.convert(plain, ModelManifest)
             except msgspec.ValidationError as e:
                 raise DataLoss("the model's manifest is malformed") from e
+            if not found.authentic(self._verify):
+                raise DataLoss("the model's manifest is not by the author that it names")
             self._keep(manifest_cid, found)
         if found.cid != expect:
             raise InvalidArgument("the manifest describes another model than the order names")
@@ -125,6 +134,29 @@ class ModelShelf:
         self._own[manifest.id] = ref
         await self._write()
         return ref.manifest_cid
+
+    def owns(self, cid: str) -> bool:
+        return any(r.cid == cid for r in self._own.values())
+
+    async def remove(self, name: str) -> tuple[ModelRef, ...]:
+        """Forgets what is here under an id or CID; unpins what no other id needs. Raises `NotFound`,
+        `FailedPrecondition` for a built-in step."""
+        if any(name in (r.id, r.cid) for r in self._builtin.values()):
+            raise FailedPrecondition("a built-in step is part of DIM and cannot be removed")
+        own = [r for r in self._own.values() if name in (r.id, r.cid)]
+        fetched = [r for r in self._fetched.values() if name in (r.id, r.cid)]
+        if not own and not fetched:
+            raise NotFound(f"this node has no model {name!r}", hint="`dimnode model list` tells which nodes have it.")
+        for ref in own:
+            del self._own[ref.id]
+        for ref in fetched:
+            del self._fetched[ref.cid]
+        await self._write()
+        kept = {c for r in self._own.values() for c in (r.cid, r.manifest_cid)}
+        with store_errors("the model"):
+            for cid in sorted({c for r in own for c in (r.cid, r.manifest_cid)} - kept):
+                await self._store.unpin(cid)
+        return tuple({r.cid: r for r in (*own, *fetched)}.values())
 
     async def _shelve(self, manifest: ModelManifest, *, durable: bool) -> ModelRef:
         with store_errors("the model's manifest"):

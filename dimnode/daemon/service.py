@@ -7,7 +7,6 @@ agent, and what comes out is reduced and published.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,15 +14,15 @@ from typing import Any, Literal
 import msgspec
 import trio
 
-from dimnode.daemon import cabinet_policy, model_formats
+from dimnode.daemon import cabinet_policy, model_about
 from dimnode.daemon.agents import AgentPool, ModelFile
 from dimnode.daemon.cabinets import Cabinets
 from dimnode.daemon.execution import Execution
 from dimnode.daemon.model_cache import ModelCache
-from dimnode.daemon.model_shelf import ModelShelf
+from dimnode.daemon.model_registration import ModelRegistration
+from dimnode.daemon.model_shelf import ModelShelf, Verify
 from dimnode.daemon.resources import ResourceMonitor, capabilities, estimate_memory, refusal
 from dimnode.daemon.settings import DaemonSettings
-from dimnode.daemon.store_errors import store_errors
 from dimnode.daemon.task_inputs import Gathered, gather
 from dimnode.daemon.task_outputs import leave
 from dimnode.daemon.tasks import Tasks
@@ -32,9 +31,10 @@ from dimnode.domain.model import ModelManifest, ModelRef
 from dimnode.domain.node import CabinetInfo, Capabilities, Load
 from dimnode.domain.record import Attempt, Ballot, Receipt, SignedEntry
 from dimnode.domain.task import TaskOrder, TaskReport, TaskUpdate
-from dimnode.errors import DimError, FailedPrecondition, InvalidArgument, Unavailable
+from dimnode.errors import DimError, Unavailable
 from dimnode.ports import Clock, Journal, Signer
 from loaders.registry import available_loaders
+from p2p.identity import verify as verify_with_peer_id
 from p2p.ipfs.api import ContentStore
 
 Change = Literal["models", "cabinets", "load"]
@@ -55,8 +55,10 @@ class Daemon:
         price: float = 1.0,
         boot: str = "",
         on_change: Callable[[Change], None] = lambda change: None,
+        verify: Verify = verify_with_peer_id,
     ) -> None:
-        """``folder``: the node's home. ``on_change`` is called on the loop and must be quick."""
+        """``folder``: the node's home. ``on_change`` is called on the loop and must be quick. ``verify`` checks the
+        signatures of manifests."""
         self.more_stats: Callable[[], Mapping[str, Any]] = dict
         """What other parts of the node add to `stats`."""
         self._signer, self._clock, self._store = signer, clock, store
@@ -68,7 +70,8 @@ class Daemon:
             store, folder / "models", max_bytes=settings.cache_bytes, fetch_timeout=settings.fetch_timeout,
             admit=self._no_disk, on_change=lambda: self.on_change("models"),
         )  # fmt: skip
-        self._shelf = ModelShelf(store, folder, fetch_timeout=settings.fetch_timeout, remember=settings.remembered_models)
+        self._shelf = ModelShelf(store, folder, fetch_timeout=settings.fetch_timeout, remember=settings.remembered_models, verify=verify)
+        self._registration = ModelRegistration(store, self._shelf, self._cache, self._pool, signer, folder / "packing", settings)
         self._cabinets = Cabinets(folder, cache_bytes=settings.cabinet_cache_bytes, on_change=lambda: self.on_change("cabinets"))
         self._tasks = Tasks(
             signer=signer, clock=clock, journal=journal, settings=settings, work=self._work,
@@ -95,6 +98,7 @@ class Daemon:
             async with trio.open_nursery() as nursery:
                 await trio.to_thread.run_sync(lambda: self._folder.mkdir(parents=True, exist_ok=True))
                 await self._shelf.open()
+                await self._registration.open()
                 await self._cabinets.open()
                 for part in (self._resources.run, self._cache.run, self._pool.run_pool, self._tasks.run):
                     await nursery.start(part)
@@ -198,10 +202,10 @@ class Daemon:
                 raise Unavailable(f"this node's version of DIM has no step {manifest.id!r} of this kind")
             yield ModelFile(manifest.cid, "builtin", path, manifest.size)
             return
-        self._check_size(manifest.size)
+        self._registration.check_size(manifest.size)
         async with self._cache.use(manifest.cid, manifest.format, manifest.size, providers) as path:
             await self._shelf.fetched(manifest, manifest_cid)
-            yield ModelFile(manifest.cid, manifest.format, path, manifest.size)
+            yield ModelFile(manifest.cid, manifest.format, path, manifest.size, model_about.of_manifest(manifest))
 
     async def prewarm(self, model_cid: str, manifest_cid: str, providers: Sequence[str]) -> bool:
         """Fetches and loads the model and runs it once. False if that cannot be done now."""
@@ -214,58 +218,39 @@ class Daemon:
         return True
 
     async def add_model_file(
-        self, path: Path, *, id: str, licence: str, batch_axis: int | None, check: Callable[[str, str], None] | None = None
-    ) -> tuple[ModelManifest, str]:
-        """Loads the file in an agent, then stores and pins it; manifest and manifest CID. An empty id becomes the
-        file's name. ``check`` gets id and CID before anybody is told, and may raise. Raises `InvalidArgument`,
-        `NotFound`, `FailedPrecondition`, `AlreadyExists`, `ResourceExhausted`."""
-        name = id or path.stem
-        self._shelf.check_id(name)
-        path = Path(os.path.abspath(path))  # noqa: ASYNC240 - touches no file
-        kind = await trio.to_thread.run_sync(model_formats.recognise, path)
-        size = (await trio.to_thread.run_sync(path.stat)).st_size
-        self._check_size(size)
-        schema = await self._pool.inspect(ModelFile(f"file:{path}", kind, path, size))
-        with store_errors("the model"):
-            cid, size = await self._store.add_file(path)
-        if check is not None:
-            check(name, cid)
-        manifest = ModelManifest(
-            id=name, cid=cid, format=kind, inputs=schema.inputs, outputs=schema.outputs, size=size, licence=licence, batch_axis=_axis(batch_axis)
-        )  # fmt: skip
-        return await self._add(manifest)
+        self, path: Path, *, id: str, licence: str, batch_axis: int | None, form: str = "", sign: bool = False,
+        check: Callable[[str, str], None] | None = None,
+    ) -> tuple[ModelManifest, str]:  # fmt: skip
+        """Runs the file (or folder) once in an agent, then stores and pins it; manifest and manifest CID. An empty id becomes
+        the file's name. ``form``: JSON, see `dimnode.domain.model_form`. ``check`` gets id and CID before anybody is told,
+        and may raise. Raises `InvalidArgument`, `NotFound`, `FailedPrecondition`, `AlreadyExists`, `ResourceExhausted`."""
+        added = await self._registration.add_file(path, id=id, licence=licence, batch_axis=batch_axis, form=form, sign=sign, check=check)
+        self.on_change("models")
+        return added
 
     async def add_model_cid(
-        self, cid: str, *, id: str, format: str, licence: str, batch_axis: int | None, providers: Sequence[str]
+        self, cid: str, *, id: str, format: str, licence: str, batch_axis: int | None, providers: Sequence[str], form: str = ""
     ) -> tuple[ModelManifest, str]:
         """The same for an artifact that is in the swarm. An empty format is found out."""
-        self._shelf.check_id(id, cid)
-        if format not in ("", "onnx", "pt2"):
-            raise InvalidArgument(f"format {format!r} is not known", hint="Use onnx or pt2.")
-        with store_errors("the model"):
-            size = await self._store.fetch(cid, providers=providers, timeout=self._settings.fetch_timeout)
-        self._check_size(size)
-        async with self._cache.use(cid, format or "onnx", size, providers) as path:
-            kind = await trio.to_thread.run_sync(model_formats.recognise, path)
-            if format and format != kind:
-                raise InvalidArgument(f"the artifact is {kind}, not {format}")
-            schema = await self._pool.inspect(ModelFile(cid, kind, path, size))
-        manifest = ModelManifest(
-            id=id, cid=cid, format=kind, inputs=schema.inputs, outputs=schema.outputs, size=size, licence=licence, batch_axis=_axis(batch_axis)
-        )  # fmt: skip
-        return await self._add(manifest)
-
-    def _check_size(self, size: int) -> None:
-        most = self._settings.model_bytes
-        if size > most:
-            raise FailedPrecondition(
-                f"the model has {size} bytes and this node takes at most {most}", hint="Raise daemon.model_bytes, or use another node."
-            )
-
-    async def _add(self, manifest: ModelManifest) -> tuple[ModelManifest, str]:
-        manifest_cid = await self._shelf.add(manifest)
+        added = await self._registration.add_cid(
+            cid, id=id, format=format, licence=licence, batch_axis=batch_axis, form=form, providers=providers
+        )
         self.on_change("models")
-        return manifest, manifest_cid
+        return added
+
+    async def check_model(self, manifest: ModelManifest, manifest_cid: str, providers: Sequence[str]) -> Mapping[str, Any]:
+        """Fetches it if need be, loads it in a fresh agent and runs it once. Raises what `run_task` would fail with."""
+        async with self._file(manifest, manifest_cid, providers) as file:
+            return await self._registration.trial(file, manifest)
+
+    async def remove_model(self, id: str) -> tuple[ModelRef, ...]:
+        """Unpins and forgets what this node has under an id or CID. Raises `NotFound`, `FailedPrecondition`."""
+        gone = await self._shelf.remove(id)
+        for ref in gone:
+            if not self._shelf.owns(ref.cid):
+                await self._cache.drop(ref.cid)
+        self.on_change("models")
+        return gone
 
     async def add_cabinet(self, name: str, path: Path, policy: Mapping[str, Any] | None) -> CabinetInfo:
         return await self._cabinets.add(name, path, policy)
@@ -324,9 +309,3 @@ class Daemon:
     def _no_disk(self, size: int) -> str | None:
         s = self._settings
         return refusal(self._resources.latest, memory=0, disk=size, min_memory=0, min_disk=s.min_free_disk)
-
-
-def _axis(batch_axis: int | None) -> int | None:
-    if batch_axis not in (None, 0):
-        raise InvalidArgument("batch_axis must be 0 or left out")
-    return batch_axis

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import msgspec
 
-ModelFormat = Literal["onnx", "pt2", "builtin"]
+from dimnode.domain import codec
+from dimnode.domain.tensors import TensorValue
+
+ModelFormat = Literal["onnx", "pt2", "torchscript", "safetensors", "mlx", "coreml", "builtin"]
+FORMATS: tuple[ModelFormat, ...] = ("onnx", "pt2", "torchscript", "safetensors", "mlx", "coreml", "builtin")
+SIGNING_PREFIX = b"dim model manifest\0"
 
 
 class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,7 +23,28 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
     shape: tuple[int | str | None, ...]
 
 
-class ModelManifest(msgspec.Struct, frozen=True, kw_only=True):
+class GoldenPair(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Inputs and the outputs that the author got for them, inline. Every loader runs it before it takes a model; a value
+    may differ by ``atol + rtol * |expected|``. Outputs that are left out are not compared."""
+
+    inputs: dict[str, TensorValue]
+    outputs: dict[str, TensorValue] = {}
+    rtol: float = 1e-3
+    atol: float = 1e-4
+
+
+class Needs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What running the model takes. 0: not known."""
+
+    memory: int = 0
+    """Bytes that an agent with it holds: measured in its trial run, or as the author says if that is more."""
+    gpu: bool = False
+    """It is of no use without a GPU."""
+
+
+class ModelManifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """New fields have defaults and are left out while they have them: the CIDs of older manifests stay what they are."""
+
     id: str
     cid: str
     """CID of the artifact (UnixFS file; for built-in steps the DAG-CBOR descriptor)."""
@@ -29,6 +56,26 @@ class ModelManifest(msgspec.Struct, frozen=True, kw_only=True):
     licence: str = ""
     batch_axis: int | None = None
     """0 if every input and output has the batch on axis 0 although no symbolic axis says so."""
+    architecture: dict[str, Any] = {}
+    """For weights without a graph (safetensors): the allow-listed architecture and its sizes."""
+    golden: GoldenPair | None = None
+    needs: Needs = Needs()
+    author: str = ""
+    """Peer id of who published it; empty: nobody says so."""
+    signature: bytes = b""
+    """The author's, over the manifest without it: `signed_bytes`."""
+
+    def signed_bytes(self) -> bytes:
+        return SIGNING_PREFIX + codec.encode(msgspec.structs.replace(self, signature=b""))
+
+    def signed(self, author: str, sign: Callable[[bytes], bytes]) -> ModelManifest:
+        """The same manifest by this author."""
+        bare = msgspec.structs.replace(self, author=author, signature=b"")
+        return msgspec.structs.replace(bare, signature=sign(bare.signed_bytes()))
+
+    def authentic(self, verify: Callable[[str, bytes, bytes], bool]) -> bool:
+        """Whether it is its author's, if it names one. ``verify(peer id, data, signature)``."""
+        return not self.signature if not self.author else verify(self.author, self.signed_bytes(), self.signature)
 
     def batched_inputs(self) -> frozenset[str]:
         """Inputs whose axis 0 is the batch axis: symbolic, or said so by ``batch_axis``."""

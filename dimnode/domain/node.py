@@ -19,7 +19,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of RAM in all."""
     gpus: tuple[str, ...] = ()
     loaders: tuple[str, ...] = ()
-    """Formats this node can run: ``onnx``, ``pt2``, ``builtin``."""
+    """Formats this node can run, of `dimnode.domain.model.FORMATS`."""
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):

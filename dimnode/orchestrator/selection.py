@@ -91,7 +91,8 @@ class Selector:
         return Need(
             format=manifest.format,
             model_cid=ref.cid,
-            memory=int(manifest.size * MEMORY_PER_BYTE),
+            memory=max(int(manifest.size * MEMORY_PER_BYTE), manifest.needs.memory),
+            gpu=manifest.needs.gpu,
             cabinet=query.name if query else None,
             allowed=plan.nodes,
             avoid=frozenset(avoid),

@@ -45,11 +45,23 @@ class NodeClient:
         return from_struct(self._connection.call("NodeStats", npb.NodeStatsRequest(node=node)).stats)
 
     def add_model_file(
-        self, path: str, *, id: str = "", licence: str = "", batch_axis: int | None = None, timeout: float = 600.0
-    ) -> dict[str, Any]:
-        """``path``: absolute, on the node's machine. ``timeout`` covers the trial run in an agent."""
-        request = npb.AddModelFileRequest(path=path, id=id, licence=licence, batch_axis=batch_axis)
+        self, path: str, *, id: str = "", licence: str = "", batch_axis: int | None = None, form: str = "", sign: bool = False,
+        timeout: float = 600.0,
+    ) -> dict[str, Any]:  # fmt: skip
+        """``path``: absolute, on the node's machine; a file or a folder. ``form``: what the author says of it, JSON.
+        ``timeout`` covers the trial run in an agent."""
+        request = npb.AddModelFileRequest(path=path, id=id, licence=licence, batch_axis=batch_axis, form=form, sign=sign)
         return documents.model_from_proto(self._connection.call("AddModelFile", request, timeout=timeout).model)
+
+    def describe_model(self, name: str) -> dict[str, Any]:
+        return from_struct(self._connection.call("DescribeModel", npb.DescribeModelRequest(name=name)).model)
+
+    def check_model(self, name: str, timeout: float = 600.0) -> dict[str, Any]:
+        """Runs it once on the node: ``{"id", "cid", "format", "signed", "golden", "schema", "memory"}``."""
+        return from_struct(self._connection.call("CheckModel", npb.CheckModelRequest(name=name), timeout=timeout).report)
+
+    def remove_model(self, name: str) -> dict[str, Any]:
+        return from_struct(self._connection.call("RemoveModel", npb.RemoveModelRequest(name=name)).report)
 
     def models(self) -> list[dict[str, Any]]:
         answer = self._connection.call("ListSwarmModels", npb.ListLocalModelsRequest())

@@ -43,20 +43,35 @@ class NodeService:
 
     async def AddModelFile(self, request: Any, _call: Call) -> Any:  # noqa: N802
         axis = request.batch_axis if request.HasField("batch_axis") else None
-        model = await self._api.add_model_file(_path(request), id=request.id, licence=request.licence, batch_axis=axis)
+        model = await self._api.add_model_file(
+            _path(request), id=request.id, licence=request.licence, batch_axis=axis, form=request.form, sign=request.sign
+        )
         return pb.AddModelFileResponse(model=documents.model_to_proto(model))
+
+    async def DescribeModel(self, request: Any, _call: Call) -> Any:  # noqa: N802
+        return pb.DescribeModelResponse(model=convert.to_struct(await self._api.describe_model(_name(request))))
+
+    async def CheckModel(self, request: Any, _call: Call) -> Any:  # noqa: N802
+        return pb.CheckModelResponse(report=convert.to_struct(await self._api.check_model(_name(request))))
+
+    async def RemoveModel(self, request: Any, _call: Call) -> Any:  # noqa: N802
+        return pb.RemoveModelResponse(report=convert.to_struct(await self._api.remove_model(_name(request))))
 
     async def ListSwarmModels(self, _request: Any, _call: Call) -> Any:  # noqa: N802
         return pb.ListLocalModelsResponse(models=[documents.model_to_proto(m) for m in await self._api.models()])
 
     async def AddCabinet(self, request: Any, _call: Call) -> Any:  # noqa: N802
-        if not request.name:
-            raise _bad("name", "is missing")
-        cabinet = await self._api.add_cabinet(request.name, _path(request), request.policy)
+        cabinet = await self._api.add_cabinet(_name(request), _path(request), request.policy)
         return pb.AddCabinetResponse(cabinet=documents.cabinet_to_proto(cabinet))
 
     async def ListCabinets(self, _request: Any, _call: Call) -> Any:  # noqa: N802
         return pb.ListCabinetsResponse(cabinets=[documents.cabinet_to_proto(c) for c in self._api.cabinets()])
+
+
+def _name(request: Any) -> str:
+    if not request.name:
+        raise _bad("name", "is missing")
+    return request.name
 
 
 def _path(request: Any) -> str:

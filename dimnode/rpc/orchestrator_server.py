@@ -147,7 +147,7 @@ class OrchestratorService:
         axis = request.batch_axis if request.HasField("batch_axis") else None
         cid = _required(request, "cid")
         model = await self._swarm.add_model(
-            cid, id=_required(request, "id"), format=request.format, licence=request.licence, batch_axis=axis
+            cid, id=_required(request, "id"), format=request.format, licence=request.licence, batch_axis=axis, form=request.form
         )
         return pb.AddModelResponse(model=documents.model_to_proto(model))
 

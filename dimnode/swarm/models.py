@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 from dimnode.domain import codec
 from dimnode.domain.model import ModelManifest, ModelRef
 from dimnode.errors import FailedPrecondition, NotFound, Unavailable
 from dimnode.ports import Registry
+from p2p.identity import verify as verify_with_peer_id
 from p2p.ipfs.api import ContentError, ContentStore
+
+Verify = Callable[[str, bytes, bytes], bool]
 
 
 class SwarmModels:
     """`dimnode.ports.Models`. The index is made once per change of the registry."""
 
-    def __init__(self, registry: Registry, store: ContentStore, *, fetch_timeout: float = 30.0, keep: int = 4096) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        store: ContentStore,
+        *,
+        fetch_timeout: float = 30.0,
+        keep: int = 4096,
+        verify: Verify = verify_with_peer_id,
+    ) -> None:
         self._registry = registry
         self._store = store
         self._timeout = fetch_timeout
         self._keep = keep
+        self._verify = verify
         self._manifests: OrderedDict[str, ModelManifest] = OrderedDict()
         self._version = -1
         self._by_cid: dict[str, ModelRef] = {}
@@ -55,6 +68,8 @@ class SwarmModels:
             manifest = codec.decode(codec.encode(plain), ModelManifest)
         except (ContentError, codec.CodecError) as e:
             raise Unavailable(f"the manifest of model {ref.id!r} cannot be had: {e}", hint="The node that has it may be down.") from e
+        if not manifest.authentic(self._verify):
+            raise Unavailable(f"the manifest of model {ref.id!r} is not by the author that it names", hint="Add the model anew.")
         self._manifests[ref.manifest_cid] = manifest
         while len(self._manifests) > self._keep:
             self._manifests.popitem(last=False)

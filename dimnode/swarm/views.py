@@ -93,10 +93,10 @@ class SwarmViews:
         except ContentError as e:
             raise content_error(cid, e) from e
 
-    async def add_model(self, cid: str, *, id: str, format: str, licence: str, batch_axis: int | None) -> Mapping[str, Any]:
+    async def add_model(self, cid: str, *, id: str, format: str, licence: str, batch_axis: int | None, form: str = "") -> Mapping[str, Any]:
         self._check_free(id, cid)
         manifest, manifest_cid = await self._daemon.add_model_cid(
-            cid, id=id, format=format, licence=licence, batch_axis=batch_axis, providers=()
+            cid, id=id, format=format, licence=licence, batch_axis=batch_axis, providers=(), form=form
         )
         return self._published(manifest, manifest_cid)
 
@@ -141,6 +141,25 @@ def model_document(ref: ModelRef, manifest: ModelManifest | None, nodes: list[st
         "licence": manifest.licence if manifest else "",
         "nodes": nodes,
         "batch_axis": manifest.batch_axis if manifest else None,
+    }
+
+
+def manifest_document(manifest: ModelManifest, ref: ModelRef, nodes: list[str]) -> dict[str, Any]:
+    """All that a manifest says, without the values of its golden pair. Its signature was checked when it was fetched."""
+    golden = manifest.golden
+    return {
+        **model_document(ref, manifest, nodes),
+        "architecture": manifest.architecture,
+        "needs": msgspec.to_builtins(msgspec.structs.asdict(manifest.needs)),
+        "author": manifest.author,
+        "golden": {
+            "inputs": {n: {"dtype": t.dtype, "shape": list(t.shape)} for n, t in golden.inputs.items()},
+            "outputs": {n: {"dtype": t.dtype, "shape": list(t.shape)} for n, t in golden.outputs.items()},
+            "rtol": golden.rtol,
+            "atol": golden.atol,
+        }
+        if golden
+        else None,
     }
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from dimnode.client import Client
 from dimnode.errors import DimError
-from tests.support.models import slow_onnx
+from tests.support.models import UNTRIED, slow_onnx
 from tests.support.real_swarm import MODELS, RealNode, RealSwarm, mlp, one_task, rows, wait_until
 
 ROUNDS, JOBS = 10, 20
@@ -28,7 +28,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealNode]:
         node = swarm.start("anna")["anna"]
         with node.node_client() as client:
             client.add_model_file(str(MODELS / "mlp.onnx"), id="mlp")
-            client.add_model_file(str(slow_onnx(tmp_path_factory.mktemp("m") / "slow.onnx", TURNS)), id="slow")
+            client.add_model_file(str(slow_onnx(tmp_path_factory.mktemp("m") / "slow.onnx", TURNS)), id="slow", form=UNTRIED)
         yield node
 
 

@@ -46,7 +46,7 @@ def test_every_verb_prints_one_document_and_exits_0(node: RealNode, tmp_path: Pa
 
 
 def test_a_job_that_fails_and_one_that_is_cancelled_exit_1(node: RealNode, tmp_path: Path) -> None:
-    node.cli("model", "add", str(slow_onnx(tmp_path / "endless.onnx")), "--id", "endless")
+    node.cli("model", "add", str(slow_onnx(tmp_path / "endless.onnx")), "--id", "endless", "--no-trial")
     data = {"x": {"dtype": "float32", "shape": [1], "data": [0.0]}}
     form = str(write_json(tmp_path / "job.json", one_task("endless", client_data=data)))
     job = node.cli("submit", form)["job_id"]

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from dimnode.client import TERMINAL, Client
-from tests.support.models import slow_onnx
+from tests.support.models import UNTRIED, slow_onnx
 from tests.support.real_swarm import MODELS, RealNode, RealSwarm, mlp, rows, wait_until
 
 TURNS = 4_000_000
@@ -31,7 +31,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealSwarm]:
             swarm.node(name, election__eligible="false")
         swarm.start("anna", *WORKERS)
         with swarm["anna"].node_client() as node:
-            node.add_model_file(str(slow_onnx(tmp_path_factory.mktemp("m") / "slow.onnx", TURNS, batch="N")), id="slow")
+            node.add_model_file(str(slow_onnx(tmp_path_factory.mktemp("m") / "slow.onnx", TURNS, batch="N")), id="slow", form=UNTRIED)
         for name in swarm.nodes:
             swarm[name].keep_ports()
         yield swarm

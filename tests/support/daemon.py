@@ -19,7 +19,7 @@ from dimnode.domain.task import TaskInput, TaskOrder
 from dimnode.domain.tensors import from_numpy
 from dimnode.state.memory_journal import MemoryDisk, MemoryJournal
 from p2p.ipfs.memory import MemoryExchange, MemoryStore
-from tests.support.entries import FakeSigner
+from tests.support.entries import FakeSigner, fake_verify
 
 BALLOT = Ballot(1, "owner", "boot")
 AGENTS = AgentSettings(max_agents=3)
@@ -49,7 +49,7 @@ async def running_daemon(
     changes: list[str] = []
     daemon = Daemon(
         signer=FakeSigner(name), clock=SystemClock(), journal=journal, store=store, folder=folder, settings=settings,
-        price=2.5, boot="boot-1", on_change=changes.append,
+        price=2.5, boot="boot-1", on_change=changes.append, verify=fake_verify,
     )  # fmt: skip
     async with trio.open_nursery() as nursery:
         await nursery.start(daemon.run)

@@ -46,6 +46,10 @@ def identity_onnx(path: Path, kind: int = TensorProto.STRING) -> Path:
     )
 
 
+UNTRIED = '{"trial": false}'
+"""The form for models that a trial run would not end with."""
+
+
 def slow_onnx(path: Path, rounds: int = 2_000_000_000, *, batch: str | int = 1) -> Path:
     """x float32 [batch] -> y = x + rounds: a loop that by default practically never ends."""
     body = helper.make_graph(

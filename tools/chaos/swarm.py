@@ -18,6 +18,7 @@ import psutil
 from dimnode.errors import DimError
 from dimnode.home import Home
 from dimnode.rpc.clients import ClientSettings, NodeClient
+from tests.support.models import UNTRIED
 from tests.support.real_swarm import RealNode, wait_until
 from tools.chaos.network import Network, address
 
@@ -114,7 +115,7 @@ class FireSwarm:
         for node in self.nodes.values():
             with node.node_client() as client:
                 for name, path in models.items():
-                    client.add_model_file(str(path), id=name)
+                    client.add_model_file(str(path), id=name, form=UNTRIED if name == "slow" else "")
         for node in self.nodes.values():
             self._threads += [threading.Thread(target=self._look, args=(node,), daemon=True)]
         self._threads.append(threading.Thread(target=self._measure, daemon=True))

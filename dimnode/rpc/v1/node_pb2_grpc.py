@@ -59,6 +59,21 @@ class NodeStub:
                 request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.AddModelFileRequest.SerializeToString,
                 response_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.AddModelFileResponse.FromString,
                 _registered_method=True)
+        self.DescribeModel = channel.unary_unary(
+                '/dim.v1.Node/DescribeModel',
+                request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.DescribeModelRequest.SerializeToString,
+                response_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.DescribeModelResponse.FromString,
+                _registered_method=True)
+        self.CheckModel = channel.unary_unary(
+                '/dim.v1.Node/CheckModel',
+                request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.CheckModelRequest.SerializeToString,
+                response_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.CheckModelResponse.FromString,
+                _registered_method=True)
+        self.RemoveModel = channel.unary_unary(
+                '/dim.v1.Node/RemoveModel',
+                request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.RemoveModelRequest.SerializeToString,
+                response_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.RemoveModelResponse.FromString,
+                _registered_method=True)
         self.ListSwarmModels = channel.unary_unary(
                 '/dim.v1.Node/ListSwarmModels',
                 request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ListLocalModelsRequest.SerializeToString,
@@ -111,6 +126,27 @@ class NodeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DescribeModel(self, request, context):
+        """The whole manifest of a model of the swarm.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckModel(self, request, context):
+        """Runs a model once on this node.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveModel(self, request, context):
+        """This node keeps and lists the model no longer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListSwarmModels(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -156,6 +192,21 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.AddModelFile,
                     request_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.AddModelFileRequest.FromString,
                     response_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.AddModelFileResponse.SerializeToString,
+            ),
+            'DescribeModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeModel,
+                    request_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.DescribeModelRequest.FromString,
+                    response_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.DescribeModelResponse.SerializeToString,
+            ),
+            'CheckModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckModel,
+                    request_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.CheckModelRequest.FromString,
+                    response_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.CheckModelResponse.SerializeToString,
+            ),
+            'RemoveModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveModel,
+                    request_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.RemoveModelRequest.FromString,
+                    response_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.RemoveModelResponse.SerializeToString,
             ),
             'ListSwarmModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSwarmModels,
@@ -308,6 +359,87 @@ class Node:
             '/dim.v1.Node/AddModelFile',
             dimnode_dot_rpc_dot_v1_dot_node__pb2.AddModelFileRequest.SerializeToString,
             dimnode_dot_rpc_dot_v1_dot_node__pb2.AddModelFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dim.v1.Node/DescribeModel',
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.DescribeModelRequest.SerializeToString,
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.DescribeModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dim.v1.Node/CheckModel',
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.CheckModelRequest.SerializeToString,
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.CheckModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dim.v1.Node/RemoveModel',
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.RemoveModelRequest.SerializeToString,
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.RemoveModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -137,18 +137,20 @@ class GetArtifactRequest(_message.Message):
     def __init__(self, cid: _Optional[str] = ...) -> None: ...
 
 class AddModelRequest(_message.Message):
-    __slots__ = ("id", "cid", "format", "licence", "batch_axis")
+    __slots__ = ("id", "cid", "format", "licence", "batch_axis", "form")
     ID_FIELD_NUMBER: _ClassVar[int]
     CID_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     LICENCE_FIELD_NUMBER: _ClassVar[int]
     BATCH_AXIS_FIELD_NUMBER: _ClassVar[int]
+    FORM_FIELD_NUMBER: _ClassVar[int]
     id: str
     cid: str
     format: str
     licence: str
     batch_axis: int
-    def __init__(self, id: _Optional[str] = ..., cid: _Optional[str] = ..., format: _Optional[str] = ..., licence: _Optional[str] = ..., batch_axis: _Optional[int] = ...) -> None: ...
+    form: str
+    def __init__(self, id: _Optional[str] = ..., cid: _Optional[str] = ..., format: _Optional[str] = ..., licence: _Optional[str] = ..., batch_axis: _Optional[int] = ..., form: _Optional[str] = ...) -> None: ...
 
 class AddModelResponse(_message.Message):
     __slots__ = ("model",)

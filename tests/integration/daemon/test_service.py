@@ -17,13 +17,13 @@ from dimnode.errors import AlreadyExists, FailedPrecondition, Fenced, InvalidArg
 from dimnode.state.memory_journal import MemoryDisk
 from p2p.ipfs.memory import MemoryExchange
 from tests.support.daemon import SETTINGS, finish, order, running_daemon, with_agents
-from tests.support.models import WEIGHTS, hungry_onnx, linear_onnx, linear_pt2, slow_onnx
+from tests.support.models import UNTRIED, WEIGHTS, hungry_onnx, linear_onnx, linear_pt2, slow_onnx
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 
 
-async def add(bench, path: Path, id: str = "m"):
-    return await bench.daemon.add_model_file(path, id=id, licence="MIT", batch_axis=None)
+async def add(bench, path: Path, id: str = "m", form: str = ""):
+    return await bench.daemon.add_model_file(path, id=id, licence="MIT", batch_axis=None, form=form)
 
 
 async def test_a_task_runs_and_is_signed_recorded_and_chained(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ async def test_cabinets_feed_models_and_policies_hold(tmp_path: Path) -> None:
 
 async def test_timeout_kills_the_agent_and_the_next_task_runs(tmp_path: Path) -> None:
     async with running_daemon(tmp_path / "home") as bench:
-        manifest, manifest_cid = await add(bench, slow_onnx(tmp_path / "slow.onnx"), "slow")
+        manifest, manifest_cid = await add(bench, slow_onnx(tmp_path / "slow.onnx"), "slow", form=UNTRIED)
         fast, fast_cid = await add(bench, linear_onnx(tmp_path / "m.onnx"))
         assert await bench.daemon.add_model_file(tmp_path / "m.onnx", id="m", licence="", batch_axis=None)
         done = await finish(bench.daemon, order(manifest, manifest_cid, {"x": np.ones(1, np.float32)}, timeout=1.5))
@@ -152,7 +152,7 @@ async def started(updates) -> None:
 
 async def test_closing_leaves_the_task_running_and_cancel_task_cancels(tmp_path: Path) -> None:
     async with running_daemon(tmp_path / "home") as bench:
-        manifest, manifest_cid = await add(bench, slow_onnx(tmp_path / "slow.onnx"))
+        manifest, manifest_cid = await add(bench, slow_onnx(tmp_path / "slow.onnx"), form=UNTRIED)
         task = order(manifest, manifest_cid, {"x": np.ones(1, np.float32)})
         async with aclosing(bench.daemon.run_task(task, "c")) as updates:
             await started(updates)
@@ -227,7 +227,7 @@ async def test_full_queue_refuses_and_stop_hands_back(tmp_path: Path) -> None:
     results: list[Attempt] = []
     async with trio.open_nursery() as outer:  # noqa: SIM117 - the daemon stops first
         async with running_daemon(tmp_path / "home", settings=settings) as bench:
-            manifest, manifest_cid = await add(bench, slow_onnx(tmp_path / "slow.onnx"))
+            manifest, manifest_cid = await add(bench, slow_onnx(tmp_path / "slow.onnx"), form=UNTRIED)
 
             def task(n: int):
                 return order(manifest, manifest_cid, {"x": np.ones(1, np.float32)}, task=f"t{n}")
@@ -276,7 +276,7 @@ async def test_models_come_from_other_nodes_and_bad_ones_are_refused(tmp_path: P
         with pytest.raises(InvalidArgument, match="not a model"):
             await add(b, junk)
         with pytest.raises(AlreadyExists):
-            await add(b, slow_onnx(tmp_path / "s.onnx"), "n")
+            await add(b, slow_onnx(tmp_path / "s.onnx"), "n", form=UNTRIED)
         b.daemon.close_intake()
         with pytest.raises(Unavailable):
             await finish(b.daemon, order(manifest, manifest_cid, {"x": X}, task="late"))

@@ -161,7 +161,7 @@ def test_model_add_by_the_node_or_by_an_orchestrator(shell: Shell, tmp_path: Pat
     name, args, kwargs = shell.client.asked[0]
     assert (name, args, kwargs["id"]) == ("add_model_file", (str(path),), "net")
     shell.json("model", "add", str(path), "--id", "a", "--orchestrator", "h:1")
-    assert shell.client.asked[2][1:] == (("bafk",), {"id": "a", "licence": "", "batch_axis": None})
+    assert shell.client.asked[2][1:] == (("bafk",), {"id": "a", "licence": "", "batch_axis": None, "form": ""})
 
 
 def test_cabinet_add_sends_path_and_policy(shell: Shell, tmp_path: Path) -> None:

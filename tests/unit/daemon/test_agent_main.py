@@ -50,7 +50,7 @@ def peer() -> Iterator[Peer]:
 
 def test_loads_runs_and_answers_errors_without_ending(peer: Peer, tmp_path: Path) -> None:
     assert peer.call(Header(op="run"))[0].kind == "failed"
-    assert peer.call(Header(op="load", format="coreml", path="x"))[0].kind == "rejected"
+    assert peer.call(Header(op="load", format="paper", path="x"))[0].kind == "rejected"
     path = linear_onnx(tmp_path / "m.onnx")
     loaded, _ = peer.call(Header(op="load", format="onnx", path=str(path), warm=True))
     assert [t.name for t in loaded.outputs] == ["y", "class"]

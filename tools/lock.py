@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-ALONE = {"rapidocr-onnxruntime": ("demo", "dev"), "silero-vad": ("dev",)}
+ALONE = {"rapidocr-onnxruntime": ("demo", "dev"), "silero-vad": ("dev",), "basic-pitch": ("dev",)}
 """Packages of which only data files are used: locked without what they ask for."""
 INSTEAD = {"fastecdsa": "3.0.1"}
 """libp2p asks for fastecdsa 2.3.2, which has to be compiled; 3.0.1 has wheels and the same functions."""
@@ -60,7 +60,7 @@ def roots(kind: Kind, document: dict[str, Any]) -> list[Requirement]:
                 texts.append(text)
     for group in kind.groups:
         texts += document["dependency-groups"][group]
-    return [Requirement(text) for text in texts]
+    return [need for need in map(Requirement, texts) if not need.marker or need.marker.evaluate()]
 
 
 def needs(name: str, extras: set[str]) -> list[Requirement]:
@@ -69,6 +69,7 @@ def needs(name: str, extras: set[str]) -> list[Requirement]:
         need = Requirement(text)
         wanted = not need.marker or any(need.marker.evaluate({"extra": extra}) for extra in (extras or {""}) | {""})
         if wanted and not canonicalize_name(need.name).startswith(SKIP):
+            need.marker = None  # it holds, also where it asks for an extra
             found.append(need)
     return found
 
@@ -81,7 +82,7 @@ def closure(kind: Kind, document: dict[str, Any]) -> dict[str, str]:
     while waiting:
         need = waiting.pop()
         key = (canonicalize_name(need.name), frozenset(need.extras))
-        if key in seen or (need.marker and not need.marker.evaluate({"extra": ""})):
+        if key in seen:
             continue
         seen.add(key)
         out[key[0]] = INSTEAD.get(key[0]) or distribution(need.name).version.partition("+")[0]

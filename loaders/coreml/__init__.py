@@ -1,0 +1,1 @@
+"""CoreML models as ONNX: read without coremltools, written without the onnx package."""

@@ -66,6 +66,8 @@ class About:
     architecture: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Which allow-listed architecture the weights belong to, and its sizes (safetensors)."""
     golden: Golden | None = None
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda`` or ``mps``, for loaders that have a choice."""
 
 
 NOTHING = About()

@@ -8,7 +8,7 @@ AttributeProto, TensorProto).
 from __future__ import annotations
 
 from loaders.api import ModelRejected
-from loaders.protobuf import fields, top_fields
+from loaders.protobuf import Message, fields, top_fields
 
 # message -> {field: message} where tensors can hide, at any depth
 _CHILDREN: dict[str, dict[int, str]] = {
@@ -31,19 +31,36 @@ def check_shape_of_file(data: bytes) -> None:
         raise ModelRejected("not an ONNX model: it has no graph, version or operator set")
 
 
-def uses_external_data(data: bytes) -> bool:
-    """Whether any tensor, at any depth, keeps its values in another file."""
+def external_files(data: bytes) -> set[str]:
+    """Files in which tensors, at any depth, keep their values. A tensor that does not say where is refused, as are names
+    that lead out of the model's folder. Raises `ModelRejected`."""
+    found: set[str] = set()
     stack: list[tuple[str, memoryview, int]] = [("model", memoryview(data), 0)]
     while stack:
         kind, message, depth = stack.pop()
         if depth > MAX_DEPTH:
             raise ModelRejected("the model nests graphs too deeply")
+        if kind == "tensor":
+            found |= _location(message)
+            continue
         for number, value in fields(message):
-            if kind == "tensor":
-                if number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value == 1):
-                    return True
-                continue
             child = _CHILDREN[kind].get(number)
             if child is not None and isinstance(value, memoryview):
                 stack.append((child, value, depth + 1))
-    return False
+    return found
+
+
+def _location(tensor: memoryview) -> set[str]:
+    outside, entries = False, dict[str, str]()
+    for number, value in fields(tensor):
+        outside |= number == _DATA_LOCATION and value == 1
+        if number == _EXTERNAL_DATA and isinstance(value, memoryview):
+            outside = True
+            entry = Message(value)
+            entries[entry.text(1)] = entry.text(2)
+    if not outside:
+        return set()
+    name = entries.get("location", "")
+    if not name or name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or ":" in name:
+        raise ModelRejected("the model keeps tensors in other files, outside its own folder")
+    return {name}

@@ -1,11 +1,12 @@
-"""PyTorch programs (``.pt2``, `torch.export`), on the CPU.
+"""PyTorch programs (``.pt2``, `torch.export`).
 
-The archive is rewritten by `loaders.sanitize_pt2` before torch sees it. TorchScript and pickled models
-are not loaded.
+The archive is rewritten by `loaders.sanitize_pt2` before torch sees it. A program that changes its own buffers runs on
+a fresh copy each time: a task must not see what another left behind.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Mapping
@@ -20,14 +21,7 @@ from loaders.api import NOTHING, About, Array, InferenceFailed, LoadedModel, Mod
 from loaders.checks import check_inputs, native
 from loaders.messages import clean_message
 from loaders.sanitize_pt2 import Pt2Limits, sanitize
-
-_NAMES = {
-    torch.float32: "float32", torch.float64: "float64", torch.float16: "float16", torch.bool: "bool",
-    torch.int8: "int8", torch.int16: "int16", torch.int32: "int32", torch.int64: "int64", torch.uint8: "uint8",
-    torch.complex64: "complex64", torch.complex128: "complex128",
-}  # fmt: skip
-# what torch raises for files and inputs that it cannot use; MemoryError is left to the agent
-_TORCH_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, NotImplementedError)
+from loaders.torch_devices import NAMES, TORCH_ERRORS, choose_device, to_array
 
 
 class TorchLoader:
@@ -50,8 +44,8 @@ class TorchLoader:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 program = torch.export.load(archive)
-                return TorchModel(program)
-        except _TORCH_ERRORS as e:
+                return TorchModel(_moved(program, choose_device(about.device)))
+        except TORCH_ERRORS as e:
             raise ModelRejected(f"torch refused the model: {clean_message(e)}") from e
 
 
@@ -59,6 +53,8 @@ class TorchModel:
     def __init__(self, program: torch.export.ExportedProgram) -> None:
         self._module = program.module()
         signature = program.graph_signature
+        self._stateful = bool(signature.buffers_to_mutate)
+        self._device = next((t.device for t in program.state_dict.values()), torch.device("cpu"))
         values = {node.name: node.meta.get("val") for node in program.graph.nodes}
         self.schema = ModelSchema(
             inputs=tuple(_schema(str(name), str(name), values) for name in signature.user_inputs),
@@ -73,19 +69,24 @@ class TorchModel:
         """Raises `InputRejected`, `InferenceFailed`."""
         check_inputs(inputs, self.schema.inputs)
         # writable copies: a program may change its inputs, and torch warns about read-only memory
-        tensors = [torch.from_numpy(np.array(native(inputs[t.name]))) for t in self.schema.inputs]
+        tensors = [torch.from_numpy(np.array(native(inputs[t.name]))).to(self._device) for t in self.schema.inputs]
+        module = copy.deepcopy(self._module) if self._stateful else self._module
         try:
             with torch.inference_mode():
                 args, kwargs = pytree.tree_unflatten(tensors, self._in_spec)
-                flat = pytree.tree_leaves(self._module(*args, **kwargs))
-        except _TORCH_ERRORS as e:
+                flat = pytree.tree_leaves(module(*args, **kwargs))
+        except TORCH_ERRORS as e:
             raise InferenceFailed(f"torch failed: {clean_message(e)}") from e
-        return {t.name: _array(value) for t, value in zip(self.schema.outputs, flat, strict=True)}
+        return {t.name: to_array(value) for t, value in zip(self.schema.outputs, flat, strict=True)}
 
 
-def _array(value: Any) -> Array:
-    """Sizes that a program returns as plain numbers become scalars."""
-    return value.numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+def _moved(program: torch.export.ExportedProgram, device: torch.device) -> torch.export.ExportedProgram:
+    """Programs are exported on the CPU; others are refused."""
+    if device.type == "cpu" or not program.state_dict:
+        return program
+    from torch.export.passes import move_to_device_pass
+
+    return move_to_device_pass(program, device)
 
 
 def _schema(name: str, node: str, values: Mapping[str, Any]) -> TensorSchema:
@@ -94,7 +95,7 @@ def _schema(name: str, node: str, values: Mapping[str, Any]) -> TensorSchema:
         return TensorSchema(name, "int64", ())
     if not isinstance(value, torch.Tensor):
         raise ModelRejected(f"{name!r} of the program is not a tensor")
-    dtype = _NAMES.get(value.dtype)
+    dtype = NAMES.get(value.dtype)
     if dtype is None:
         raise ModelRejected(f"tensor {name!r} is of type {value.dtype}, which has no portable form")
     return TensorSchema(name, dtype, tuple(d if isinstance(d, int) else str(d) for d in value.shape))

@@ -10,7 +10,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from loaders.api import InferenceFailed, InputRejected, ModelRejected
-from loaders.onnx_loader import OnnxLoader
+from loaders.archive import pack_folder
+from loaders.onnx_loader import OnnxLoader, choose_providers
 from loaders.registry import available_loaders, open_loader
 from tests.support.models import WEIGHTS, external_onnx, identity_onnx, linear_onnx, save
 
@@ -50,6 +51,65 @@ def test_external_data_is_refused_wherever_it_is(tmp_path: Path, monkeypatch: py
     )
     with pytest.raises(ModelRejected, match="other files"):
         load(hidden)
+
+
+def test_a_folder_brings_its_data_and_nothing_else_is_read(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    path = external_onnx(tmp_path / "m" / "net.onnx")
+    pack_folder(tmp_path / "m", tmp_path / "m.onnx")
+    x = np.ones((2, 4), np.float32)
+    np.testing.assert_allclose(load(tmp_path / "m.onnx").run({"x": x})["y"], x @ WEIGHTS)
+    (tmp_path / "m" / "weights.bin").rename(tmp_path / "weights.bin")
+    pack_folder(tmp_path / "m", tmp_path / "m.onnx")
+    with pytest.raises(ModelRejected, match="not in its folder"):
+        load(tmp_path / "m.onnx")
+    for name in ("../weights.bin", str(tmp_path / "weights.bin"), "a/../../weights.bin", "..\\weights.bin", "C:\\weights.bin", ""):
+        model = onnx.load(path, load_external_data=False)
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                entry.value = name if entry.key == "location" else entry.value
+        path.write_bytes(model.SerializeToString())
+        pack_folder(tmp_path / "m", tmp_path / "m.onnx")
+        with pytest.raises(ModelRejected, match="outside its own folder"):
+            load(tmp_path / "m.onnx")
+
+
+def test_weights_that_are_shorter_than_the_model_says_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    external_onnx(tmp_path / "m" / "net.onnx")
+    (tmp_path / "m" / "weights.bin").write_bytes(b"1234")
+    pack_folder(tmp_path / "m", tmp_path / "m.onnx")
+    with pytest.raises(ModelRejected, match="onnxruntime refused"):
+        load(tmp_path / "m.onnx")
+
+
+NUMERIC = {
+    "FLOAT": "float32", "DOUBLE": "float64", "FLOAT16": "float16", "BFLOAT16": "float32", "INT8": "int8", "INT16": "int16",
+    "INT32": "int32", "INT64": "int64", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "dtype"), NUMERIC.items())
+def test_every_number_type_goes_in_and_out(tmp_path: Path, kind: str, dtype: str) -> None:
+    model = load(identity_onnx(tmp_path / "m.onnx", getattr(TensorProto, kind)))
+    values = np.array([0, 1, 3, 100], dtype)
+    got = model.run({"a": values})["b"]
+    assert (got.dtype.name, got.tolist()) == (dtype, values.tolist())
+
+
+def test_bfloat16_rounds_to_the_nearest(tmp_path: Path) -> None:
+    model = load(identity_onnx(tmp_path / "m.onnx", TensorProto.BFLOAT16))
+    got = model.run({"a": np.array([1.00390625, 1.01171875, 1.5, np.inf, np.nan], np.float32)})["b"]
+    np.testing.assert_array_equal(got, np.array([1.0, 1.015625, 1.5, np.inf, np.nan], np.float32))
+    assert model.run({"a": np.zeros(0, np.float32)})["b"].shape == (0,)
+
+
+def test_providers_are_chosen_from_what_is_here() -> None:
+    everything = ["AzureExecutionProvider", "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"]
+    assert choose_providers("auto", everything) == ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    assert choose_providers("tensorrt", everything)[0] == "TensorrtExecutionProvider"
+    assert choose_providers("auto", ["AzureExecutionProvider", "CPUExecutionProvider"]) == ["CPUExecutionProvider"]
+    assert choose_providers("cpu", everything) == choose_providers("no such", everything) == ["CPUExecutionProvider"]
 
 
 def test_broken_files_are_refused_without_paths(tmp_path: Path) -> None:

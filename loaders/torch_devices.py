@@ -1,0 +1,37 @@
+"""Where torch models run: CUDA, Apple's GPU, or the CPU; and what torch's types and errors are called here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from loaders.api import Array
+
+NAMES = {
+    torch.float32: "float32", torch.float64: "float64", torch.float16: "float16", torch.bool: "bool",
+    torch.int8: "int8", torch.int16: "int16", torch.int32: "int32", torch.int64: "int64", torch.uint8: "uint8",
+    torch.uint16: "uint16", torch.uint32: "uint32", torch.uint64: "uint64",
+    torch.complex64: "complex64", torch.complex128: "complex128",
+}  # fmt: skip
+# what torch raises for files and inputs that it cannot use; MemoryError is left to the agent
+TORCH_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, NotImplementedError)
+
+
+def choose_device(wanted: str) -> torch.device:
+    """``auto``: the first GPU that works, else the CPU. A wanted device that is not here gives the CPU."""
+    if wanted in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    if wanted in ("auto", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def to_array(value: Any) -> Array:
+    """A tensor, or a plain number as a scalar; numpy has no bfloat16."""
+    import numpy as np
+
+    if not isinstance(value, torch.Tensor):
+        return np.asarray(value)
+    value = value.detach().resolve_conj().resolve_neg().cpu()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()

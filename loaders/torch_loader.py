@@ -44,13 +44,15 @@ class TorchLoader:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 program = torch.export.load(archive)
-                return TorchModel(_moved(program, choose_device(about.device)))
+                return TorchModel(_moved(program, choose_device(about.device)), about)
         except TORCH_ERRORS as e:
             raise ModelRejected(f"torch refused the model: {clean_message(e)}") from e
 
 
 class TorchModel:
-    def __init__(self, program: torch.export.ExportedProgram) -> None:
+    """Outputs have the names that the manifest gives them, else ``output_0`` ..."""
+
+    def __init__(self, program: torch.export.ExportedProgram, about: About) -> None:
         self._module = program.module()
         signature = program.graph_signature
         self._stateful = bool(signature.buffers_to_mutate)
@@ -58,7 +60,7 @@ class TorchModel:
         values = {node.name: node.meta.get("val") for node in program.graph.nodes}
         self.schema = ModelSchema(
             inputs=tuple(_schema(str(name), str(name), values) for name in signature.user_inputs),
-            outputs=tuple(_schema(f"output_{i}", str(name), values) for i, name in enumerate(signature.user_outputs)),
+            outputs=tuple(_schema(n, str(name), values) for n, name in zip(_names(about, signature), signature.user_outputs, strict=True)),
         )
         in_spec = program.call_spec.in_spec
         if in_spec is None:
@@ -78,6 +80,13 @@ class TorchModel:
         except TORCH_ERRORS as e:
             raise InferenceFailed(f"torch failed: {clean_message(e)}") from e
         return {t.name: to_array(value) for t, value in zip(self.schema.outputs, flat, strict=True)}
+
+
+def _names(about: About, signature: Any) -> list[str]:
+    count = len(signature.user_outputs)
+    if about.outputs and len(about.outputs) != count:
+        raise ModelRejected(f"the program gives {count} outputs, its manifest names {len(about.outputs)}")
+    return [t.name for t in about.outputs] or [f"output_{i}" for i in range(count)]
 
 
 def _moved(program: torch.export.ExportedProgram, device: torch.device) -> torch.export.ExportedProgram:

@@ -99,7 +99,8 @@ class TorchScriptModel:
     def _call(self, inputs: Mapping[str, Array]) -> list[Array]:
         module = copy.deepcopy(self._module) if self._stateful else self._module
         try:
-            with torch.inference_mode():
+            # the optimising executor compiles anew for every shape, which takes seconds
+            with torch.inference_mode(), torch.jit.optimized_execution(False):
                 found = module(*(self._argument(name, kind, inputs[name]) for name, kind in self._arguments))
                 return [to_array(v) for v in _flat(found)]
         except TORCH_ERRORS as e:

@@ -10,7 +10,7 @@ import pytest
 from loaders.api import About, Golden, InferenceFailed, InputRejected, ModelRejected, TensorSchema
 from loaders.mlx_loader import MlxLoader
 from loaders.trial import check_golden, try_out
-from tests.support.mlx import mlx_function
+from tests.support.mlx_functions import mlx_function
 from tests.support.models import WEIGHTS
 
 X = TensorSchema("x", "float32", (3, 4))

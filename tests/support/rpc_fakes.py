@@ -137,6 +137,15 @@ class FakeSwarm:
     async def add_model_file(self, path: str, **kwargs: Any) -> Mapping[str, Any]:
         return {"cid": path, **kwargs}
 
+    async def describe_model(self, name: str) -> Mapping[str, Any]:
+        return {"id": name, "golden": None}
+
+    async def check_model(self, name: str) -> Mapping[str, Any]:
+        return {"id": name, "golden": True}
+
+    async def remove_model(self, name: str) -> Mapping[str, Any]:
+        return {"removed": [{"id": name, "cid": "c"}]}
+
     async def add_cabinet(self, name: str, path: str, policy: str) -> Mapping[str, Any]:
         return {"name": name, "rows": 1, "columns": {}, "format": "csv"}
 

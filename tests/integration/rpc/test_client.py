@@ -182,6 +182,11 @@ async def test_the_nodes_socket_serves_its_operator_only(tmp_path: Path) -> None
                     assert node.stats("other") == {"node": "other", "queue": {"length": 0}}
                     assert node.add_model_file("/m.onnx", id="m", batch_axis=0)["cid"] == "/m.onnx"
                     assert node.models()[0]["id"] == "m"
+                    assert node.describe_model("m") == {"id": "m", "golden": None}
+                    assert node.check_model("m") == {"id": "m", "golden": True}
+                    assert node.remove_model("m") == {"removed": [{"id": "m", "cid": "c"}]}
+                    with pytest.raises(InvalidArgument, match="name"):
+                        node.remove_model("")
                     assert node.add_cabinet("c", "/c.csv")["format"] == "csv"
                     assert node.cabinets()[0]["rows"] == 3
                     with pytest.raises(InvalidArgument, match="absolute"):

@@ -66,6 +66,15 @@ class FakeClient:
                 model = {"id": "m", "cid": "bafy", "format": "onnx", "size": 2048, "inputs": [{"name": "x", "dtype": "float32", "shape": ["n", 2]}],
                          "outputs": [], "nodes": ["anna"]}  # fmt: skip
                 return [model] if name == "models" else model
+            case "describe_model":
+                tensor = {"dtype": "float32", "shape": [1, 2]}
+                return {"id": "m", "cid": "bafy", "manifest_cid": "bafm", "format": "mlx", "size": 2048, "licence": "MIT", "nodes": ["anna"],
+                        "inputs": [{"name": "x", "dtype": "float32", "shape": ["n", 2]}], "outputs": [], "needs": {"memory": 1 << 20, "gpu": True}, "author": "",
+                        "golden": {"inputs": {"x": tensor}, "outputs": {}, "rtol": 0.5, "atol": 0.0}}  # fmt: skip
+            case "check_model":
+                return {"id": "m", "cid": "bafy", "format": "mlx", "signed": False, "golden": True, "schema": False, "memory": 1 << 20}
+            case "remove_model":
+                return {"removed": [{"id": "m", "cid": "bafy"}]}
             case "cabinets" | "add_cabinet":
                 cabinet = {"name": "c", "rows": 3, "columns": {"a": "float64"}, "format": "csv"}
                 return [cabinet] if name == "cabinets" else cabinet

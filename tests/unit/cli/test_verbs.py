@@ -164,6 +164,38 @@ def test_model_add_by_the_node_or_by_an_orchestrator(shell: Shell, tmp_path: Pat
     assert shell.client.asked[2][1:] == (("bafk",), {"id": "a", "licence": "", "batch_axis": None, "form": ""})
 
 
+def test_what_an_author_says_of_a_model_is_sent_along(shell: Shell, tmp_path: Path) -> None:
+    path, form, pair = tmp_path / "net.mlxfn", tmp_path / "form.json", tmp_path / "pair.npz"
+    path.write_bytes(b"x" * 10)
+    form.write_text('{"id": "vad", "golden": {"rtol": 0.5}}')
+    np.savez(pair, **{"in.x": np.array([1, 2], np.int32), "out.y": np.array(["a"])})
+    shell.json("model", "add", str(path), "--form", str(form), "--golden", str(pair), "--no-trial", "--sign")
+    _, _, kwargs = shell.client.asked[0]
+    assert (kwargs["id"], kwargs["sign"]) == ("vad", True)
+    said = json.loads(kwargs["form"])
+    assert said["golden"]["inputs"]["x"] == {"dtype": "int32", "shape": [2], "data": [1, 2]}
+    assert (said["golden"]["outputs"]["y"]["data"], said["golden"]["rtol"], said["trial"]) == (["a"], 0.5, False)
+    (tmp_path / "folder").mkdir()
+    shell.json("model", "add", str(tmp_path / "folder"))
+    assert shell.client.asked[1][1] == (str(tmp_path / "folder"),)
+    np.savez(tmp_path / "odd.npz", x=np.zeros(1))
+    np.savez(tmp_path / "evil.npz", **{"in.x": np.array([{}], dtype=object)})
+    (tmp_path / "list.json").write_text("[]")
+    for option in (("--golden", str(form)), ("--golden", str(tmp_path / "odd.npz")), ("--golden", str(tmp_path / "evil.npz")),
+                   ("--form", str(pair)), ("--form", str(tmp_path / "list.json"))):  # fmt: skip
+        assert shell("model", "add", str(path), *option).exit_code == 2
+    assert shell("model", "add", str(path), "--sign", "--orchestrator", "h:1").exit_code == 2
+
+
+def test_models_are_described_checked_and_removed(shell: Shell) -> None:
+    told = shell("model", "describe", "m").stdout
+    assert "x: float32[n, 2]" in told
+    assert "1 MiB of memory, a GPU" in told
+    assert "works here: its golden answer; 1 MiB of memory; its inputs and outputs are not" in shell("model", "check", "m").stdout
+    assert "removed m  bafy" in shell("model", "remove", "m").stdout
+    assert [a[:2] for a in shell.client.asked] == [("describe_model", ("m",)), ("check_model", ("m",)), ("remove_model", ("m",))]
+
+
 def test_cabinet_add_sends_path_and_policy(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("a\n1\n")
     (tmp_path / "p.json").write_text('{"models": ["m"]}')

@@ -33,6 +33,8 @@ class ModelFile:
     size: int
     about: str = ""
     """What its manifest says to the loader, see `model_about`."""
+    memory: int = 0
+    """Bytes that it needs, as its manifest says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +208,7 @@ class AgentPool:
             await trio.sleep(self._health.delay(model.cid, trio.current_time()))
             self._check_memory(model)
             with trio.move_on_after(self._settings.start_timeout) as scope:
-                memory = self._settings.memory_base + int(self._settings.memory_per_model_byte * model.size)
+                memory = max(model.memory, self._settings.memory_base + int(self._settings.memory_per_model_byte * model.size))
                 agent = await AgentProcess.start(self._spawner, self._settings, self._folder, memory)
                 self._started += 1
                 agent.model = model.cid

@@ -205,7 +205,7 @@ class Daemon:
         self._registration.check_size(manifest.size)
         async with self._cache.use(manifest.cid, manifest.format, manifest.size, providers) as path:
             await self._shelf.fetched(manifest, manifest_cid)
-            yield ModelFile(manifest.cid, manifest.format, path, manifest.size, model_about.of_manifest(manifest))
+            yield ModelFile(manifest.cid, manifest.format, path, manifest.size, model_about.of_manifest(manifest), manifest.needs.memory)
 
     async def prewarm(self, model_cid: str, manifest_cid: str, providers: Sequence[str]) -> bool:
         """Fetches and loads the model and runs it once. False if that cannot be done now."""

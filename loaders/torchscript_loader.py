@@ -100,7 +100,7 @@ class TorchScriptModel:
         module = copy.deepcopy(self._module) if self._stateful else self._module
         try:
             # the optimising executor compiles anew for every shape, which takes seconds
-            with torch.inference_mode(), torch.jit.optimized_execution(False):
+            with torch.inference_mode(), torch.jit.optimized_execution(False):  # pyright: ignore[reportPrivateImportUsage]
                 found = module(*(self._argument(name, kind, inputs[name]) for name, kind in self._arguments))
                 return [to_array(v) for v in _flat(found)]
         except TORCH_ERRORS as e:

@@ -122,25 +122,25 @@ class Coordinator:
         except (ContentError, OSError) as e:
             log.warning("job.block_not_published", job=job, reason=str(e))
 
-    async def end(self, outcome: OutcomeEntry) -> None:
-        """Writes the job's outcome; while that is impossible (a full disk) tries again, for as long as it takes. If somebody
-        else owns the job by now it is his to end."""
+    async def end(self, outcome: OutcomeEntry) -> bool:
+        """Writes the job's outcome; while that is impossible (a full disk) tries again, for as long as it takes. False if somebody
+        else owns the job by now: it is his to end."""
         delay = self._settings.retry_backoff
         while True:
             try:
                 if self._table.view(outcome.job).owner != outcome.ballot:
-                    return
+                    return False
                 seen = await self._table.conclude(outcome.job, outcome)
             except NotFound:  # finished, by a cancel, and no longer in memory
-                return
+                return True
             except Fenced as e:
                 log.info("job.fenced", job=outcome.job, reason=e.message)
-                return
+                return False
             except DimError as e:
                 log.error("job.outcome_not_written", job=outcome.job, code=e.code.value, reason=e.message)
             else:
                 log.info("job.finished", job=outcome.job, status=seen.status, code=seen.error.code if seen.error else None)
-                return
+                return True
             await trio.sleep(delay)
             delay = min(2 * delay, self._settings.retry_backoff_max)
 
@@ -162,8 +162,10 @@ class _Drive:
         self._started: set[str] = set()
         self._lost: Counter[str] = Counter()
         """Task key -> how often its output was lost."""
+        self._plan_id = ""
+        """Of the plan that this drive goes on with, as with the seals: what comes later does not change it."""
         self._seals: dict[int, SealFact] = {}
-        """The seals that this drive goes on with, by round: what comes later does not change them."""
+        """By round."""
         self._changed = trio.Event()
         self._first_model = models_of(self._form.config)[0]
         self._models_by_key: dict[str, str] = {}
@@ -227,6 +229,7 @@ class _Drive:
         engine = await self._plan()
         tasks = trio.CapacityLimiter(self._p._settings.max_tasks_per_job)
         while not self._view().terminal:
+            await trio.lowlevel.checkpoint()
             self._changed = trio.Event()
             try:
                 await self._step(engine, nursery, tasks)
@@ -279,6 +282,7 @@ class _Drive:
             self._work.pending = True
             stored = self._view().plan
         assert stored is not None
+        self._plan_id = self._view().plan_id
         await self._place.retake()
         plan = plan_from_plain(stored)
         self._models_by_key = {t.key: t.model for t in plan.tasks}
@@ -335,12 +339,12 @@ class _Drive:
         return Progress(states, {r: tuple(s.seal.attempts) for r, s in self._seals.items()})
 
     def _intact_seals(self) -> dict[int, SealFact]:
-        """By round the seal with the lowest (ballot, id) of those whose attempts are all there and not void."""
+        """By round the seal with the lowest (ballot, id) of those that are of this plan and whose attempts are all there and not void."""
         record = self._p._table.record(self._job)
         there = {f.id for facts in self._view().completed.values() for f in facts}
         found: dict[int, SealFact] = {}
         for key, body in record.items():
-            if isinstance(body, SealEntry) and there.issuperset(body.attempts.values()):
+            if isinstance(body, SealEntry) and body.plan == self._plan_id and there.issuperset(body.attempts.values()):
                 known = found.get(body.round)
                 if known is None or (body.ballot, key) < (known.seal.ballot, known.id):
                     found[body.round] = SealFact(key, body)
@@ -371,7 +375,7 @@ class _Drive:
 
     def _seal(self, seal: Seal) -> None:
         attempts = {key: self._work.done[key].id for key in seal.keys}
-        entry = SealEntry(job=self._job, ballot=self._ballot, round=seal.round, attempts=attempts)
+        entry = SealEntry(job=self._job, ballot=self._ballot, round=seal.round, attempts=attempts, plan=self._plan_id)
         # Nothing follows from a seal before the next round's assignments, or the outcome, are durable, and it with them.
         self._p._table.note(self._job, entry)
         self._work.pending = True
@@ -452,7 +456,7 @@ class _Drive:
         cid = compute(DAG_CBOR, data).text
         if not keep:
             await self._p._store.put_dag_bytes(data, durable=True)
-        await self._p.end(
+        await self._end(
             OutcomeEntry(
                 job=self._job,
                 ballot=self._ballot,
@@ -468,7 +472,12 @@ class _Drive:
     async def fail(self, error: ErrorInfo) -> None:
         details = with_names(error.details, self._p._table.record(self._job), self._p._selector.name)
         error = msgspec.structs.replace(error, details=details)
-        await self._p.end(self._p.failed(self._job, self._ballot, error))
+        await self._end(self._p.failed(self._job, self._ballot, error))
+
+    async def _end(self, outcome: OutcomeEntry) -> None:
+        """Raises `Fenced`: there is nothing more to do here then."""
+        if not await self._p.end(outcome):
+            raise Fenced(f"job {self._job} has a new owner", hint="It goes on there.")
 
     def _expired(self) -> OutcomeEntry:
         waited = "; ".join(f"{k} waited for {v}" if k != "plan" else f"it waited for {v}" for k, v in sorted(self._work.waiting.items()))

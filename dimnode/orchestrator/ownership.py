@@ -25,7 +25,7 @@ from dimnode.records.table import RecordTable
 log = structlog.get_logger(__name__)
 
 Sync = Callable[[Sequence[str]], Awaitable[None]]
-"""Learns what the live seats and other holders know of these jobs."""
+"""Learns what the live seats and other holders know of these jobs. Raises `DimError` if it cannot be stored here."""
 Seats = Callable[[], Collection[tuple[str, str]]]
 """(peer, boot) of the live seats, this node's included."""
 
@@ -159,8 +159,12 @@ class Ownership:
         return {j for j in wanted if j in self._held}
 
     async def _take_batch(self, jobs: Sequence[str], sync_timeout: float, handed_by: str) -> None:
-        with trio.move_on_after(sync_timeout):
-            await self._sync(jobs)
+        try:
+            with trio.move_on_after(sync_timeout):
+                await self._sync(jobs)
+        except DimError as e:
+            log.error("jobs.not_taken_up", jobs=len(jobs), code=e.code.value, reason=e.message)
+            return
         views = [self._table.view(j) for j in jobs if self._table.holds(j)]
         claims = {v.job: self._claim(v) for v in views if self._claimable(v, handed_by)}
         if not claims:

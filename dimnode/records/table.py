@@ -63,12 +63,14 @@ class NoCopies:
 
 
 class _Job:
-    __slots__ = ("changed", "ending", "noted", "record", "version")
+    __slots__ = ("changed", "ending", "noted", "offered", "record", "version")
 
     def __init__(self, record: Record) -> None:
         self.record = record
         self.noted: list[SignedEntry] = []
-        """Entries that the journal does not have yet."""
+        """Entries that the journal does not have yet, as far as is known."""
+        self.offered: set[str] = set()
+        """Those of them whose writing was begun and did not come to its end: they may be durable, here or elsewhere."""
         self.version = 0
         self.changed = trio.Event()
         self.ending = trio.Lock()
@@ -143,6 +145,11 @@ class RecordTable:
         noted = reduce(lambda bits, i: bits ^ id_bits(i), {e.id for e in state.noted if e.id in state.record}, 0)
         return (int.from_bytes(state.record.digest, "big") ^ noted).to_bytes(DIGEST_BYTES, "big")
 
+    def unwritten(self, job: str) -> frozenset[str]:
+        """Ids of the entries that are in memory and not in the journal, as far as is known."""
+        state = self._active.get(job) or self._finished.get(job)
+        return frozenset(e.id for e in state.noted) if state is not None else frozenset()
+
     def holds(self, job: str) -> bool:
         """Whether it is in memory."""
         return job in self._active or job in self._finished
@@ -196,11 +203,24 @@ class RecordTable:
                 self._settle(p.job, p.entries)
                 counts.append(1 + c.others)
             else:
-                theirs = {e.id for e in c.entries}
-                await self._journal.discard(p.job, [e.id for e in p.entries if e.id not in theirs])
                 await self.merge(p.job, c.entries)
+                theirs = {e.id for e in c.entries}
+                await self._discard(p.job, [e.id for e in p.entries if e.id not in theirs])
                 counts.append(None)
         return counts
+
+    async def _discard(self, job: str, ids: Collection[str]) -> None:
+        """In the journal, and in memory, where they may have come from there. Others that have got them give them back."""
+        await self._journal.discard(job, list(ids))
+        state = self._active.get(job) or self._finished.get(job)
+        if state is None or not any(i in state.record for i in ids):
+            return
+        state.record = Record(job, [e for e in state.record.entries() if e.id not in ids])
+        if (seen := view(state.record)).core is None:
+            self._let_out(job)
+        else:
+            self._file(job, state, finished=seen.terminal)
+        self._tell(state, job)
 
     def note(self, job: str, body: Body) -> None:
         """Sign and add now; durable with the next `append`. For what may be lost in a crash, and for what has
@@ -214,11 +234,11 @@ class RecordTable:
 
     def forsake(self, job: str) -> None:
         """This node does not drive the job any more: what it decided and did not make durable is forgotten. Facts that others
-        signed stay."""
+        signed stay, and what may be durable somewhere."""
         state = self._active.get(job) or self._finished.get(job)
         if state is None:
             return
-        mine = {e.id for e in state.noted if e.author == self._signer.peer_id and not isinstance(e.body(), Attempt)}
+        mine = {e.id for e in state.noted if e.author == self._signer.peer_id and not isinstance(e.body(), Attempt)} - state.offered
         if mine:
             state.noted = [e for e in state.noted if e.id not in mine]
             state.record = Record(job, [e for e in state.record.entries() if e.id not in mine])
@@ -246,12 +266,16 @@ class RecordTable:
                 copied = await self._write(pending, written, wanted)
         except BaseException:
             for p in pending:
-                self._give_back(p)
+                if not p.durable:
+                    self._give_back(p)
+                elif self.holds(p.job):
+                    self._settle(p.job, p.entries)
             raise
         return await self._written(pending, copied, copies_first=copies_first)
 
     async def _write(self, pending: Sequence[_Pending], written: Sequence[Written], wanted: int | None) -> list[Copied]:
-        """Here and on the copies at the same time."""
+        """Here and on the copies at the same time. What is being written here is not interrupted: what is durable is also in
+        memory."""
         copied: list[Copied] = []
 
         async def copy() -> None:
@@ -260,7 +284,10 @@ class RecordTable:
         with collapse():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(copy)
-                await self._journal.append([e for p in pending for e in p.all])
+                with trio.CancelScope(shield=True):
+                    await self._journal.append([e for p in pending for e in p.all])
+                for p in pending:
+                    p.durable = True
         return copied
 
     async def _written(self, pending: Sequence[_Pending], copied: Sequence[Copied], *, copies_first: bool) -> list[int]:
@@ -290,6 +317,7 @@ class RecordTable:
         state = self._active.get(pending.job) or self._finished.get(pending.job)
         if state is not None:
             state.noted = [*pending.noted, *state.noted]
+            state.offered.update(e.id for e in pending.noted)
 
     # --- what others say
 
@@ -315,7 +343,8 @@ class RecordTable:
         for job, entries in jobs:
             state = self._active.get(job) or self._finished.get(job)
             known = state.record if state is not None else frozenset(e.id for e in away.get(job, ()))
-            new[job] = [e for e in entries if e.id not in known]
+            unwritten = self.unwritten(job)
+            new[job] = [e for e in entries if e.id not in known or e.id in unwritten]
         fenced: Mapping[str, Ballot] = {}
         if under or any(new.values()):
             fenced = await self._journal.append([e for entries in new.values() for e in entries], under=under, fresh=fresh)
@@ -341,8 +370,7 @@ class RecordTable:
         """Removes records for good, here only: whoever follows them finds them unknown. Raises what `Journal.forget` raises."""
         await self._journal.forget(jobs)
         for job in jobs:
-            state = self._active.pop(job, None) or self._finished.pop(job, None)
-            self._bytes -= self._sizes.pop(job, 0)
+            state = self._let_out(job)
             if state is not None:
                 self._tell(state, job)
             self._dirty.discard(job)
@@ -390,7 +418,9 @@ class RecordTable:
         """Durable entries into memory; what they compact away the journal has dropped by itself."""
         self._apply(job, entries)
         state = self._known(job)
-        state.noted = [e for e in state.noted if e.id in state.record]
+        settled = {e.id for e in entries}
+        state.noted = [e for e in state.noted if e.id in state.record and e.id not in settled]
+        state.offered.intersection_update(e.id for e in state.noted)
 
     def _apply(self, job: str, entries: Sequence[SignedEntry]) -> None:
         """A view costs more than an entry: only an outcome or a claim can make a job finished or unfinished."""
@@ -413,6 +443,11 @@ class RecordTable:
         self._version += 1
         self._changed.set()
         self._changed = trio.Event()
+
+    def _let_out(self, job: str) -> _Job | None:
+        """Out of memory."""
+        self._bytes -= self._sizes.pop(job, 0)
+        return self._active.pop(job, None) or self._finished.pop(job, None)
 
     def _file(self, job: str, state: _Job, *, finished: bool) -> None:
         if not finished:
@@ -462,13 +497,14 @@ class RecordTable:
 
 
 class _Pending:
-    __slots__ = ("all", "entries", "job", "noted")
+    __slots__ = ("all", "durable", "entries", "job", "noted")
 
     def __init__(self, job: str, entries: list[SignedEntry], noted: list[SignedEntry]) -> None:
         self.job = job
         self.entries = entries
         self.noted = noted
         self.all = [*noted, *entries]
+        self.durable = False
 
 
 def _unknown(job: str) -> NotFound:

@@ -11,15 +11,17 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from dimnode.domain.record import SignedEntry
+from dimnode.domain.record import Ballot, Claim, OutcomeEntry, SignedEntry
 from dimnode.domain.tensors import from_numpy, to_json, to_numpy
 from dimnode.errors import FailedPrecondition, Fenced, NotFound, ResourceExhausted, Unavailable
+from dimnode.orchestrator.coordinator import Coordinator
 from dimnode.orchestrator.values import Values
-from dimnode.records.table import TableSettings
+from dimnode.records.table import RecordTable, TableSettings
+from dimnode.security.signing import sign_entry
 from dimnode.state.memory_journal import MemoryJournal
 from p2p.ipfs.api import BlockMissing, DiskFull
 from tests.support.orchestrated_jobs import double_model, finished, form, held_by, outcome, running
-from tests.support.orchestration import FakeNode, FakeSwarm, failing
+from tests.support.orchestration import FakeNode, FakeSwarm, failing, identity
 
 CONCAT = {"model_id": "double", "aggregation": {"method": "concat"}}
 
@@ -148,6 +150,29 @@ async def test_an_owner_that_is_fenced_writes_no_outcome(autojump_clock: MockClo
         await trio.sleep(60)
         assert (await orchestrator.get(accepted.job_id))["status"] not in ("failed", "expired")
         assert len(await journal.unfinished()) == 1
+
+
+async def test_an_owner_that_is_fenced_at_the_end_lets_its_job_go(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one's claim comes after the last task is done: there is nothing to be decided any more, and nothing to wait for."""
+    swarm = FakeSwarm([FakeNode("a")])
+    await double_model(swarm)
+    journal = MemoryJournal()
+    table = RecordTable(journal, identity("orchestrator"))
+    end = Coordinator.end
+
+    async def too_late(coordinator: Coordinator, outcome: OutcomeEntry) -> bool:
+        other = identity("other")
+        claim = Claim(job=outcome.job, ballot=Ballot(2, other.peer_id, "b"))
+        await table.merge(outcome.job, [sign_entry(claim, other)])
+        return await end(coordinator, outcome)
+
+    async with running(swarm, journal, table=table) as orchestrator:
+        monkeypatch.setattr(Coordinator, "end", too_late)
+        accepted = await orchestrator.submit(form(), "me")
+        await trio.sleep(5)
+        document = await orchestrator.get(accepted.job_id)
+        assert (document["status"], document["epoch"]) == ("scheduling", 2)
+        assert orchestrator.load() == 0
 
 
 async def test_training_goes_on_in_the_round_where_a_restart_interrupted_it(autojump_clock: MockClock) -> None:

@@ -57,6 +57,7 @@ class Orchestrator:
         self._store = store
         self._clock = clock
         self._settings = settings
+        self._seats = seats
         self._held = Ownership(me, boot, table, inquiry, clock, settings, sync=sync, seats=seats, drive=self._enqueue)
         """Unfinished jobs that this orchestrator drives or will drive."""
         self._waiting: list[tuple[int, int, Held]] = []
@@ -78,12 +79,13 @@ class Orchestrator:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Takes up this node's unfinished jobs, accepts and drives jobs until cancelled. Then the nodes are left at their work:
-        it belongs to the next owner."""
+        it belongs to the next owner. Raises `ResourceExhausted` when the disk is full for long and others hold seats."""
         self._accepting = True
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._held.run)
+                nursery.start_soon(self._leave_when_full)
                 task_status.started()
                 await self._drive_jobs(nursery)
         finally:
@@ -92,6 +94,17 @@ class Orchestrator:
             self._held.let_all_go()
             self._scopes.clear()
             self._waiting.clear()
+
+    async def _leave_when_full(self) -> None:
+        """An owner that cannot write ends no job. Others can take its jobs, unless it is the only seat."""
+        s = self._settings
+        room_at = self._clock.monotonic()
+        while True:
+            await trio.sleep(s.full_check)
+            if await self._table.has_room() or not any(peer != self._me for peer, _ in self._seats()):
+                room_at = self._clock.monotonic()
+            elif self._clock.monotonic() - room_at >= s.full_patience:
+                raise ResourceExhausted("the disk is full", hint="Free some space: until then other nodes orchestrate.")
 
     def stop_accepting(self) -> None:
         self._accepting = False

@@ -38,6 +38,10 @@ class OrchestratorSettings:
     """Unfinished jobs that are claimed in one transaction, and asked for in one request, when they are taken over."""
     claim_retry: float = 5.0
     """Seconds before claims that could not be written, or that somebody else's seems to outdo, are tried again."""
+    full_check: float = 1.0
+    """Seconds between two looks whether the journal takes entries."""
+    full_patience: float = 5.0
+    """Seconds for which a full disk is borne while others hold seats; then this one is given up."""
     sync_timeout: float = 2.0
     """Seconds given to learn what others know of jobs before they are taken over when a term begins."""
     sync_offered: float = 0.3

@@ -22,7 +22,7 @@ from dimnode.domain.record import Assign, Attempt, Ballot, SignedEntry, Void
 from dimnode.domain.task import TaskOrder
 from dimnode.errors import Code, DimError, Fenced, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted, TaskFailed, Unavailable
 from dimnode.orchestrator.inputs import cabinet_of, inputs_of
-from dimnode.orchestrator.selection import Selector
+from dimnode.orchestrator.selection import Choice, Selector
 from dimnode.orchestrator.settings import OrchestratorSettings
 from dimnode.orchestrator.takeover import unanswered
 from dimnode.orchestrator.task_calls import Call, TaskCalls, problem_of
@@ -53,9 +53,9 @@ class _Tries:
     refusals: int = 0
     refused: set[str] = field(default_factory=set[str])
     """Assignments, by entry id, that their nodes did not take."""
-    unwilling: set[str] = field(default_factory=set[str])
-    """Nodes that do not believe that this one holds a seat (one that just won it is not known everywhere yet), or that cannot
-    be reached: others are better."""
+    unwilling: dict[str, None] = field(default_factory=dict[str, None])
+    """Nodes that did not take the task, the latest last: busy ones, those with a full disk, those that do not believe that this one
+    holds a seat (one that just won it is not known everywhere yet), those that cannot be reached. Others are better."""
     unreached_since: float | None = None
     """Since when no node that was tried could be reached."""
 
@@ -209,8 +209,8 @@ class TaskRunner:
         busy, unreached = isinstance(refused.error, ResourceExhausted), isinstance(refused, _Unreached)
         why = "is busy" if busy else "cannot be reached" if unreached else "does not take tasks from this orchestrator"
         work.waiting[plan.key] = f"node {self._selector.name(node)}, which {why}"
-        if not busy:
-            tries.unwilling.add(node)
+        tries.unwilling.pop(node, None)
+        tries.unwilling[node] = None
         if not unreached:
             tries.unreached_since = None
             return
@@ -275,6 +275,8 @@ class TaskRunner:
             choice = self._selector.choose(plan, ref, manifest, budget, avoid=no_good | taken)
             if choice.node in no_good and taken:
                 choice = self._selector.choose(plan, ref, manifest, budget, avoid=no_good)
+            if choice.node in tries.unwilling:
+                choice = self._in_turn(seek, tries, budget) or choice
             if choice.node is not None and not work.place.held:
                 await work.place.retake()  # which may take a while: the swarm is looked at again
                 continue
@@ -293,6 +295,16 @@ class TaskRunner:
                 gone_since = math.inf
             with trio.move_on_after(patience):
                 await self._wait(work, version)
+
+    def _in_turn(self, seek: Seek, tries: _Tries, budget: float | None) -> Choice | None:
+        """No node is left that has not refused: the one that did so longest ago. The best of them, which a full disk makes idle, may
+        be the last to change its mind."""
+        no_good = {*tries.failed_nodes, *tries.unwilling}
+        for node in tries.unwilling:
+            choice = self._selector.choose(seek.plan, seek.ref, seek.manifest, budget, avoid=no_good - {node})
+            if choice.node == node:
+                return choice
+        return None
 
     async def _wait(self, work: Work, version: int) -> None:
         work.stuck += 1

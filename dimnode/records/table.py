@@ -17,10 +17,14 @@ import trio
 from dimnode.core.job_record import DIGEST_BYTES, Record, id_bits
 from dimnode.core.job_view import JobView, view
 from dimnode.domain.record import Attempt, Ballot, Body, Claim, OutcomeEntry, SignedEntry
-from dimnode.errors import Fenced, NotFound
+from dimnode.errors import Fenced, NotFound, ResourceExhausted
 from dimnode.ports import Copied, Copies, Journal, Signer, Written
 from dimnode.security.signing import sign_entry
 from p2p.groups import collapse
+
+TRIAL = "room"
+TRIAL_BYTES = 64 * 1024
+"""As much as a few jobs take: a disk that has only a page left is full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,8 @@ class RecordTable:
         self._changed = trio.Event()
         self._dirty: set[str] = set()
         self._lately: OrderedDict[str, None] = OrderedDict()
+        self._full = False
+        """Whether the journal refused the last entries for want of room."""
 
     async def open(self) -> None:
         """Reads the unfinished records of the journal."""
@@ -261,7 +267,7 @@ class RecordTable:
         try:
             if copies_first:
                 copied = await self.copies.write(written, wanted=wanted)
-                await self._journal.append([e for p, c in zip(pending, copied, strict=True) if c.fenced is None for e in p.all])
+                await self._store([e for p, c in zip(pending, copied, strict=True) if c.fenced is None for e in p.all])
             else:
                 copied = await self._write(pending, written, wanted)
         except BaseException:
@@ -285,7 +291,7 @@ class RecordTable:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(copy)
                 with trio.CancelScope(shield=True):
-                    await self._journal.append([e for p in pending for e in p.all])
+                    await self._store([e for p in pending for e in p.all])
                 for p in pending:
                     p.durable = True
         return copied
@@ -347,7 +353,7 @@ class RecordTable:
             new[job] = [e for e in entries if e.id not in known or e.id in unwritten]
         fenced: Mapping[str, Ballot] = {}
         if under or any(new.values()):
-            fenced = await self._journal.append([e for entries in new.values() for e in entries], under=under, fresh=fresh)
+            fenced = await self._store([e for entries in new.values() for e in entries], under=under, fresh=fresh)
         return [
             Merged(job, job not in fenced and self._absorb(job, away.get(job, ()), found), fenced.get(job)) for job, found in new.items()
         ]
@@ -411,6 +417,30 @@ class RecordTable:
     def lately(self) -> tuple[str, ...]:
         """Jobs whose records changed here, the latest first: as many as are remembered."""
         return tuple(reversed(self._lately))
+
+    # --- the disk
+
+    async def has_room(self) -> bool:
+        """Whether the journal takes entries: tried, if it refused the last ones because the disk was full."""
+        if self._full:
+            try:
+                await self._journal.put(TRIAL, bytes(TRIAL_BYTES))
+            except ResourceExhausted:
+                return False
+            self._full = False
+        return True
+
+    async def _store(
+        self, entries: Sequence[SignedEntry], *, under: Mapping[str, Ballot] | None = None, fresh: Collection[str] = ()
+    ) -> dict[str, Ballot]:
+        """`dimnode.ports.Journal.append`."""
+        try:
+            fenced = await self._journal.append(entries, under=under, fresh=fresh)
+        except ResourceExhausted:
+            self._full = True
+            raise
+        self._full = False
+        return fenced
 
     # --- inside
 

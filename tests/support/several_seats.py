@@ -136,14 +136,22 @@ class SeatNode:
         elector: Any = Elector(self.town, self)
         self.offers = JobOffers(self.network, self.table, elector, TrioClock(), lambda: self.orchestrator)
         Questions(self.network, self.table, self, lambda: self.orchestrator)
-        with trio.CancelScope() as self.scope:
-            await self.table.open()
-            async with trio.open_nursery() as nursery:
-                await nursery.start(self.offers.run)
-                self.town.seat(self)
-                with trio.CancelScope() as self.term:
-                    await self._lead(task_status)
-                await trio.sleep_forever()
+        self.scope = life = trio.CancelScope()
+        try:
+            with life:
+                await self._live(task_status)
+        except* DimError:
+            if not life.cancel_called:
+                raise  # else what was shielded found the disk of a crashed node gone
+
+    async def _live(self, task_status: trio.TaskStatus[None]) -> None:
+        await self.table.open()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.offers.run)
+            self.town.seat(self)
+            with trio.CancelScope() as self.term:
+                await self._lead(task_status)
+            await trio.sleep_forever()
 
     async def _lead(self, task_status: trio.TaskStatus[None]) -> None:
         orchestrator = self._orchestrator()

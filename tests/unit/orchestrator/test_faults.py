@@ -29,9 +29,10 @@ CONCAT = {"model_id": "double", "aggregation": {"method": "concat"}}
 class EagerJournal(MemoryJournal):
     """Like the real one: a write that is under way goes on, whether or not its caller still waits."""
 
-    async def append(self, entries: Sequence[SignedEntry]) -> None:
-        await super().append(entries)
+    async def append(self, entries: Sequence[SignedEntry], **more: Any) -> dict[str, Ballot]:
+        fenced = await super().append(entries, **more)
         await trio.sleep(0.2)
+        return fenced
 
 
 async def hang(order: Any) -> None:

@@ -49,7 +49,7 @@ def _many(args: argparse.Namespace) -> int:
     done, cost, failed, counts = 0, 0.0, 0, Counter[str]()
     with farm(args.workers) as pool:
         for batch in _batches(iter(seeds), 40):
-            for report in perform_all(pool, (Run(seed, args.nodes, args.scenario) for seed in batch)):
+            for report in perform_all(pool, (Run(seed, args.nodes, args.scenario) for seed in batch), chunk=1 if args.nodes > 9 else 4):
                 done, cost = done + 1, cost + report.seconds
                 counts.update(report.counts)
                 if report.problem:

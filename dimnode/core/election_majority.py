@@ -128,7 +128,7 @@ class MajorityElection:
         """The answer of ``vote.voter``, who is authenticated."""
         self._mind_time(now)
         listed = self._listed
-        if listed is None or vote.voter not in listed.voters and vote.voter not in listed.previous:
+        if listed is None or (vote.voter not in listed.voters and vote.voter not in listed.previous):
             return self._flush()
         if not sane_leap(self.n, vote.n, self.settings.max_leap):
             self.refused += 1

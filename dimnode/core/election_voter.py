@@ -145,4 +145,3 @@ class Voter:
         since = now - self.settings.suspicion
         heard = [p for p, h in self._heard.items() if h.standing and h.at > since]
         return tuple(sorted(heard, key=pool_order)[: self.settings.orchestrators + self.settings.spare])
-

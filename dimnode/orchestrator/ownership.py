@@ -16,7 +16,7 @@ import trio
 
 from dimnode.core.job_view import JobView
 from dimnode.domain.record import Ballot, Claim, StatusEntry
-from dimnode.errors import DimError, Fenced
+from dimnode.errors import DimError, Fenced, Unavailable
 from dimnode.orchestrator.settings import OrchestratorSettings
 from dimnode.orchestrator.takeover import NOTHING, Findings, Inquiry
 from dimnode.ports import Clock
@@ -168,8 +168,8 @@ class Ownership:
         try:
             with trio.CancelScope(shield=True):  # what is durable is also known here
                 await self._table.extend([(job, [claim]) for job, claim in claims.items()], copies_first=True)
-        except Fenced as e:
-            log.info("jobs.owned_elsewhere", reason=e.message)
+        except (Fenced, Unavailable) as e:  # some of them; the table knows which
+            log.info("jobs.not_all_taken", reason=e.message)
         except DimError as e:
             log.error("jobs.not_taken_up", jobs=len(claims), code=e.code.value, reason=e.message)
             return

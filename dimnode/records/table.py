@@ -17,7 +17,7 @@ import trio
 from dimnode.core.job_record import DIGEST_BYTES, Record, id_bits
 from dimnode.core.job_view import JobView, view
 from dimnode.domain.record import Attempt, Ballot, Body, Claim, OutcomeEntry, SignedEntry
-from dimnode.errors import Fenced, NotFound
+from dimnode.errors import Fenced, NotFound, Unavailable
 from dimnode.ports import Copied, Copies, Journal, Signer, Written
 from dimnode.security.signing import sign_entry
 from p2p.groups import collapse
@@ -57,6 +57,13 @@ class NoCopies:
     def others(self, job: str) -> int:
         del job
         return 0
+
+    def insists(self) -> bool:
+        return False
+
+    def enough(self, job: str) -> bool:
+        del job
+        return True
 
     def drop(self, jobs: Sequence[str]) -> None:
         del jobs
@@ -235,13 +242,16 @@ class RecordTable:
         """`append` for several jobs, here in one transaction. ``copies_first``: durable
         on the copies before here, for what may not be written at all if somebody else owns a job by now (claims, ends).
         Returns the number of copies of each, this node's included. Raises `Fenced` if that is so for any; with
-        ``copies_first`` the others are written all the same."""
+        ``copies_first`` the others are written all the same, and `Unavailable` if too few copies acknowledged any
+        (`dimnode.ports.Copied.enough`): that one is not written here and does not count."""
         pending = [_Pending(job, [sign_entry(b, self._signer) for b in bodies], self._take_noted(job)) for job, bodies in jobs]
         written = [Written(p.job, p.all, blocks=(blocks or {}).get(p.job, ())) for p in pending]
         try:
             if copies_first:
                 copied = await self.copies.write(written, wanted=wanted)
-                await self._journal.append([e for p, c in zip(pending, copied, strict=True) if c.fenced is None for e in p.all])
+                await self._journal.append(
+                    [e for p, c in zip(pending, copied, strict=True) if c.fenced is None and c.enough for e in p.all]
+                )
             else:
                 copied = await self._write(pending, written, wanted)
         except BaseException:
@@ -265,7 +275,12 @@ class RecordTable:
 
     async def _written(self, pending: Sequence[_Pending], copied: Sequence[Copied], *, copies_first: bool) -> list[int]:
         fenced: Copied | None = None
+        short = 0
         for p, c in zip(pending, copied, strict=True):
+            if copies_first and c.fenced is None and not c.enough:
+                short += 1
+                self._give_back(p)
+                continue
             if c.fenced is not None:
                 fenced = c
                 if copies_first:
@@ -277,6 +292,12 @@ class RecordTable:
             owner = fenced.fenced
             assert owner is not None
             raise Fenced(f"ballot {owner.n} of {owner.peer} owns job {fenced.job}", hint="Its owner goes on with it.")
+        if short:
+            raise Unavailable(
+                f"{short} of {len(pending)} decisions were not acknowledged by a majority of the voters",
+                hint="It is tried again as long as this node holds a seat.",
+                retry_after=1.0,
+            )
         return [1 + c.others for c in copied]
 
     def _take_noted(self, job: str) -> list[SignedEntry]:

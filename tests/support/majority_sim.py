@@ -239,7 +239,8 @@ class MajoritySwarm:
         if not (self.passes(one, other) and self.passes(other, one)):
             return
         a, b = self.disks[one].listed, self.disks[other].listed
-        assert a is not None and b is not None
+        assert a is not None
+        assert b is not None
         newer, behind = (a, other) if a.version > b.version else (b, one)
         self._at(self.now + self.rng.uniform(*self.delay), lambda: self._take(behind, newer))
 
@@ -301,8 +302,14 @@ def torment(swarm: MajoritySwarm, seconds: float, *, lists: bool = False) -> Non
     the electorate; then all is healed and up."""
     rng, end = swarm.rng, swarm.now + seconds
     while swarm.now < end:
-        swarm.run(rng.uniform(0.5, 5))
-        match rng.randrange(9 if lists else 8):
+        swarm.run(rng.choice((rng.uniform(0.1, 1), rng.uniform(1, 5))))
+        match rng.randrange(12 if lists else 10):
+            case 8:
+                _cut_off_and_restart(swarm)
+            case 9:
+                for name in [p for p in swarm.up if rng.random() < 0.5]:
+                    swarm.crash(name)
+                    swarm.start(name)
             case 0:
                 swarm.split(p for p in swarm.names if rng.random() < 0.5)
             case 1:
@@ -330,6 +337,17 @@ def torment(swarm: MajoritySwarm, seconds: float, *, lists: bool = False) -> Non
             case _:
                 swarm.change(rng.choice(swarm.names))
     recover(swarm)
+
+
+def _cut_off_and_restart(swarm: MajoritySwarm) -> None:
+    """A holder hears nobody any more and still has its lease; the others forget all that is not on their disks."""
+    held = sorted(swarm.holders().values())
+    if held:
+        alone = swarm.rng.choice(held)
+        swarm.split({alone})
+        for name in [p for p in swarm.up if p != alone]:
+            swarm.crash(name)
+            swarm.start(name)
 
 
 def recover(swarm: MajoritySwarm) -> None:

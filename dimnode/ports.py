@@ -169,6 +169,10 @@ class Copies(Protocol):
         """Whether everything that this node decided about the job counts (`Copied.enough`)."""
         ...
 
+    async def counts(self, job: str) -> bool:
+        """Whether the end of a job that is here, whoever wrote it, may be shown; the voters are asked. Raises `NotFound`."""
+        ...
+
     def drop(self, jobs: Sequence[str]) -> None:
         """This node no longer owns these jobs: it neither writes nor repairs their copies."""
         ...

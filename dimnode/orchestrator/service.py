@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -28,6 +29,8 @@ from dimnode.records.table import RecordTable
 from p2p.ipfs.api import ContentError, ContentStore
 
 log = structlog.get_logger(__name__)
+LOOKS_AT_ONCE = 16
+"""Ended jobs of a list whose voters are asked at the same time."""
 
 
 class Orchestrator:
@@ -280,7 +283,20 @@ class Orchestrator:
             views = [self._table.view(j) for j in self._table.active[-limit:]]
         else:
             views = [v for v in await self._table.recent(limit) if v.status != "deleted"]
-        return [await self.get(v.job) for v in views]
+        if not self._table.copies.insists():
+            return [await self.get(v.job) for v in views]
+        found: dict[str, JobDocument] = {}
+        limit_at_once = trio.CapacityLimiter(LOOKS_AT_ONCE)
+
+        async def look(job: str) -> None:
+            async with limit_at_once:
+                with suppress(NotFound, Unavailable):
+                    found[job] = await self.get(job)
+
+        async with trio.open_nursery() as nursery:
+            for v in views:
+                nursery.start_soon(look, v.job)
+        return [found[v.job] for v in views if v.job in found]
 
     async def watch(self, job_id: str) -> AsyncGenerator[JobDocument, None]:
         seen, version = await self._visible(job_id), 0
@@ -356,6 +372,10 @@ class Orchestrator:
         seen = await self._table.load(job_id)
         if seen.status == "deleted":
             raise NotFound(f"job {job_id} is not known here", hint="`dimnode jobs` lists the jobs.")
+        if seen.terminal and not await self._table.copies.counts(job_id):
+            raise Unavailable(
+                f"the end of job {job_id} is not acknowledged by a majority of the voters", hint="Try again.", retry_after=1.0
+            )
         return seen
 
 

@@ -20,6 +20,7 @@ from dimnode.core.job_record import EntryRefused, Verify, check_entry
 from dimnode.domain.record import Ballot, Claim, Core, OutcomeEntry, SignedEntry
 from dimnode.errors import DimError
 from dimnode.ports import Clock, Copied, Journal, Registry, Written
+from dimnode.records.acknowledgements import Acknowledgements
 from dimnode.records.asks import Ask, Waiter
 from dimnode.records.hand_over import HandOver, HandOverSettings
 from dimnode.records.keepers import Keepers
@@ -74,6 +75,8 @@ class _Job:
     crowded: bool = False
     """It would have more copies if the nodes had room in their queues."""
     ending: bool = False
+    ended: bool = False
+    """This node wrote its end."""
     accepting: bool = False
     """Its first claim is being written: any other claim fences it."""
 
@@ -103,6 +106,7 @@ class Replicator:
         self._verify = verify
         self._links: dict[str, Link] = {}
         self._voters = voters
+        self._ends = Acknowledgements(network, table, clock, voters, s.patience, verify)
         self._keepers = Keepers(network, registry, s.copies_on, self._links, clock.monotonic, voters)
         self._hand_over = HandOver(network, table, journal, store, self._keepers, s.hand_over)
         self._jobs: dict[str, _Job] = {}
@@ -152,6 +156,12 @@ class Replicator:
     def enough(self, job: str) -> bool:
         state = self._jobs.get(job)
         return self._counts(state.copies, state.copies.length) if state is not None else not self._needed()
+
+    async def counts(self, job: str) -> bool:
+        state = self._jobs.get(job)
+        if state is not None and state.ended and self.enough(job):
+            return True
+        return await self._ends.counts(job)
 
     def _needed(self) -> int:
         return others_needed(self._voters(), self._network.peer_id)
@@ -213,6 +223,7 @@ class Replicator:
         state.accepting = w.new
         state.unsettled += w.entries
         if any(isinstance(e.body(), OutcomeEntry) for e in w.entries):
+            state.ended = True
             self._let_go_later(w.job, state)
         ask = Ask(w.job, length, self._settings.replicas if wanted is None else wanted, w.blocks, waiter)
         state.asks.append(ask)

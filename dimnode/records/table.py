@@ -19,6 +19,7 @@ from dimnode.core.job_view import JobView, view
 from dimnode.domain.record import Attempt, Ballot, Body, Claim, OutcomeEntry, SignedEntry
 from dimnode.errors import Fenced, NotFound, Unavailable
 from dimnode.ports import Copied, Copies, Journal, Signer, Written
+from dimnode.records.no_copies import NoCopies
 from dimnode.security.signing import sign_entry
 from p2p.groups import collapse
 
@@ -44,29 +45,6 @@ class Merged:
     """They told something new."""
     fenced: Ballot | None = None
     """A higher ballot is known: nothing was stored."""
-
-
-class NoCopies:
-    """`dimnode.ports.Copies` of a node without others."""
-
-    async def write(self, jobs: Sequence[Written], *, wanted: int | None = None) -> list[Copied]:
-        del wanted
-        await trio.lowlevel.checkpoint()
-        return [Copied(w.job, 0) for w in jobs]
-
-    def others(self, job: str) -> int:
-        del job
-        return 0
-
-    def insists(self) -> bool:
-        return False
-
-    def enough(self, job: str) -> bool:
-        del job
-        return True
-
-    def drop(self, jobs: Sequence[str]) -> None:
-        del jobs
 
 
 class _Job:
@@ -249,9 +227,9 @@ class RecordTable:
         try:
             if copies_first:
                 copied = await self.copies.write(written, wanted=wanted)
-                await self._journal.append(
-                    [e for p, c in zip(pending, copied, strict=True) if c.fenced is None and c.enough for e in p.all]
-                )
+                # What was noted before a decision that does not count is with the copies all the same, so it is kept here, too.
+                kept = ((p.all if c.enough else p.noted) for p, c in zip(pending, copied, strict=True) if c.fenced is None)
+                await self._journal.append([e for entries in kept for e in entries])
             else:
                 copied = await self._write(pending, written, wanted)
         except BaseException:
@@ -279,7 +257,6 @@ class RecordTable:
         for p, c in zip(pending, copied, strict=True):
             if copies_first and c.fenced is None and not c.enough:
                 short += 1
-                self._give_back(p)
                 continue
             if c.fenced is not None:
                 fenced = c

@@ -215,10 +215,10 @@ class Ownership:
         """Driven no longer: it has ended, or is another's; or this node was fenced without being shown by whom, and claims
         it again after a while. Decisions that were not durable are forgotten."""
         held = self._held.pop(job, None)
-        if held is None or not self._table.holds(job) or self._table.view(job).terminal:
+        if held is None or not self._table.holds(job):
             return
         self._table.forsake(job)
-        if self._table.view(job).owner != held.ballot:
+        if not self._table.view(job).terminal and self._table.view(job).owner != held.ballot:
             log.info("job.let_go", job=job, epoch=self._table.view(job).epoch)
             self._table.copies.drop([job])
 

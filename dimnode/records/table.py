@@ -234,7 +234,10 @@ class RecordTable:
                 copied = await self._write(pending, written, wanted)
         except BaseException:
             for p in pending:
-                self._give_back(p)
+                if p.durable:  # whoever waited was cancelled: memory says what the disk says
+                    self._settle(p.job, p.entries)
+                else:
+                    self._give_back(p)
             raise
         return await self._written(pending, copied, copies_first=copies_first)
 
@@ -248,7 +251,10 @@ class RecordTable:
         with collapse():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(copy)
-                await self._journal.append([e for p in pending for e in p.all])
+                with trio.CancelScope(shield=True):  # else nobody would know whether it is on the disk
+                    await self._journal.append([e for p in pending for e in p.all])
+                for p in pending:
+                    p.durable = True
         return copied
 
     async def _written(self, pending: Sequence[_Pending], copied: Sequence[Copied], *, copies_first: bool) -> list[int]:
@@ -460,13 +466,15 @@ class RecordTable:
 
 
 class _Pending:
-    __slots__ = ("all", "entries", "job", "noted")
+    __slots__ = ("all", "durable", "entries", "job", "noted")
 
     def __init__(self, job: str, entries: list[SignedEntry], noted: list[SignedEntry]) -> None:
         self.job = job
         self.entries = entries
         self.noted = noted
         self.all = [*noted, *entries]
+        self.durable = False
+        """On this node's disk."""
 
 
 def _unknown(job: str) -> NotFound:

@@ -71,6 +71,8 @@ class MajorityElection:
         """End of the lease of the seat that is held."""
         self._asked: Seat | None = None
         self._asked_since = 0.0
+        self._ballot = 0
+        """Under which that seat is asked for: its term, or a higher one."""
         self._vacant_since: dict[int, float] = {}
         self._address = ("", False)
         self._jobs = 0
@@ -224,6 +226,7 @@ class MajorityElection:
             return
         if not vote.granted:
             round_.no.add(vote.voter)
+            self._overtake(vote)
             if self._held is None and not majority(listed.voters, [v for v in listed.voters if v not in round_.no]):
                 self._give_back(now)
             return
@@ -237,6 +240,17 @@ class MajorityElection:
             self._held, self._asked, self._until = self._dressed(seat), None, until
             self._hurry = True
             self._pending.append(Won(self._held))
+
+    def _overtake(self, vote: Vote) -> None:
+        """A voter that nobody else has a lease from and that refuses has promised a higher ballot to a rival who lost: the
+        holder would not get it back under its own."""
+        held = self._held
+        if held is None or (vote.version, vote.tag) != (self._listed.version if self._listed else 0, self._tag):
+            return
+        rivals = (x for x in vote.leases if x.seat.seat == held.seat and (x.seat.peer, x.seat.boot) != (self.me, self.boot))
+        if not any(rivals):
+            self.n += 1
+            self._ballot = self.n
 
     def _dressed(self, seat: Seat) -> Seat:
         return msgspec.structs.replace(seat, grpc=self._address[0], local_only=self._address[1], jobs=self._jobs)
@@ -256,6 +270,7 @@ class MajorityElection:
         if now - self._vacant_since[seat] < wait:
             return
         self.n += 1
+        self._ballot = self.n
         self._asked = Seat(seat=seat, n=self.n, peer=self.me, boot=self.boot)
         self._asked_since = now
         self._hurry = True
@@ -323,6 +338,7 @@ class MajorityElection:
             version=self._listed.version,
             tag=self._tag,
             ask=seat,
+            ballot=self._ballot if seat is not None else 0,
             held=self._held is not None,
             standing=self._stands(now),
         )

@@ -1,7 +1,7 @@
 """One voter of mode ``majority``: a pure state machine. DESIGN.md section 5.
 
-- For each seat it promises each term to one candidate (peer and boot), for ever: the promise is on disk before the grant
-  leaves, so a (seat, term) has one holder.
+- For each seat it promises each ballot to one candidate (peer and boot), for ever: the promise is on disk before the grant
+  leaves. The first ballot of a tenure is its term, so a (seat, term) has one holder.
 - A grant is a lease: until it is over, or given back, nobody else gets the seat from this voter. The candidate counts its
   lease from when it sent the poll, and a little shorter, so it ends there before it ends here.
 - After a start the leases are forgotten and the promises are not: whoever was promised a seat last has its lease anew, a
@@ -25,6 +25,7 @@ from dimnode.domain.voting import Electorate, Lease, Poll, Promises, Vote
 @dataclass(slots=True)
 class _Granted:
     seat: Seat
+    ballot: int
     until: float
     held: bool
 
@@ -50,7 +51,7 @@ class Voter:
         """Polls that make no sense."""
         self._promised = {s.seat: s for s in promises.seats} if promises else {}
         until = now + settings.lease * (1 + settings.drift)
-        self._granted = {s.seat: _Granted(s, until, held=False) for s in self._promised.values()}
+        self._granted = {s.seat: _Granted(s, s.n, until, held=False) for s in self._promised.values()}
         self._heard: OrderedDict[str, _Heard] = OrderedDict()
         self._listed: Electorate | None = None
         self._tag = ""
@@ -75,11 +76,11 @@ class Voter:
         self._take_back(poll)
         if poll.ask is None or not self._may(poll, poll.ask, now):
             return Reply(self._vote(poll, False, now))
-        promise = Seat(seat=poll.ask.seat, n=poll.ask.n, peer=poll.peer, boot=poll.boot)
+        promise = Seat(seat=poll.ask.seat, n=poll.ballot, peer=poll.peer, boot=poll.boot)
         if self._promised.get(promise.seat) != promise:
             self._promised[promise.seat] = promise
             self.revision += 1
-        self._granted[promise.seat] = _Granted(poll.ask, now + self.settings.lease, poll.held)
+        self._granted[promise.seat] = _Granted(poll.ask, poll.ballot, now + self.settings.lease, poll.held)
         return Reply(self._vote(poll, True, now), self.revision)
 
     # --- inside
@@ -90,7 +91,8 @@ class Voter:
         ask = poll.ask
         if ask is None:
             return True
-        return (ask.peer, ask.boot) == (poll.peer, poll.boot) and 0 <= ask.seat < self.settings.orchestrators and 0 < ask.n <= poll.n
+        terms = 0 < ask.n <= poll.ballot <= poll.n
+        return terms and (ask.peer, ask.boot) == (poll.peer, poll.boot) and 0 <= ask.seat < self.settings.orchestrators
 
     def _newest(self, poll: Poll, now: float) -> bool:
         """An older poll, overtaken on its way, says what is no longer so."""
@@ -109,7 +111,7 @@ class Voter:
         asked = poll.ask.seat if poll.ask is not None else None
         for seat, granted in tuple(self._granted.items()):
             mine = (granted.seat.peer, granted.seat.boot) == (poll.peer, poll.boot)
-            if mine and seat != asked and poll.n >= granted.seat.n:
+            if mine and seat != asked and poll.n >= granted.ballot:
                 del self._granted[seat]
 
     def _may(self, poll: Poll, ask: Seat, now: float) -> bool:
@@ -123,7 +125,9 @@ class Voter:
             if now < granted.until and not mine and (granted.seat.seat == ask.seat or granted.seat.peer == poll.peer):
                 return False
         promised = self._promised.get(ask.seat)
-        return promised is None or ask.n > promised.n or (ask.n, ask.peer, ask.boot) == (promised.n, promised.peer, promised.boot)
+        if promised is None or poll.ballot > promised.n:
+            return True
+        return (poll.ballot, poll.peer, poll.boot) == (promised.n, promised.peer, promised.boot)
 
     def _vote(self, poll: Poll, granted: bool, now: float) -> Vote:
         listed = self._listed

@@ -44,6 +44,8 @@ class Poll(msgspec.Struct, frozen=True, kw_only=True):
     """Tells two lists of one version apart."""
     ask: Seat | None = None
     """The seat, with its term, that the sender stands for or holds."""
+    ballot: int = 0
+    """What voters promise: the term of ``ask``, or a higher one under which a holder renews where its term was passed by."""
     held: bool = False
     """The sender holds it; else it stands for it."""
     standing: bool = False
@@ -84,4 +86,4 @@ class Promises(msgspec.Struct, frozen=True, kw_only=True):
     n: int
     """The highest term seen."""
     seats: tuple[Seat, ...] = ()
-    """The latest grant of each seat: seat, term, peer and boot count."""
+    """The latest grant of each seat: seat, ballot (as ``n``), peer and boot count."""

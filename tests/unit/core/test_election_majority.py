@@ -94,6 +94,19 @@ def test_a_renewal_by_a_majority_extends_it_and_one_voter_does_not() -> None:
     assert c.expires == 1.8 + LEASE
 
 
+def test_where_a_rival_that_lost_was_promised_more_the_holder_renews_under_a_higher_ballot_and_keeps_its_term() -> None:
+    c = candidate()
+    won(c, 1.0)
+    renewal = polled(c.tick(1.8))
+    assert renewal.ballot == 1
+    c.on_vote(answer(renewal, "v", n=6), 1.9)
+    again = polled(c.tick(2.6))
+    assert again.ask is not None
+    assert (again.ask.n, again.ballot) == (1, 7)
+    c.on_vote(answer(again, "v", leases=(lease("b", n=6),)), 2.7)
+    assert polled(c.tick(3.4)).ballot == 7, "where a rival has a lease it only waits"
+
+
 def test_who_has_no_majority_gives_its_grants_back_and_waits() -> None:
     c = candidate()
     poll = asking(c, 1.0)

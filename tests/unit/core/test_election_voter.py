@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace as changed
 
 from dimnode.core.election_types import ElectionSettings
 from dimnode.core.election_voter import Voter
@@ -25,7 +26,10 @@ def voter(now: float = 0.0, promises: Promises | None = None, settings: Election
 
 def poll(peer: str, seq: int, n: int, seat: int | None = None, *, boot: str = "1", term: int | None = None, held: bool = False) -> Poll:
     ask = None if seat is None else Seat(seat=seat, n=n if term is None else term, peer=peer, boot=boot)
-    return Poll(peer=peer, boot=boot, seq=seq, n=n, version=LISTED.version, tag=tag(LISTED), ask=ask, held=held, standing=ask is None)
+    ballot = ask.n if ask else 0
+    return Poll(
+        peer=peer, boot=boot, seq=seq, n=n, version=LISTED.version, tag=tag(LISTED), ask=ask, ballot=ballot, held=held, standing=ask is None
+    )
 
 
 def grants(v: Voter, p: Poll, now: float) -> bool:
@@ -57,6 +61,15 @@ def test_a_term_of_a_seat_is_promised_to_one_candidate_for_ever() -> None:
     restarted = voter(200, v.promises())
     assert not grants(restarted, poll("b", 3, 7, 0), 300)
     assert grants(restarted, poll("b", 4, 8, 0), 300)
+
+
+def test_a_holder_renews_under_a_higher_ballot_where_a_rival_was_promised_one() -> None:
+    v = voter()
+    assert grants(v, poll("rival", 1, 6, 0), 0)
+    v.on_poll(poll("rival", 2, 6), 0.5)
+    assert not grants(v, poll("a", 1, 6, 0, term=5, held=True), 1), "its own is below what was promised"
+    assert grants(v, changed(poll("a", 2, 7, 0, term=5, held=True), ballot=7), 1)
+    assert [(x.seat.peer, x.seat.n) for x in v.on_poll(poll("b", 1, 7), 1).vote.leases] == [("a", 5)], "its term stays"
 
 
 def test_a_grant_waits_for_the_disk_once_per_promise() -> None:
@@ -116,8 +129,6 @@ def test_one_node_gets_one_seat() -> None:
      {"ask": Seat(seat=0, n=2, peer="a", boot="1")}, {"n": 1 << 40}],
 )  # fmt: skip
 def test_what_makes_no_sense_or_is_asked_under_another_list_is_not_granted(changes: dict[str, object]) -> None:
-    from msgspec.structs import replace as changed
-
     assert not grants(voter(), changed(poll("a", 1, 1, 0), **changes), 0)
 
 
@@ -134,8 +145,6 @@ def test_a_new_list_keeps_what_was_granted_under_the_old_one() -> None:
     assert grants(v, poll("a", 1, 1, 0), 0)
     grown = with_voter(LISTED, "y")
     v.electorate(grown, settled=False)
-    from msgspec.structs import replace as changed
-
     assert not grants(v, changed(poll("b", 1, 2, 0), version=2, tag=tag(grown)), 1)
     assert grants(v, changed(poll("a", 2, 1, 0), version=2, tag=tag(grown)), 1)
 

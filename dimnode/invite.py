@@ -1,9 +1,9 @@
 """Invites: one string that lets a node into a swarm, and the rules of joining.
 
 ``dim1`` and the base64url of canonical DAG-CBOR ``{v, swarm, key, addresses, sum}``. ``sum`` is the
-start of the sha-256 of swarm, key and addresses: a swarm key with a typing error would otherwise only show as peers that
-never answer. ``operator`` and ``electorate``, the list of voters that this key signed, are there if the inviting node knows
-them; a list proves itself. An invite contains the swarm key: whoever has it can join.
+start of the sha-256 of the rest: a swarm key with a typing error would otherwise only show as peers that
+never answer. ``operator`` is there if the inviting node knows it, and ``electorate``, the list of voters that this key signed;
+the list proves itself and is not in the sum. An invite contains the swarm key: whoever has it can join.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ class Membership:
 
 
 def make(invite: Invite) -> str:
-    body: dict[str, Any] = {"v": 1, "swarm": invite.swarm, "key": bytes.fromhex(invite.key), "addresses": list(invite.addresses)}
-    more = {"operator": invite.operator, "electorate": msgspec.to_builtins(invite.electorate, builtin_types=(bytes,))}
-    raw = codec.encode({**body, "sum": _sum(body), **{k: v for k, v in more.items() if v is not None}})
+    body = _body(invite.swarm, bytes.fromhex(invite.key), invite.addresses, invite.operator)
+    listed = {"electorate": msgspec.to_builtins(invite.electorate, builtin_types=(bytes,))} if invite.electorate else {}
+    raw = codec.encode({**body, "sum": _sum(body), **listed})
     return PREFIX + base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 
@@ -90,7 +90,7 @@ def parse(text: str) -> Invite:
         wire = msgspec.convert(plain, _Wire, builtin_types=(bytes,))
     except (ValueError, msgspec.ValidationError) as e:
         raise InvalidArgument("this invite is damaged", hint=_HINT) from e
-    body = {"v": wire.v, "swarm": wire.swarm, "key": wire.key, "addresses": list(wire.addresses)}
+    body = _body(wire.swarm, wire.key, wire.addresses, wire.operator)
     if wire.v != 1 or len(wire.key) != 32 or not wire.swarm or wire.sum != _sum(body):
         raise InvalidArgument("this invite is damaged", hint=_HINT)
     for address in wire.addresses:
@@ -195,6 +195,11 @@ def _require_dialable(address: str) -> str:
             hint="For example /ip4/192.0.2.7/tcp/4101/p2p/12D3KooW...",
         )
     return address
+
+
+def _body(swarm: str, key: bytes, addresses: Sequence[str], operator: str | None) -> dict[str, Any]:
+    body: dict[str, Any] = {"v": 1, "swarm": swarm, "key": key, "addresses": list(addresses)}
+    return body if operator is None else {**body, "operator": operator}
 
 
 def _sum(body: dict[str, Any]) -> bytes:

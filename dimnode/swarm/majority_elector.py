@@ -145,7 +145,7 @@ class MajorityElector(SeatWatch):
 
     async def _tick_loop(self, nursery: trio.Nursery) -> None:
         while True:
-            self._candidate.members(len(self._registry.alive()))
+            self._candidate.members(len(self._registry.nodes()))
             if self._lists.listed is None:
                 self._seek_list(nursery)
             self._do(nursery, self._candidate.tick(self._clock.monotonic()))

@@ -11,11 +11,11 @@ from trio.testing import MockClock
 
 from dimnode.clock import TrioClock
 from dimnode.core.election_types import ElectionSettings
-from dimnode.core.electorate import first
+from dimnode.core.electorate import first, tag
 from dimnode.domain import codec
 from dimnode.domain.node import Seat
 from dimnode.domain.voting import Poll, Promises, Vote
-from dimnode.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from dimnode.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from dimnode.security.electorate import sign_electorate
 from dimnode.state.memory_journal import MemoryDisk, MemoryJournal
 from dimnode.swarm.electorate import Electorates
@@ -141,32 +141,27 @@ async def test_a_promise_is_on_the_disk_before_the_vote_leaves(autojump_clock: M
     voter = nodes["a"]
     listed = voter.lists.listed
     assert listed is not None
-    from dimnode.core.electorate import tag
-
     ask = Seat(seat=0, n=9, peer="z", boot="1")
     poll = Poll(peer="z", boot="1", seq=1, n=9, version=1, tag=tag(listed), ask=ask, ballot=9)
     vote = codec.decode(await client.request("a", METHOD, codec.encode(poll), timeout=2), Vote)
     assert vote.granted
-    stored = voter.journal.crash().disk.values[KEY]
+    stored = voter.journal.crash().disk.meta[KEY]
     assert [(s.seat, s.n, s.peer) for s in codec.decode(stored, Promises).seats] == [(0, 9, "z")]
     for garbage in (b"\xff", codec.encode(Poll(peer="y", boot="1", seq=1, n=0, version=1, tag=""))):
         with pytest.raises(RemoteFault):
             await client.request("a", METHOD, garbage, timeout=2)
 
 
-async def test_a_full_disk_grants_nothing(autojump_clock: MockClock, hub: MemoryHub, nursery: trio.Nursery, monkeypatch: Any) -> None:
-    nodes = await start(hub, nursery, Node(hub, "a", voters=("a",)))
-    node = Node(hub, "b", voters=("b",))
-
-    async def full(key: str, value: bytes) -> None:
-        raise ResourceExhausted("the disk is full")
-
-    await until(lambda: nodes["a"].elector.mine())
-    monkeypatch.setattr(node.journal, "put", full)
+async def test_a_full_disk_grants_nothing(autojump_clock: MockClock, hub: MemoryHub, nursery: trio.Nursery) -> None:
+    node = Node(hub, "a", voters=("a",))
+    await node.lists.open(sign_electorate(first("dim", ["a"], OPERATOR), FakeSigner(OPERATOR)))
+    node.journal.disk.full = True
     node.voters = ()
     await nursery.start(node.run)
     await trio.sleep(5)
     assert node.elector.mine() is None
+    node.journal.disk.full = False
+    await until(lambda: node.elector.mine(), 10)
 
 
 async def test_the_electorate_grows_and_shrinks_one_by_one_and_a_restart_remembers(

@@ -181,6 +181,10 @@ class Ownership:
         self._nursery.start_soon(self._begin, [self._hold(c.job, c.ballot, c.elapsed) for c in taken])
 
     async def _begin(self, taken: Sequence[Held]) -> None:
+        if self._table.copies.insists():
+            # Most voters fence the former owner now. What they acknowledged to it before is found on one of them.
+            with trio.move_on_after(self._settings.sync_timeout):
+                await self._sync([h.job for h in taken])
         findings = await self._inquiry.run({h.job: h.ballot for h in taken})
         for held in taken:
             held.findings = findings.get(held.job, NOTHING)

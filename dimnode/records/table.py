@@ -17,7 +17,7 @@ import trio
 from dimnode.core.job_record import DIGEST_BYTES, Record, id_bits
 from dimnode.core.job_view import JobView, view
 from dimnode.domain.record import Attempt, Ballot, Body, Claim, OutcomeEntry, SignedEntry
-from dimnode.errors import Fenced, NotFound, Unavailable
+from dimnode.errors import DimError, Fenced, NotFound, Unavailable
 from dimnode.ports import Copied, Copies, Journal, Signer, Written
 from dimnode.records.no_copies import NoCopies
 from dimnode.security.signing import sign_entry
@@ -251,11 +251,23 @@ class RecordTable:
         with collapse():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(copy)
-                with trio.CancelScope(shield=True):  # else nobody would know whether it is on the disk
-                    await self._journal.append([e for p in pending for e in p.all])
-                for p in pending:
-                    p.durable = True
+                await self._make_durable(pending)
         return copied
+
+    async def _make_durable(self, pending: Sequence[_Pending]) -> None:
+        """Not interrupted, or nobody would know whether it is on the disk. Whoever was cancelled meanwhile hears of that, not of
+        a disk that failed."""
+        failed: DimError | None = None
+        with trio.CancelScope(shield=True):
+            try:
+                await self._journal.append([e for p in pending for e in p.all])
+            except DimError as e:
+                failed = e
+        if failed is not None:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            raise failed
+        for p in pending:
+            p.durable = True
 
     async def _written(self, pending: Sequence[_Pending], copied: Sequence[Copied], *, copies_first: bool) -> list[int]:
         fenced: Copied | None = None

@@ -31,6 +31,7 @@ def holders_agreed(swarm: RealSwarm) -> str | None:
     return next(iter(named))[0] if len(named) == 1 and len(next(iter(named))) == 1 else None
 
 
+@pytest.mark.timeout(300)
 def test_one_is_replaced_and_without_a_majority_nobody_orchestrates(swarm: RealSwarm) -> None:
     first = swarm["anna"]
     assert swarm["bert"].cli("electorate", "add", "cora", code=1)["error"]["code"] == "FAILED_PRECONDITION", "no operator's key there"

@@ -21,6 +21,7 @@ import trio
 from dimnode import PROTOCOL_VERSION
 from dimnode.clock import SystemClock
 from dimnode.config import Config, require_served
+from dimnode.core.election_types import Start
 from dimnode.core.load_sharing import LoadSharing
 from dimnode.core.rate_limit import RateLimiter
 from dimnode.daemon.service import Change, Daemon
@@ -30,6 +31,7 @@ from dimnode.home import Control, Home
 from dimnode.invite import Invite, Membership, make, settle
 from dimnode.leadership import Leadership
 from dimnode.node_api import LocalNode
+from dimnode.node_electorate import Electorate
 from dimnode.orchestrator import Orchestrator, ask_over, build_orchestrator
 from dimnode.orchestrator.any_seat import AnySeat
 from dimnode.ports import Journal
@@ -45,11 +47,13 @@ from dimnode.settings import Settings
 from dimnode.state.journal import open_journal
 from dimnode.swarm import acquaintances
 from dimnode.swarm.elector import SwarmElector
+from dimnode.swarm.electorate import Electorates, require_operator
+from dimnode.swarm.majority_elector import MajorityElector
 from dimnode.swarm.models import SwarmModels
 from dimnode.swarm.registry import SwarmRegistry
 from dimnode.swarm.relay import Relay
 from p2p.api import PortInUse
-from p2p.identity import Identity, IdentityError, load_or_create
+from p2p.identity import Identity, IdentityError, load, load_or_create
 from p2p.ipfs.embedded import EmbeddedStore, open_embedded
 from p2p.network import Libp2pNetwork, open_network
 
@@ -121,6 +125,7 @@ class Node:
         bridge: Bridge,
         boots: int,
         met_before: acquaintances.Addresses,
+        electorates: Electorates,
     ) -> None:
         self.clock = SystemClock()
         self.config = config
@@ -151,16 +156,8 @@ class Node:
         self.registry = SwarmRegistry(
             network, identity, self.clock, self._heartbeat(boots), self.settings.membership(), self.settings.registry()
         )
-        self.elector = SwarmElector(
-            network,
-            self.registry,
-            journal,
-            self.clock,
-            self.settings.election(),
-            boot=self.boot,
-            eligible=config.election.eligible,
-            start="join" if member.bootstrap else "lan" if config.swarm.mdns or met_before else "alone",
-        )
+        self.electorates = electorates
+        self.elector = self._elector("join" if member.bootstrap else "lan" if config.swarm.mdns or met_before else "alone")
         self.keeping = Keeping(
             swarm=member.swarm,
             network=network,
@@ -174,6 +171,7 @@ class Node:
             driver=lambda: self._leadership.orchestrator if self._leadership else None,
             settings=self.settings.keeping(),
             free=self.daemon.disk_free,
+            voters=self.electorates.voters if config.election.mode == "majority" else tuple,
         )
         self.daemon.more_stats = lambda: {"records": self.keeping.statistics()}
         self.met_before = met_before
@@ -203,7 +201,9 @@ class Node:
             )
         )
         bridge = await stack.enter_async_context(open_bridge())
-        return cls(config, home, identity, member, journal, network, store, bridge, boots, await acquaintances.recall(journal))
+        electorates = await _electorates(config, settings, home, member, journal, network)
+        met_before = await acquaintances.recall(journal)
+        return cls(config, home, identity, member, journal, network, store, bridge, boots, met_before, electorates)
 
     async def serve(self, announce: Callable[[str], None], stop: trio.Event) -> None:
         """Runs all services until ``stop`` is set and the drain is over."""
@@ -300,6 +300,14 @@ class Node:
 
     # --- what parts are given ---
 
+    def _elector(self, start: Start) -> SwarmElector | MajorityElector:
+        c, rules = self.config.election, self.settings.election()
+        if c.mode == "majority":
+            return MajorityElector(
+                self.network, self.registry, self.journal, self.clock, self.electorates, rules, boot=self.boot, eligible=c.eligible
+            )
+        return SwarmElector(self.network, self.registry, self.journal, self.clock, rules, boot=self.boot, eligible=c.eligible, start=start)
+
     def _heartbeat(self, boots: int) -> Heartbeat:
         return Heartbeat(
             peer_id=self.identity.peer_id,
@@ -395,6 +403,7 @@ class Node:
             client=client,
             describe=self._describe,
             make_invite=self._invite,
+            electorate=Electorate(self.electorates, self.elector, self.registry, self.config.election.mode),
             max_artifact_bytes=self.config.daemon.model_bytes,
             fetch_timeout=self.config.ipfs.fetch_timeout,
         )
@@ -414,7 +423,15 @@ class Node:
         }
 
     def _invite(self) -> str:
-        return make(Invite(swarm=self.member.swarm, key=self.member.key, addresses=self.network.addresses()))
+        return make(
+            Invite(
+                swarm=self.member.swarm,
+                key=self.member.key,
+                addresses=self.network.addresses(),
+                operator=self.electorates.operator,
+                electorate=self.electorates.signed,
+            )
+        )
 
     @asynccontextmanager
     async def _daemon_server(self) -> AsyncGenerator[RunningServer, None]:
@@ -435,6 +452,31 @@ class Node:
                 log.warning("daemon.port_taken", listen=listen, instead="a free port")
                 server = await open_on(listen.rpartition(":")[0] + _ANY_PORT)
             yield server
+
+
+async def _electorates(
+    config: Config, settings: Settings, home: Home, member: Membership, journal: Journal, network: Libp2pNetwork
+) -> Electorates:
+    """Raises `FailedPrecondition` if elections by majority are asked for and nobody's list of voters can be believed."""
+    by_majority = config.election.mode == "majority"
+    operator = require_operator(member.operator) if by_majority else member.operator
+    key = await trio.to_thread.run_sync(_operator_key, home, operator)
+    made = Electorates(network, journal, SystemClock(), swarm=member.swarm, operator=operator, signer=key, settings=settings.lists())
+    await made.open(member.electorate, (config.election.electorate or (network.peer_id,)) if by_majority else ())
+    if by_majority and len(made.voters()) == 2:
+        log.warning("electorate.of_two", voters=list(made.voters()), hint="It stops when either of the two does: add a third voter.")
+    return made
+
+
+def _operator_key(home: Home, operator: str | None) -> Identity | None:
+    """The key, if this is the home that has it."""
+    try:
+        key = load(home.operator_key_path)
+    except FileNotFoundError:
+        return None
+    except IdentityError as e:
+        raise FailedPrecondition(str(e)) from e
+    return key if key.peer_id == operator else None
 
 
 @asynccontextmanager

@@ -145,6 +145,8 @@ class Copied:
     """A copy knows this higher claim: the writer is not the owner any more."""
     entries: Sequence[SignedEntry] = ()
     """What proves it."""
+    enough: bool = True
+    """It counts. In election mode ``majority``: most of the voters have it, this node included if it votes."""
 
 
 class Copies(Protocol):
@@ -157,6 +159,18 @@ class Copies(Protocol):
 
     def others(self, job: str) -> int:
         """Other nodes that are known to have the job's whole record."""
+        ...
+
+    def insists(self) -> bool:
+        """Whether what this node decides counts only with others' acknowledgement (election mode ``majority``)."""
+        ...
+
+    def enough(self, job: str) -> bool:
+        """Whether everything that this node decided about the job counts (`Copied.enough`)."""
+        ...
+
+    async def counts(self, job: str) -> bool:
+        """Whether the end of a job that is here, whoever wrote it, may be shown; the voters are asked. Raises `NotFound`."""
         ...
 
     def drop(self, jobs: Sequence[str]) -> None:
@@ -433,6 +447,10 @@ class NodeApi(SwarmApi, Protocol):
     def status(self) -> Mapping[str, Any]: ...
 
     def invite(self) -> str: ...
+
+    def electorate(self) -> Mapping[str, Any]: ...
+
+    async def change_electorate(self, peer: str, action: str) -> Mapping[str, Any]: ...
 
     async def node_stats(self, node: str) -> Mapping[str, Any]: ...
 

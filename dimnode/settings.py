@@ -27,6 +27,7 @@ from dimnode.rpc.channels import ChannelSettings
 from dimnode.rpc.orchestrator_server import OrchestratorServerSettings
 from dimnode.rpc.server import ServerSettings
 from dimnode.security.certificates import CertificateSettings
+from dimnode.swarm.electorate import ListSettings
 from dimnode.swarm.registry import RegistrySettings
 from dimnode.swarm.relay import RelaySettings
 from p2p.ipfs.settings import StoreSettings
@@ -105,6 +106,10 @@ class Settings:
         e = self._config.election
         return replace(
             ElectionSettings(),
+            mode=e.mode,
+            lease=e.lease,
+            renew=e.renew,
+            drift=e.drift,
             orchestrators=e.orchestrators,
             beat=e.beat,
             suspicion=e.silence,
@@ -112,6 +117,10 @@ class Settings:
             join_wait=e.solo_after,
             allow=frozenset(e.allow),
         )
+
+    def lists(self) -> ListSettings:
+        e = self._config.election
+        return ListSettings(request_timeout=self._config.p2p.request_timeout, between=e.lease * (1 + e.drift))
 
     def rate_limit(self) -> RateLimitSettings:
         return RateLimitSettings(rate=self._config.limits.rate, burst=self._config.limits.burst)

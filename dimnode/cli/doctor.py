@@ -114,11 +114,28 @@ def _node(context: Context) -> list[Finding]:
         status = ask()
     except DimError as e:
         return [Finding("node", False, e.message, e.hint)]
+    out = _electorate(context)
     seats, ipfs = status.get("orchestrators") or [], status.get("ipfs") or {}
     return [
+        *out,
         Finding("node", True, f"{status.get('name')} in swarm {status.get('swarm')}, {status.get('peers')} peers"),
         Finding("ipfs", bool(ipfs.get("ok")), str(ipfs.get("backend"))),
         Finding(
             "orchestrators", bool(seats), f"{len(seats)} seats held", "" if seats else "Wait for an election, or check election.eligible."
         ),
     ]
+
+
+def _electorate(context: Context) -> list[Finding]:
+    try:
+        listed = context.node().electorate()
+    except DimError as e:
+        return [Finding("electorate", False, e.message, e.hint)]
+    if listed["mode"] != "majority":
+        return []
+    voters, quorum = len(listed["voters"]), bool(listed["quorum"])
+    said = f"{voters} voters, {int(listed['majority'])} decide, {'enough' if quorum else 'too few'} answer"
+    advice = "" if quorum else "Start the other voters, or look at the network between them."
+    if quorum and voters == 2:
+        advice = "It stops when either of the two does: add a third with `dimnode electorate add`."
+    return [Finding("electorate", quorum, said, advice)]

@@ -73,19 +73,29 @@ class ElectionSection(Section):
     orchestrators: Annotated[int, Field(ge=1, le=64)] = Field(default=3, description="Seats in the swarm. The same on every node.")
     mode: Literal["available", "majority"] = Field(
         default="available",
-        description='"available": each side of a partition elects and works on. "majority" is planned: start refuses it.',
+        description='"available": each side of a partition elects and works on. "majority": only a side that reaches most of the electorate. The same on every node.',
     )
     eligible: bool = Field(default=True, description="Whether this node may hold a seat.")
     allow: PeerIds = Field(default=(), description="Peer ids whose seats count. Empty: everyone in the swarm.")
-    electorate: PeerIds = Field(default=(), description='The voters of mode "majority"; planned.')
+    electorate: PeerIds = Field(
+        default=(),
+        description='The voters of version 1 of the electorate of mode "majority", where the operator\'s key is made. Empty: that node alone. Afterwards `dimnode electorate` changes it.',
+    )
     beat: Seconds = Field(default=0.5, description="Seconds between two beats among seats and pool.")
     silence: Seconds = Field(default=2.0, description="Silence after which a seat's holder counts as gone.")
+    lease: Seconds = Field(default=3.0, description='Mode "majority": seconds that a voter grants a seat for. The same on every node.')
+    renew: Seconds = Field(default=0.75, description="Seconds after which a holder asks for its lease again.")
+    drift: Annotated[float, Field(ge=0.001, le=0.5)] = Field(
+        default=0.05, description="Largest share by which the rates of two nodes' clocks differ. The same on every node."
+    )
     solo_after: Seconds = Field(default=10.0, description="A node that was told of peers and reaches none works alone after this time.")
 
     @model_validator(mode="after")
     def _ordered(self) -> ElectionSection:
         if self.silence < 2 * self.beat:
             raise ValueError("silence must be at least twice beat")
+        if self.lease < 3 * self.renew:
+            raise ValueError("lease must be at least three times renew")
         return self
 
 

@@ -16,7 +16,7 @@ import trio
 
 from dimnode.core.job_view import JobView
 from dimnode.domain.record import Ballot, Claim, StatusEntry
-from dimnode.errors import DimError, Fenced
+from dimnode.errors import DimError, Fenced, Unavailable
 from dimnode.orchestrator.settings import OrchestratorSettings
 from dimnode.orchestrator.takeover import NOTHING, Findings, Inquiry
 from dimnode.ports import Clock
@@ -172,8 +172,8 @@ class Ownership:
         try:
             with trio.CancelScope(shield=True):  # what is durable is also known here
                 await self._table.extend([(job, [claim]) for job, claim in claims.items()], copies_first=True)
-        except Fenced as e:
-            log.info("jobs.owned_elsewhere", reason=e.message)
+        except (Fenced, Unavailable) as e:  # some of them; the table knows which
+            log.info("jobs.not_all_taken", reason=e.message)
         except DimError as e:
             log.error("jobs.not_taken_up", jobs=len(claims), code=e.code.value, reason=e.message)
             return
@@ -185,6 +185,10 @@ class Ownership:
         self._nursery.start_soon(self._begin, [self._hold(c.job, c.ballot, c.elapsed) for c in taken])
 
     async def _begin(self, taken: Sequence[Held]) -> None:
+        if self._table.copies.insists():
+            # Most voters fence the former owner now. What they acknowledged to it before is found on one of them.
+            with trio.move_on_after(self._settings.sync_timeout):
+                await self._sync([h.job for h in taken])
         findings = await self._inquiry.run({h.job: h.ballot for h in taken})
         for held in taken:
             held.findings = findings.get(held.job, NOTHING)
@@ -219,10 +223,10 @@ class Ownership:
         """Driven no longer: it has ended, or is another's; or this node was fenced without being shown by whom, and claims
         it again after a while. Decisions that were not durable are forgotten."""
         held = self._held.pop(job, None)
-        if held is None or not self._table.holds(job) or self._table.view(job).terminal:
+        if held is None or not self._table.holds(job):
             return
         self._table.forsake(job)
-        if self._table.view(job).owner != held.ballot:
+        if not self._table.view(job).terminal and self._table.view(job).owner != held.ballot:
             log.info("job.let_go", job=job, epoch=self._table.view(job).epoch)
             self._table.copies.drop([job])
 

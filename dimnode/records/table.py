@@ -17,8 +17,9 @@ import trio
 from dimnode.core.job_record import DIGEST_BYTES, Record, id_bits
 from dimnode.core.job_view import JobView, view
 from dimnode.domain.record import Attempt, Ballot, Body, Claim, OutcomeEntry, SignedEntry
-from dimnode.errors import Fenced, NotFound, ResourceExhausted
+from dimnode.errors import DimError, Fenced, NotFound, ResourceExhausted, Unavailable
 from dimnode.ports import Copied, Copies, Journal, Signer, Written
+from dimnode.records.no_copies import NoCopies
 from dimnode.security.signing import sign_entry
 from p2p.groups import collapse
 
@@ -48,22 +49,6 @@ class Merged:
     """They told something new."""
     fenced: Ballot | None = None
     """A higher ballot is known: nothing was stored."""
-
-
-class NoCopies:
-    """`dimnode.ports.Copies` of a node without others."""
-
-    async def write(self, jobs: Sequence[Written], *, wanted: int | None = None) -> list[Copied]:
-        del wanted
-        await trio.lowlevel.checkpoint()
-        return [Copied(w.job, 0) for w in jobs]
-
-    def others(self, job: str) -> int:
-        del job
-        return 0
-
-    def drop(self, jobs: Sequence[str]) -> None:
-        del jobs
 
 
 class _Job:
@@ -261,20 +246,23 @@ class RecordTable:
         """`append` for several jobs, here in one transaction. ``copies_first``: durable
         on the copies before here, for what may not be written at all if somebody else owns a job by now (claims, ends).
         Returns the number of copies of each, this node's included. Raises `Fenced` if that is so for any; with
-        ``copies_first`` the others are written all the same."""
+        ``copies_first`` the others are written all the same, and `Unavailable` if too few copies acknowledged any
+        (`dimnode.ports.Copied.enough`): that one is not written here and does not count."""
         pending = [_Pending(job, [sign_entry(b, self._signer) for b in bodies], self._take_noted(job)) for job, bodies in jobs]
         written = [Written(p.job, p.all, blocks=(blocks or {}).get(p.job, ())) for p in pending]
         try:
             if copies_first:
                 copied = await self.copies.write(written, wanted=wanted)
-                await self._store([e for p, c in zip(pending, copied, strict=True) if c.fenced is None for e in p.all])
+                # What was noted before a decision that does not count is with the copies all the same, so it is kept here, too.
+                kept = ((p.all if c.enough else p.noted) for p, c in zip(pending, copied, strict=True) if c.fenced is None)
+                await self._store([e for entries in kept for e in entries])
             else:
                 copied = await self._write(pending, written, wanted)
         except BaseException:
             for p in pending:
                 if not p.durable:
                     self._give_back(p)
-                elif self.holds(p.job):
+                elif self.holds(p.job):  # whoever waited was cancelled: memory says what the disk says
                     self._settle(p.job, p.entries)
             raise
         return await self._written(pending, copied, copies_first=copies_first)
@@ -290,15 +278,31 @@ class RecordTable:
         with collapse():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(copy)
-                with trio.CancelScope(shield=True):
-                    await self._store([e for p in pending for e in p.all])
-                for p in pending:
-                    p.durable = True
+                await self._make_durable(pending)
         return copied
+
+    async def _make_durable(self, pending: Sequence[_Pending]) -> None:
+        """Not interrupted, or nobody would know whether it is on the disk. Whoever was cancelled meanwhile hears of that, not of
+        a disk that failed."""
+        failed: DimError | None = None
+        with trio.CancelScope(shield=True):
+            try:
+                await self._store([e for p in pending for e in p.all])
+            except DimError as e:
+                failed = e
+        if failed is not None:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            raise failed
+        for p in pending:
+            p.durable = True
 
     async def _written(self, pending: Sequence[_Pending], copied: Sequence[Copied], *, copies_first: bool) -> list[int]:
         fenced: Copied | None = None
+        short = 0
         for p, c in zip(pending, copied, strict=True):
+            if copies_first and c.fenced is None and not c.enough:
+                short += 1
+                continue
             if c.fenced is not None:
                 fenced = c
                 if copies_first:
@@ -310,6 +314,12 @@ class RecordTable:
             owner = fenced.fenced
             assert owner is not None
             raise Fenced(f"ballot {owner.n} of {owner.peer} owns job {fenced.job}", hint="Its owner goes on with it.")
+        if short:
+            raise Unavailable(
+                f"{short} of {len(pending)} decisions were not acknowledged by a majority of the voters",
+                hint="It is tried again as long as this node holds a seat.",
+                retry_after=1.0,
+            )
         return [1 + c.others for c in copied]
 
     def _take_noted(self, job: str) -> list[SignedEntry]:
@@ -535,6 +545,7 @@ class _Pending:
         self.noted = noted
         self.all = [*noted, *entries]
         self.durable = False
+        """On this node's disk."""
 
 
 def _unknown(job: str) -> NotFound:

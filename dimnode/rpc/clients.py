@@ -36,6 +36,14 @@ class NodeClient:
     def invite(self) -> str:
         return self._connection.call("Invite", npb.InviteRequest()).invite
 
+    def electorate(self) -> dict[str, Any]:
+        return from_struct(self._connection.call("GetElectorate", npb.GetElectorateRequest()).electorate)
+
+    def change_electorate(self, peer: str, action: str, timeout: float = 60.0) -> dict[str, Any]:
+        """``action``: add or remove. ``timeout`` covers the wait for the version before and for this one."""
+        request = npb.ChangeElectorateRequest(peer=peer, action=action)
+        return from_struct(self._connection.call("ChangeElectorate", request, timeout=timeout).electorate)
+
     def nodes(self) -> list[dict[str, Any]]:
         answer = self._connection.call("ListNodes", npb.ListRegistryRequest())
         return [documents.node_from_proto(n) for n in answer.nodes]

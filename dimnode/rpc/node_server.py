@@ -35,6 +35,14 @@ class NodeService:
     async def Invite(self, _request: Any, _call: Call) -> Any:  # noqa: N802
         return pb.InviteResponse(invite=self._api.invite())
 
+    async def GetElectorate(self, _request: Any, _call: Call) -> Any:  # noqa: N802
+        return pb.ElectorateResponse(electorate=convert.to_struct(self._api.electorate()))
+
+    async def ChangeElectorate(self, request: Any, _call: Call) -> Any:  # noqa: N802
+        if not request.peer:
+            raise _bad("peer", "is missing")
+        return pb.ElectorateResponse(electorate=convert.to_struct(await self._api.change_electorate(request.peer, request.action)))
+
     async def ListNodes(self, _request: Any, _call: Call) -> Any:  # noqa: N802
         return pb.ListRegistryResponse(nodes=[documents.node_to_proto(n) for n in self._api.nodes()])
 

@@ -16,6 +16,7 @@ from dimnode.domain.record import Attempt, Ballot, Claim, Core, SignedEntry, Unk
 from dimnode.errors import DimError, NotFound, Unavailable
 from dimnode.orchestrator import Orchestrator, OrchestratorSettings, ask_over, build_orchestrator
 from dimnode.ports import Copied, Written
+from dimnode.records.no_copies import NoCopies
 from dimnode.records.offers import JobOffers
 from dimnode.records.questions import Questions
 from dimnode.records.table import RecordTable
@@ -39,7 +40,7 @@ class Journal(MemoryJournal):
         return done
 
 
-class Copies:
+class Copies(NoCopies):
     """To all other living nodes, which fence as the real ones do."""
 
     def __init__(self, seat: SeatNode) -> None:

@@ -26,7 +26,7 @@ from dimnode.rpc.v1 import common_pb2 as dimnode_dot_rpc_dot_v1_dot_common__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x64imnode/rpc/v1/node.proto\x12\x06\x64im.v1\x1a\x1b\x64imnode/rpc/v1/common.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x0f\n\rStatusRequest\"9\n\x0eStatusResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct\"\x0f\n\rInviteRequest\" \n\x0eInviteResponse\x12\x0e\n\x06invite\x18\x01 \x01(\t\"\x15\n\x13ListRegistryRequest\"7\n\x14ListRegistryResponse\x12\x1f\n\x05nodes\x18\x01 \x03(\x0b\x32\x10.dim.v1.NodeInfo\" \n\x10NodeStatsRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\";\n\x11NodeStatsResponse\x12&\n\x05stats\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct\"h\n\x13\x41\x64\x64ModelFileRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07licence\x18\x03 \x01(\t\x12\x17\n\nbatch_axis\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\r\n\x0b_batch_axis\"8\n\x14\x41\x64\x64ModelFileResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.dim.v1.ModelInfo\"\x18\n\x16ListLocalModelsRequest\"<\n\x17ListLocalModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.dim.v1.ModelInfo\"?\n\x11\x41\x64\x64\x43\x61\x62inetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\":\n\x12\x41\x64\x64\x43\x61\x62inetResponse\x12$\n\x07\x63\x61\x62inet\x18\x01 \x01(\x0b\x32\x13.dim.v1.CabinetInfo\"\x15\n\x13ListCabinetsRequest\"=\n\x14ListCabinetsResponse\x12%\n\x08\x63\x61\x62inets\x18\x01 \x03(\x0b\x32\x13.dim.v1.CabinetInfo2\xb1\x04\n\x04Node\x12\x37\n\x06Status\x12\x15.dim.v1.StatusRequest\x1a\x16.dim.v1.StatusResponse\x12\x37\n\x06Invite\x12\x15.dim.v1.InviteRequest\x1a\x16.dim.v1.InviteResponse\x12\x46\n\tListNodes\x12\x1b.dim.v1.ListRegistryRequest\x1a\x1c.dim.v1.ListRegistryResponse\x12@\n\tNodeStats\x12\x18.dim.v1.NodeStatsRequest\x1a\x19.dim.v1.NodeStatsResponse\x12I\n\x0c\x41\x64\x64ModelFile\x12\x1b.dim.v1.AddModelFileRequest\x1a\x1c.dim.v1.AddModelFileResponse\x12R\n\x0fListSwarmModels\x12\x1e.dim.v1.ListLocalModelsRequest\x1a\x1f.dim.v1.ListLocalModelsResponse\x12\x43\n\nAddCabinet\x12\x19.dim.v1.AddCabinetRequest\x1a\x1a.dim.v1.AddCabinetResponse\x12I\n\x0cListCabinets\x12\x1b.dim.v1.ListCabinetsRequest\x1a\x1c.dim.v1.ListCabinetsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x64imnode/rpc/v1/node.proto\x12\x06\x64im.v1\x1a\x1b\x64imnode/rpc/v1/common.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x0f\n\rStatusRequest\"9\n\x0eStatusResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct\"\x0f\n\rInviteRequest\" \n\x0eInviteResponse\x12\x0e\n\x06invite\x18\x01 \x01(\t\"\x16\n\x14GetElectorateRequest\"7\n\x17\x43hangeElectorateRequest\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\"A\n\x12\x45lectorateResponse\x12+\n\nelectorate\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct\"\x15\n\x13ListRegistryRequest\"7\n\x14ListRegistryResponse\x12\x1f\n\x05nodes\x18\x01 \x03(\x0b\x32\x10.dim.v1.NodeInfo\" \n\x10NodeStatsRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\";\n\x11NodeStatsResponse\x12&\n\x05stats\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct\"h\n\x13\x41\x64\x64ModelFileRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07licence\x18\x03 \x01(\t\x12\x17\n\nbatch_axis\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\r\n\x0b_batch_axis\"8\n\x14\x41\x64\x64ModelFileResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.dim.v1.ModelInfo\"\x18\n\x16ListLocalModelsRequest\"<\n\x17ListLocalModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.dim.v1.ModelInfo\"?\n\x11\x41\x64\x64\x43\x61\x62inetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\":\n\x12\x41\x64\x64\x43\x61\x62inetResponse\x12$\n\x07\x63\x61\x62inet\x18\x01 \x01(\x0b\x32\x13.dim.v1.CabinetInfo\"\x15\n\x13ListCabinetsRequest\"=\n\x14ListCabinetsResponse\x12%\n\x08\x63\x61\x62inets\x18\x01 \x03(\x0b\x32\x13.dim.v1.CabinetInfo2\xcd\x05\n\x04Node\x12\x37\n\x06Status\x12\x15.dim.v1.StatusRequest\x1a\x16.dim.v1.StatusResponse\x12\x37\n\x06Invite\x12\x15.dim.v1.InviteRequest\x1a\x16.dim.v1.InviteResponse\x12I\n\rGetElectorate\x12\x1c.dim.v1.GetElectorateRequest\x1a\x1a.dim.v1.ElectorateResponse\x12O\n\x10\x43hangeElectorate\x12\x1f.dim.v1.ChangeElectorateRequest\x1a\x1a.dim.v1.ElectorateResponse\x12\x46\n\tListNodes\x12\x1b.dim.v1.ListRegistryRequest\x1a\x1c.dim.v1.ListRegistryResponse\x12@\n\tNodeStats\x12\x18.dim.v1.NodeStatsRequest\x1a\x19.dim.v1.NodeStatsResponse\x12I\n\x0c\x41\x64\x64ModelFile\x12\x1b.dim.v1.AddModelFileRequest\x1a\x1c.dim.v1.AddModelFileResponse\x12R\n\x0fListSwarmModels\x12\x1e.dim.v1.ListLocalModelsRequest\x1a\x1f.dim.v1.ListLocalModelsResponse\x12\x43\n\nAddCabinet\x12\x19.dim.v1.AddCabinetRequest\x1a\x1a.dim.v1.AddCabinetResponse\x12I\n\x0cListCabinets\x12\x1b.dim.v1.ListCabinetsRequest\x1a\x1c.dim.v1.ListCabinetsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,30 +41,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INVITEREQUEST']._serialized_end=187
   _globals['_INVITERESPONSE']._serialized_start=189
   _globals['_INVITERESPONSE']._serialized_end=221
-  _globals['_LISTREGISTRYREQUEST']._serialized_start=223
-  _globals['_LISTREGISTRYREQUEST']._serialized_end=244
-  _globals['_LISTREGISTRYRESPONSE']._serialized_start=246
-  _globals['_LISTREGISTRYRESPONSE']._serialized_end=301
-  _globals['_NODESTATSREQUEST']._serialized_start=303
-  _globals['_NODESTATSREQUEST']._serialized_end=335
-  _globals['_NODESTATSRESPONSE']._serialized_start=337
-  _globals['_NODESTATSRESPONSE']._serialized_end=396
-  _globals['_ADDMODELFILEREQUEST']._serialized_start=398
-  _globals['_ADDMODELFILEREQUEST']._serialized_end=502
-  _globals['_ADDMODELFILERESPONSE']._serialized_start=504
-  _globals['_ADDMODELFILERESPONSE']._serialized_end=560
-  _globals['_LISTLOCALMODELSREQUEST']._serialized_start=562
-  _globals['_LISTLOCALMODELSREQUEST']._serialized_end=586
-  _globals['_LISTLOCALMODELSRESPONSE']._serialized_start=588
-  _globals['_LISTLOCALMODELSRESPONSE']._serialized_end=648
-  _globals['_ADDCABINETREQUEST']._serialized_start=650
-  _globals['_ADDCABINETREQUEST']._serialized_end=713
-  _globals['_ADDCABINETRESPONSE']._serialized_start=715
-  _globals['_ADDCABINETRESPONSE']._serialized_end=773
-  _globals['_LISTCABINETSREQUEST']._serialized_start=775
-  _globals['_LISTCABINETSREQUEST']._serialized_end=796
-  _globals['_LISTCABINETSRESPONSE']._serialized_start=798
-  _globals['_LISTCABINETSRESPONSE']._serialized_end=859
-  _globals['_NODE']._serialized_start=862
-  _globals['_NODE']._serialized_end=1423
+  _globals['_GETELECTORATEREQUEST']._serialized_start=223
+  _globals['_GETELECTORATEREQUEST']._serialized_end=245
+  _globals['_CHANGEELECTORATEREQUEST']._serialized_start=247
+  _globals['_CHANGEELECTORATEREQUEST']._serialized_end=302
+  _globals['_ELECTORATERESPONSE']._serialized_start=304
+  _globals['_ELECTORATERESPONSE']._serialized_end=369
+  _globals['_LISTREGISTRYREQUEST']._serialized_start=371
+  _globals['_LISTREGISTRYREQUEST']._serialized_end=392
+  _globals['_LISTREGISTRYRESPONSE']._serialized_start=394
+  _globals['_LISTREGISTRYRESPONSE']._serialized_end=449
+  _globals['_NODESTATSREQUEST']._serialized_start=451
+  _globals['_NODESTATSREQUEST']._serialized_end=483
+  _globals['_NODESTATSRESPONSE']._serialized_start=485
+  _globals['_NODESTATSRESPONSE']._serialized_end=544
+  _globals['_ADDMODELFILEREQUEST']._serialized_start=546
+  _globals['_ADDMODELFILEREQUEST']._serialized_end=650
+  _globals['_ADDMODELFILERESPONSE']._serialized_start=652
+  _globals['_ADDMODELFILERESPONSE']._serialized_end=708
+  _globals['_LISTLOCALMODELSREQUEST']._serialized_start=710
+  _globals['_LISTLOCALMODELSREQUEST']._serialized_end=734
+  _globals['_LISTLOCALMODELSRESPONSE']._serialized_start=736
+  _globals['_LISTLOCALMODELSRESPONSE']._serialized_end=796
+  _globals['_ADDCABINETREQUEST']._serialized_start=798
+  _globals['_ADDCABINETREQUEST']._serialized_end=861
+  _globals['_ADDCABINETRESPONSE']._serialized_start=863
+  _globals['_ADDCABINETRESPONSE']._serialized_end=921
+  _globals['_LISTCABINETSREQUEST']._serialized_start=923
+  _globals['_LISTCABINETSREQUEST']._serialized_end=944
+  _globals['_LISTCABINETSRESPONSE']._serialized_start=946
+  _globals['_LISTCABINETSRESPONSE']._serialized_end=1007
+  _globals['_NODE']._serialized_start=1010
+  _globals['_NODE']._serialized_end=1727
 # @@protoc_insertion_point(module_scope)

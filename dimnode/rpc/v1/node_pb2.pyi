@@ -28,6 +28,24 @@ class InviteResponse(_message.Message):
     invite: str
     def __init__(self, invite: _Optional[str] = ...) -> None: ...
 
+class GetElectorateRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ChangeElectorateRequest(_message.Message):
+    __slots__ = ("peer", "action")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    action: str
+    def __init__(self, peer: _Optional[str] = ..., action: _Optional[str] = ...) -> None: ...
+
+class ElectorateResponse(_message.Message):
+    __slots__ = ("electorate",)
+    ELECTORATE_FIELD_NUMBER: _ClassVar[int]
+    electorate: _struct_pb2.Struct
+    def __init__(self, electorate: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
 class ListRegistryRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

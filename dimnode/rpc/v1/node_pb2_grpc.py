@@ -44,6 +44,16 @@ class NodeStub:
                 request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.InviteRequest.SerializeToString,
                 response_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.InviteResponse.FromString,
                 _registered_method=True)
+        self.GetElectorate = channel.unary_unary(
+                '/dim.v1.Node/GetElectorate',
+                request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.GetElectorateRequest.SerializeToString,
+                response_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ElectorateResponse.FromString,
+                _registered_method=True)
+        self.ChangeElectorate = channel.unary_unary(
+                '/dim.v1.Node/ChangeElectorate',
+                request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ChangeElectorateRequest.SerializeToString,
+                response_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ElectorateResponse.FromString,
+                _registered_method=True)
         self.ListNodes = channel.unary_unary(
                 '/dim.v1.Node/ListNodes',
                 request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ListRegistryRequest.SerializeToString,
@@ -87,6 +97,20 @@ class NodeServicer:
 
     def Invite(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetElectorate(self, request, context):
+        """Who votes in elections by majority.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeElectorate(self, request, context):
+        """One voter more or less; only where the operator's key is. Answers when the new list acts.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -141,6 +165,16 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.Invite,
                     request_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.InviteRequest.FromString,
                     response_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.InviteResponse.SerializeToString,
+            ),
+            'GetElectorate': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetElectorate,
+                    request_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.GetElectorateRequest.FromString,
+                    response_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ElectorateResponse.SerializeToString,
+            ),
+            'ChangeElectorate': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeElectorate,
+                    request_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ChangeElectorateRequest.FromString,
+                    response_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ElectorateResponse.SerializeToString,
             ),
             'ListNodes': grpc.unary_unary_rpc_method_handler(
                     servicer.ListNodes,
@@ -227,6 +261,60 @@ class Node:
             '/dim.v1.Node/Invite',
             dimnode_dot_rpc_dot_v1_dot_node__pb2.InviteRequest.SerializeToString,
             dimnode_dot_rpc_dot_v1_dot_node__pb2.InviteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetElectorate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dim.v1.Node/GetElectorate',
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.GetElectorateRequest.SerializeToString,
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.ElectorateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeElectorate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dim.v1.Node/ChangeElectorate',
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.ChangeElectorateRequest.SerializeToString,
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.ElectorateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -66,6 +66,13 @@ class FakeClient:
                 model = {"id": "m", "cid": "bafy", "format": "onnx", "size": 2048, "inputs": [{"name": "x", "dtype": "float32", "shape": ["n", 2]}],
                          "outputs": [], "nodes": ["anna"]}  # fmt: skip
                 return [model] if name == "models" else model
+            case "electorate" | "change_electorate":
+                if "nobody" in args:
+                    raise NotFound("nobody is no voter")
+                peers = args[:1] or ("p1", "p2")
+                voters = [{"peer_id": p, "name": args[1] if args else "", "state": "alive"} for p in peers]
+                return {"mode": "majority", "version": 2.0, "acts": True, "majority": 2.0, "quorum": False, "operator": "op",
+                        "operator_here": True, "voters": voters}  # fmt: skip
             case "cabinets" | "add_cabinet":
                 cabinet = {"name": "c", "rows": 3, "columns": {"a": "float64"}, "format": "csv"}
                 return [cabinet] if name == "cabinets" else cabinet

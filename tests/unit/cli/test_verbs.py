@@ -13,7 +13,7 @@ from dimnode.home import Home
 from tests.unit.cli.conftest import Shell
 
 FORM = {"pattern": "chained", "config": {"pipeline": [{"step": 1, "model_id": "m"}]}}
-NODE_VERBS = [("status",), ("nodes",), ("stats",), ("invite",), ("model", "list"), ("cabinet", "list")]
+NODE_VERBS = [("status",), ("nodes",), ("stats",), ("invite",), ("model", "list"), ("cabinet", "list"), ("electorate", "list")]
 JOB_VERBS = [("jobs",), ("watch", "job-1"), ("cancel", "job-1"), ("describe", "job-1"), ("result", "job-1")]
 
 
@@ -173,11 +173,24 @@ def test_cabinet_add_sends_path_and_policy(shell: Shell, tmp_path: Path) -> None
     assert shell("cabinet", "add", "c", str(tmp_path / "d.csv"), "--policy", str(tmp_path / "p.json")).exit_code == 2
 
 
+def test_the_electorate_is_shown_and_changed(shell: Shell) -> None:
+    listed = shell.json("electorate", "list")
+    assert [v["peer_id"] for v in listed["voters"]] == ["p1", "p2"]
+    shown = shell("electorate", "list").stdout
+    assert "2 of 2 voters decide" in shown
+    assert "fewer than that answer" in shown
+    assert "add a third" in shown
+    assert [(v["peer_id"], v["name"]) for v in shell.json("electorate", "add", "p9")["voters"]] == [("p9", "add")]
+    assert shell.json("electorate", "remove", "p9")["voters"][0]["name"] == "remove"
+    assert shell.json("electorate", "remove", "nobody", exit_code=1)["error"]["code"] == "NOT_FOUND"
+
+
 def test_doctor_tells_of_node_and_settings(shell: Shell) -> None:
     checks = {c["check"]: c["ok"] for c in shell.json("doctor", exit_code=1)["checks"]}
     assert checks["node"]
     assert checks["settings"]
     assert not checks["orchestrators"]
+    assert not checks["electorate"]
     shell.home.clear_control()
     done = shell("doctor")
     assert "orchestrator.listen" in done.stdout

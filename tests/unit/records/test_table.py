@@ -12,7 +12,8 @@ from dimnode.core.job_record import Record
 from dimnode.domain.record import Assign, StatusEntry
 from dimnode.errors import ResourceExhausted
 from dimnode.ports import Copied, Written
-from dimnode.records.table import NoCopies, RecordTable
+from dimnode.records.no_copies import NoCopies
+from dimnode.records.table import RecordTable
 from dimnode.state.memory_journal import MemoryJournal
 from tests.support import entries as e
 from tests.support.record_nodes import QUICK, record_swarm

@@ -14,7 +14,7 @@ from trio.testing import MockClock
 from dimnode.domain.record import Ballot, Claim, OutcomeEntry, SignedEntry
 from dimnode.domain.tensors import from_numpy, to_json, to_numpy
 from dimnode.errors import FailedPrecondition, Fenced, NotFound, ResourceExhausted, Unavailable
-from dimnode.orchestrator.coordinator import Coordinator
+from dimnode.orchestrator.job_end import JobEnds
 from dimnode.orchestrator.values import Values
 from dimnode.records.table import RecordTable, TableSettings
 from dimnode.security.signing import sign_entry
@@ -159,16 +159,16 @@ async def test_an_owner_that_is_fenced_at_the_end_lets_its_job_go(autojump_clock
     await double_model(swarm)
     journal = MemoryJournal()
     table = RecordTable(journal, identity("orchestrator"))
-    end = Coordinator.end
+    end = JobEnds.end
 
-    async def too_late(coordinator: Coordinator, outcome: OutcomeEntry) -> bool:
+    async def too_late(ends: JobEnds, outcome: OutcomeEntry) -> bool:
         other = identity("other")
         claim = Claim(job=outcome.job, ballot=Ballot(2, other.peer_id, "b"))
         await table.merge(outcome.job, [sign_entry(claim, other)])
-        return await end(coordinator, outcome)
+        return await end(ends, outcome)
 
     async with running(swarm, journal, table=table) as orchestrator:
-        monkeypatch.setattr(Coordinator, "end", too_late)
+        monkeypatch.setattr(JobEnds, "end", too_late)
         accepted = await orchestrator.submit(form(), "me")
         await trio.sleep(5)
         document = await orchestrator.get(accepted.job_id)
@@ -428,7 +428,7 @@ async def test_finished_jobs_are_answered_for_from_the_journal_when_memory_lets_
         jobs = [a.job_id for a in answers]  # type: ignore[union-attr]
         for job in jobs:
             assert (await finished(orchestrator, job))["status"] == "completed"
-        assert len(orchestrator._table._finished) <= 3
+        assert len(orchestrator._table._memory._finished) <= 3
         for job in jobs:
             assert to_numpy((await orchestrator.result(job))["outputs"]["y"]).shape == (3, 2)
         assert len(await orchestrator.list_jobs(False, 10)) == 8

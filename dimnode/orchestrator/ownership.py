@@ -97,13 +97,13 @@ class Ownership:
 
     async def run(self) -> None:
         """Takes up what this node has to when its term begins, and keeps the age of what it holds, until cancelled."""
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                nursery.start_soon(self._take_up)
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
                 nursery.start_soon(self._keep_ages)
-        finally:
-            self._nursery = None
+                await self._take_up()
+            finally:
+                self._nursery = None  # before the nursery is closed: nobody starts anything in it any more
 
     async def _take_up(self) -> None:
         """Jobs of earlier starts and terms of this node. Those that no live seat drives come as offers. What cannot be

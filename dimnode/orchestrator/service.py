@@ -87,13 +87,15 @@ class Orchestrator:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                nursery.start_soon(self._held.run)
-                nursery.start_soon(self._leave_when_full)
-                task_status.started()
-                await self._drive_jobs(nursery)
+                try:
+                    nursery.start_soon(self._held.run)
+                    nursery.start_soon(self._leave_when_full)
+                    task_status.started()
+                    await self._drive_jobs(nursery)
+                finally:
+                    self._accepting = False
+                    self._nursery = None
         finally:
-            self._accepting = False
-            self._nursery = None
             self._held.let_all_go()
             self._scopes.clear()
             self._waiting.clear()

@@ -11,14 +11,12 @@ from dimnode.domain.record import SignedEntry
 
 
 class KeptRecord:
-    __slots__ = ("changed", "ending", "noted", "offered", "record", "version")
+    __slots__ = ("changed", "ending", "noted", "record", "version")
 
     def __init__(self, record: Record) -> None:
         self.record = record
         self.noted: list[SignedEntry] = []
         """Entries that the journal does not have yet, as far as is known."""
-        self.offered: set[str] = set()
-        """Those of them whose writing was begun and did not come to its end: they may be durable, here or elsewhere."""
         self.version = 0
         self.changed = trio.Event()
         self.ending = trio.Lock()

@@ -204,11 +204,11 @@ class RecordTable:
 
     def forsake(self, job: str) -> None:
         """This node does not drive the job any more: what it decided and did not make durable is forgotten. Facts that others
-        signed stay, and what may be durable somewhere."""
+        signed stay; what is with a copy comes back from there."""
         state = self._memory.get(job)
         if state is None:
             return
-        mine = {e.id for e in state.noted if e.author == self._signer.peer_id and not isinstance(e.body(), Attempt)} - state.offered
+        mine = {e.id for e in state.noted if e.author == self._signer.peer_id and not isinstance(e.body(), Attempt)}
         if mine:
             state.noted = [e for e in state.noted if e.id not in mine]
             state.record = Record(job, [e for e in state.record.entries() if e.id not in mine])
@@ -312,7 +312,6 @@ class RecordTable:
         state = self._memory.get(pending.job)
         if state is not None:
             state.noted = [*pending.noted, *state.noted]
-            state.offered.update(e.id for e in pending.noted)
 
     # --- what others say
 
@@ -419,7 +418,6 @@ class RecordTable:
         state = self._known(job)
         settled = {e.id for e in entries}
         state.noted = [e for e in state.noted if e.id in state.record and e.id not in settled]
-        state.offered.intersection_update(e.id for e in state.noted)
 
     def _apply(self, job: str, entries: Sequence[SignedEntry]) -> None:
         """A view costs more than an entry: only an outcome or a claim can make a job finished or unfinished."""

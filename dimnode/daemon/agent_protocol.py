@@ -20,6 +20,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from dimnode.daemon.sandbox.report import Confinement
+
 Array = NDArray[Any]
 PREFIX = struct.Struct("<IQ")
 MAX_HEADER = 4 << 20
@@ -53,8 +55,10 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """With load: run once on zeros, so that the next run is quick."""
     inputs: tuple[SchemaItem, ...] = ()
     outputs: tuple[SchemaItem, ...] = ()
+    confinement: Confinement | None = None
+    """With loaded."""
     kind: str = ""
-    """With error: rejected, input, failed, memory."""
+    """With error: rejected, input, failed, memory, unconfined."""
     message: str = ""
 
 

@@ -63,7 +63,9 @@ class Daemon:
         self._folder, self._settings, self._price, self._boot = folder, settings, price, boot
         self.on_change = on_change
         self._resources = ResourceMonitor(folder, interval=settings.resource_interval, on_change=lambda: self.on_change("load"))
-        self._pool = AgentPool(settings.agents, folder / "agents", admit=self._no_memory, on_change=lambda: self.on_change("models"))
+        self._pool = AgentPool(
+            settings.agents, folder / "agents", private=folder, admit=self._no_memory, on_change=lambda: self.on_change("models")
+        )
         self._cache = ModelCache(
             store, folder / "models", max_bytes=settings.cache_bytes, fetch_timeout=settings.fetch_timeout,
             admit=self._no_disk, on_change=lambda: self.on_change("models"),
@@ -317,9 +319,11 @@ class Daemon:
         s = self._settings
         return refusal(self._resources.latest, memory=0, disk=0, min_memory=s.min_free_memory, min_disk=s.min_free_disk)
 
-    def _no_memory(self, format: str, size: int) -> str | None:
+    def _no_memory(self, format: str, size: int, freed: int) -> str | None:
         s = self._settings
-        return refusal(self._resources.latest, memory=estimate_memory(format, size), disk=0, min_memory=s.min_free_memory, min_disk=0)
+        return refusal(
+            self._resources.latest, memory=estimate_memory(format, size) - freed, disk=0, min_memory=s.min_free_memory, min_disk=0
+        )
 
     def _no_disk(self, size: int) -> str | None:
         s = self._settings

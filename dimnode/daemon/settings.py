@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dimnode.daemon.sandbox.report import Mode
+
 GIB = 1 << 30
 MIB = 1 << 20
 
@@ -28,6 +30,16 @@ class AgentSettings:
     file_bytes: int = 0
     """Largest file that an agent may write: none."""
     open_files: int = 256
+    most_threads: int = 256
+    """Threads of one agent's process."""
+    sandbox: Mode = "best"
+    """``require``: no agent works that is not confined in every respect; ``best``: as far as the system goes."""
+    fork: bool = True
+    """Agents are forked from a server that has their framework already (Linux only); else each starts anew."""
+    per_model: int = 0
+    """Agents that hold the same model, at the most; 0: as many as the cores allow with ``threads`` each."""
+    watch_interval: float = 0.25
+    """Seconds between looks at the memory and threads of agents."""
     max_reply_bytes: int = 1 * GIB
     """Outputs of one inference, all together."""
     backoff_first: float = 0.1

@@ -9,6 +9,7 @@ the kernel's parent-death signal.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import select
 import signal
@@ -33,10 +34,12 @@ from dimnode.daemon.agent_protocol import (
     unpack_tensors,
 )
 from dimnode.daemon.preload import preload
+from dimnode.daemon.rows import independent
 from dimnode.daemon.sandbox import linux, macos
 from dimnode.daemon.sandbox.confine import confine
 from dimnode.daemon.sandbox.policy import AgentPolicy
 from dimnode.daemon.sandbox.report import CannotConfine, Confinement
+from dimnode.daemon.shared_memory import attach
 from loaders.api import InferenceFailed, InputRejected, LoadedModel, LoaderError, ModelSchema, TensorSchema
 from loaders.registry import open_loader
 
@@ -107,18 +110,21 @@ class Agent:
         self._report = report or Confinement()
         self._unconfined = unconfined
         self._model: LoadedModel | None = None
+        self._fds: list[int] = []
+        self._in: mmap.mmap | None = None
+        self._out: mmap.mmap | None = None
 
     def serve(self) -> None:
         """Until the node hangs up."""
         while True:
             try:
                 header, tensors = self._receive()
-            except (EOFError, OSError, ProtocolError):
+            except (EOFError, OSError, ValueError, IndexError, ProtocolError):
                 return
             reply, outputs = self._answer(header, tensors)
             del tensors
             try:
-                self._send(pack(reply, outputs))
+                self._send(pack(reply, outputs, self._out))
             except OSError:
                 return
 
@@ -129,6 +135,8 @@ class Agent:
             if header.op == "load":
                 return self._load(header), {}
             assert self._model is not None
+            if header.op == "probe":
+                return Header(op="result", independent=independent(self._model)), {}
             return Header(op="result"), self._model.run(tensors)
         except InputRejected as e:
             return Header(op="error", kind="input", message=str(e)), {}
@@ -146,12 +154,25 @@ class Agent:
         schema = self._model.schema
         if header.warm:
             warm_up(self._model)
-        return Header(op="loaded", inputs=_items(schema.inputs), outputs=_items(schema.outputs), confinement=self._report)
+        rows = independent(self._model) if header.rows and header.warm else None
+        return Header(op="loaded", independent=rows, inputs=_items(schema.inputs), outputs=_items(schema.outputs), confinement=self._report)
 
     def _receive(self) -> tuple[Header, dict[str, Array]]:
-        header_size, payload_size = unpack_prefix(self._exactly(PREFIX.size), MAX_REQUEST)
+        header_size, payload_size = unpack_prefix(self._prefix(), MAX_REQUEST)
         header = unpack_header(self._exactly(header_size))
-        return header, unpack_tensors(header.tensors, self._exactly(payload_size))
+        if header.memory_in:
+            self._in = attach(self._fds.pop(0), header.memory_in)
+        if header.memory_out:
+            self._out = attach(self._fds.pop(0), header.memory_out)
+        return header, unpack_tensors(header.tensors, self._exactly(payload_size), self._in)
+
+    def _prefix(self) -> bytes:
+        """Descriptors come with a frame's first bytes."""
+        data, fds, _, _ = socket.recv_fds(self._connection, PREFIX.size, 4)
+        self._fds += fds
+        if not data:
+            raise EOFError
+        return data + bytes(self._exactly(PREFIX.size - len(data)))
 
     def _exactly(self, n: int) -> bytearray:
         data = bytearray(n)

@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
+import array
+import mmap
+import os
 import shutil
 import signal
 import socket
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+import msgspec
 import trio
 
 from dimnode.daemon.agent_main import AgentOptions
 from dimnode.daemon.agent_protocol import (
+    ALIGNMENT,
     PREFIX,
     Array,
     Header,
     ProtocolError,
+    TensorHead,
+    numeric_bytes,
     pack,
     unpack_header,
     unpack_prefix,
     unpack_tensors,
 )
 from dimnode.daemon.agent_servers import ServerDied, ServerProcess
+from dimnode.daemon.shared_memory import AVAILABLE, create, size_for
+
+T = TypeVar("T")
 
 SMALL = 1 << 16
 """Frames up to this size are sent in one piece."""
 SOCKET_BUFFER = 1 << 20
+SHARED_MOST = 256 << 20
+"""Larger tensors travel in frames: shared memory stays as long as the agent does."""
+COPY_INLINE = 2 << 20
+"""Bytes from which on copying is done in a thread."""
 EXIT_WAIT = 1.0
 """Seconds for a process whose socket broke to tell how it ended."""
 
@@ -37,7 +53,7 @@ class AgentDied(Exception):
 class AgentProcess:
     """Made by `start`; owned by the pool."""
 
-    def __init__(self, server: ServerProcess, pid: int, connection: trio.socket.SocketType, folder: Path) -> None:
+    def __init__(self, server: ServerProcess, pid: int, connection: trio.socket.SocketType, folder: Path, share_from: int) -> None:
         self._server = server
         self._socket = connection
         self._stream = trio.SocketStream(connection)
@@ -53,10 +69,14 @@ class AgentProcess:
         """Bytes that it held at the last look."""
         self.load_seconds = 0.0
         self._stopped_for = ""
+        self._share_from = share_from or sys.maxsize
+        self._in: mmap.mmap | None = None
+        self._out: mmap.mmap | None = None
+        self._wanted_out = 0
 
     @classmethod
-    async def start(cls, server: ServerProcess, options: AgentOptions) -> AgentProcess:
-        """In a folder of its own, the policy's ``scratch``, which is made here. Raises `AgentDied`."""
+    async def start(cls, server: ServerProcess, options: AgentOptions, share_from: int) -> AgentProcess:
+        """``share_from``: bytes from which on tensors go through shared memory; 0: never. In a folder of its own, the policy's ``scratch``, which is made here. Raises `AgentDied`."""
         folder = Path(options.policy.scratch)
         ours, theirs = socket.socketpair()
         with theirs:
@@ -72,7 +92,7 @@ class AgentProcess:
                     raise AgentDied(str(e) if isinstance(e, ServerDied) else "no agent process could be started") from e
                 raise
         ours.setblocking(False)
-        return cls(server, pid, trio.socket.from_stdlib_socket(ours), folder)
+        return cls(server, pid, trio.socket.from_stdlib_socket(ours), folder, share_from)
 
     def alive(self) -> bool:
         return self._server.status(self.pid) is None
@@ -81,18 +101,49 @@ class AgentProcess:
         """One request, one reply. Raises `AgentDied`. After a cancellation the agent must be killed."""
         self.calls += 1
         try:
-            await self._send(pack(header, tensors))
+            await self._request(header, tensors)
             header_size, payload_size = unpack_prefix(await self._exactly(PREFIX.size), max_reply)
             reply = unpack_header(await self._exactly(header_size))
-            return reply, unpack_tensors(reply.tensors, await self._exactly(payload_size))
+            size = sum(t.nbytes for t in reply.tensors)
+            if size > max_reply:
+                raise ProtocolError(f"a reply of {size} bytes is too large")
+            payload = await self._exactly(payload_size)
+            self._wanted_out = max(self._wanted_out, size + ALIGNMENT * len(reply.tensors))
+            return reply, await _off_loop(size - payload_size, _unpack, reply.tensors, payload, self._out)
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError, EOFError) as e:
             raise AgentDied(await self._how_it_ended()) from e
         except ProtocolError as e:
             raise AgentDied(f"the agent sent nonsense: {e}") from e
 
-    async def _send(self, pieces: list[bytes | memoryview]) -> None:
+    async def _request(self, header: Header, tensors: Mapping[str, Array]) -> None:
+        """Grows the shared memory first if that helps."""
+        fds: list[int] = []
+        try:
+            needed = numeric_bytes(tensors)
+            if self._worth(needed, self._in):
+                fd, self._in = create(size_for(needed))
+                fds.append(fd)
+                header = msgspec.structs.replace(header, memory_in=len(self._in))
+            if self._worth(self._wanted_out, self._out):
+                fd, self._out = create(size_for(self._wanted_out))
+                fds.append(fd)
+                header = msgspec.structs.replace(header, memory_out=len(self._out))
+            share = self._in if needed >= self._share_from else None
+            await self._send(await _off_loop(needed if share is not None else 0, pack, header, tensors, share), fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _worth(self, nbytes: int, present: mmap.mmap | None) -> bool:
+        return AVAILABLE and self._share_from <= nbytes <= SHARED_MOST and (present is None or len(present) < nbytes)
+
+    async def _send(self, pieces: list[bytes | memoryview], fds: list[int]) -> None:
         if sum(map(len, pieces)) <= SMALL:
             pieces = [b"".join(pieces)]
+        if fds:
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
+            sent = await self._socket.sendmsg([pieces[0]], [rights])
+            pieces[0] = memoryview(pieces[0])[sent:]
         for piece in pieces:
             await self._stream.send_all(piece)
 
@@ -128,6 +179,18 @@ class AgentProcess:
         with trio.CancelScope(shield=True):
             await self._server.wait_ended(self.pid)
             await trio.to_thread.run_sync(_remove, self._folder)
+
+
+def _unpack(heads: Sequence[TensorHead], payload: bytearray, shared: mmap.mmap | None) -> dict[str, Array]:
+    """Copied: the next reply is written over this one."""
+    return unpack_tensors(heads, payload, shared, copy=True)
+
+
+async def _off_loop(nbytes: int, work: Callable[..., T], *args: object) -> T:
+    """In a thread if there are many bytes to copy. After a cancellation the thread may still write where nobody reads."""
+    if nbytes < COPY_INLINE:
+        return work(*args)
+    return await trio.to_thread.run_sync(lambda: work(*args), abandon_on_cancel=True)
 
 
 def _remove(folder: Path) -> None:

@@ -23,6 +23,7 @@ from dimnode.daemon.agent_protocol import Array, Header, SchemaItem
 from dimnode.daemon.agent_servers import ServerDied, ServerProcess
 from dimnode.daemon.agent_value import AgentFacts, least_valuable
 from dimnode.daemon.agent_watch import usage
+from dimnode.daemon.batch_runner import Batching
 from dimnode.daemon.frameworks import Frameworks
 from dimnode.daemon.model_health import ModelHealth
 from dimnode.daemon.sandbox.confine import expected
@@ -41,6 +42,8 @@ class ModelFile:
     format: str
     path: Path
     size: int
+    batchable: bool = False
+    """Every input and output has the batch on axis 0, by its manifest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,7 @@ class AgentPool:
         self._frameworks = Frameworks(settings, folder)
         self._libraries: tuple[str, ...] = ()
         self._confinement = expected() if settings.sandbox != "off" else Confinement()
+        self._batching = Batching(settings.batch, self)
         self._health = ModelHealth(settings)
         self._idle: list[AgentProcess] = []  # longest idle first
         self._busy: set[AgentProcess] = set()
@@ -120,26 +124,42 @@ class AgentPool:
 
     # --- calls -----------------------------------------------------------------------------------
 
-    async def run(self, model: ModelFile, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """One inference. Raises `InvalidArgument` (the inputs do not fit), `FailedPrecondition` (the model is
-        refused), `InferenceError`, `AgentCrashed`, `ResourceExhausted`. Cancelling kills the agent.
+    async def run(self, model: ModelFile, inputs: Mapping[str, Array], owner: str | None = None) -> dict[str, Array]:
+        """One inference, perhaps together with others of the same ``owner`` (None: alone in any case). Raises `InvalidArgument` (the inputs do not fit), `FailedPrecondition` (the model is
+        refused), `InferenceError`, `AgentCrashed`, `ResourceExhausted`. Cancelling kills the agent, unless others wait for
+        the same batch."""
+        if owner is None or not self._batching.possible(model):
+            return await self.run_on(await self.acquire(model), model, inputs)
+        if self._batching.independent(model.cid) and self._nursery is not None:
+            return await self._batching.runner(model, self._nursery).submit(inputs, owner)
+        outputs = await self.run_on(await self.acquire(model), model, inputs)
+        self._batching.ask(model, self._nursery)
+        return outputs
 
-        An agent that dies on its first word after idling may have been dying already, which nobody can tell
+    async def probe(self, model: ModelFile) -> bool | None:
+        """See `dimnode.daemon.batch_runner.Pool`."""
+        agent = self._take_idle(model.cid)
+        if agent is None:
+            return None
+        self._busy.add(agent)
+        return (await self._call(agent, model, Header(op="probe"), {}))[0].independent
+
+    async def run_on(self, agent: AgentProcess, model: ModelFile, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """An agent that dies on its first word after idling may have been dying already, which nobody can tell
         from outside: a fresh one is asked once more."""
-        agent = await self._acquire(model, warm=False)
         reused = agent.idle_since > 0
         try:
             return (await self._call(agent, model, Header(op="run"), inputs))[1]
         except AgentCrashed:
             if not reused:
                 raise
-        agent = await self._acquire(model, warm=False)
+        agent = await self.acquire(model)
         return (await self._call(agent, model, Header(op="run"), inputs))[1]
 
     async def warm_up(self, model: ModelFile) -> None:
         """Makes sure that an agent holds the model and has run once. Raises as `run`."""
         if not self.is_warm(model.cid):
-            self._release(await self._acquire(model, warm=True), healthy=True)
+            self._release(await self.acquire(model, warm=True), healthy=True)
 
     async def inspect(self, model: ModelFile) -> Schema:
         """What the model says of itself: loads it in an agent that is ended afterwards. Raises as `run`."""
@@ -168,6 +188,7 @@ class AgentPool:
             "killed": self._killed,
             "cold_calls": self._cold,
             "warm_calls": self._warm,
+            "batching": self._batching.statistics(),
             "frameworks": self._frameworks.statistics(),
             "sandbox": self._confinement.summary(),
             "refused_models": self._health.refused(trio.current_time()),
@@ -197,7 +218,7 @@ class AgentPool:
 
     # --- who holds what --------------------------------------------------------------------------
 
-    async def _acquire(self, model: ModelFile, *, warm: bool) -> AgentProcess:
+    async def acquire(self, model: ModelFile, *, warm: bool = False) -> AgentProcess:
         """An agent that holds the model and is marked busy."""
         while (agent := self._take_idle(model.cid)) is None:
             if self._may_have_another(model.cid):
@@ -245,10 +266,13 @@ class AgentPool:
                 server = await self._server(model.format)
                 began = trio.current_time()
                 agent = await self._launch(server, model)
-                header = Header(op="load", path=str(model.path), format=model.format, warm=warm)
+                rows = self._batching.possible(model)
+                header = Header(op="load", path=str(model.path), format=model.format, warm=warm, rows=rows)
                 reply, _ = await agent.call(header, {}, self._settings.max_reply_bytes)
                 if reply.op == "error":
                     raise _failure(reply)
+                if reply.independent is not None:
+                    self._batching.learn(model.cid, reply.independent)
                 self._confinement = reply.confinement or self._confinement
                 agent.load_seconds = trio.current_time() - began
                 good = True
@@ -287,7 +311,7 @@ class AgentPool:
             open_files=s.open_files,
             processes=s.most_threads,
         )
-        agent = await AgentProcess.start(server, AgentOptions(policy=policy, threads=s.threads, format=model.format))
+        agent = await AgentProcess.start(server, AgentOptions(policy=policy, threads=s.threads, format=model.format), s.share_from)
         self._started += 1
         agent.model, agent.memory = model.cid, policy.memory
         return agent
@@ -313,6 +337,10 @@ class AgentPool:
         agent = self._idle.pop(least_valuable(facts, trio.current_time()))
         self._end(agent)
         return agent.used
+
+    def release(self, agent: AgentProcess) -> None:
+        """An agent that was acquired and not used."""
+        self._release(agent, healthy=True)
 
     def _release(self, agent: AgentProcess, *, healthy: bool) -> None:
         self._busy.discard(agent)

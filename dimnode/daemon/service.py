@@ -152,7 +152,9 @@ class Daemon:
             )  # fmt: skip
         async with self._file(manifest, order.manifest_cid, order.providers) as file:
             execution.stage("running")
-            outputs = await self._pool.run(file, gathered.arrays)
+            # a model may mix the rows that it gets: only those of one client, and none of a cabinet, are ever put together
+            owner = None if order.cabinet is not None else order.principal
+            outputs = await self._pool.run(file, gathered.arrays, owner)
         values = await leave(order, manifest, outputs, gathered.rows, self._store, self._settings.inline_bytes)
         return self._completed(execution, gathered, values)
 
@@ -203,7 +205,7 @@ class Daemon:
         self._check_size(manifest.size)
         async with self._cache.use(manifest.cid, manifest.format, manifest.size, providers) as path:
             await self._shelf.fetched(manifest, manifest_cid)
-            yield ModelFile(manifest.cid, manifest.format, path, manifest.size)
+            yield ModelFile(manifest.cid, manifest.format, path, manifest.size, batchable(manifest))
 
     async def prewarm(self, model_cid: str, manifest_cid: str, providers: Sequence[str]) -> bool:
         """Fetches and loads the model and runs it once. False if that cannot be done now."""
@@ -328,6 +330,16 @@ class Daemon:
     def _no_disk(self, size: int) -> str | None:
         s = self._settings
         return refusal(self._resources.latest, memory=0, disk=size, min_memory=0, min_disk=s.min_free_disk)
+
+
+def batchable(manifest: ModelManifest) -> bool:
+    """Whether rows of several requests could be put together, as far as the manifest tells."""
+    numeric = all(t.dtype in tensors.NUMERIC_DTYPES for t in manifest.inputs)
+    return (
+        numeric
+        and len(manifest.batched_inputs()) == len(manifest.inputs) > 0
+        and len(manifest.batched_outputs()) == len(manifest.outputs) > 0
+    )
 
 
 def _axis(batch_axis: int | None) -> int | None:

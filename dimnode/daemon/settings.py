@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dimnode.daemon.batching import BatchSettings
 from dimnode.daemon.sandbox.report import Mode
 
 GIB = 1 << 30
@@ -38,6 +39,9 @@ class AgentSettings:
     """Agents are forked from a server that has their framework already (Linux only); else each starts anew."""
     per_model: int = 0
     """Agents that hold the same model, at the most; 0: as many as the cores allow with ``threads`` each."""
+    share_from: int = 256 * 1024
+    """Tensors of a call go through shared memory from so many bytes on; 0: never."""
+    batch: BatchSettings = field(default_factory=BatchSettings)
     watch_interval: float = 0.25
     """Seconds between looks at the memory and threads of agents."""
     max_reply_bytes: int = 1 * GIB

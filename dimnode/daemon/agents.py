@@ -80,6 +80,8 @@ class AgentPool:
         admit: Admit = lambda format, size, freed: None,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
+        self.keep: Callable[[str], bool] = lambda cid: False
+        """Models whose agents are not ended for idleness alone."""
         self._settings = settings
         self._folder = folder
         self._private = private or folder
@@ -136,10 +138,15 @@ class AgentPool:
         self._batching.ask(model, self._nursery)
         return outputs
 
+    def batches(self, cid: str) -> bool:
+        """Whether requests for this model run together, as far as is known by now."""
+        return self._batching.independent(cid)
+
     async def probe(self, model: ModelFile) -> bool | None:
         """See `dimnode.daemon.batch_runner.Pool`."""
         agent = self._take_idle(model.cid)
         if agent is None:
+            self._room.unpark_all()
             return None
         self._busy.add(agent)
         return (await self._call(agent, model, Header(op="probe"), {}))[0].independent
@@ -176,6 +183,10 @@ class AgentPool:
     def confinement(self) -> Confinement:
         """What holds agents, by the latest that told; before the first, what this system has."""
         return self._confinement
+
+    def has_room(self) -> bool:
+        """An agent could be started without ending another."""
+        return len(self._idle) + len(self._busy) + sum(self._starting.values()) < self._settings.max_agents
 
     def statistics(self) -> dict[str, Any]:
         return {
@@ -233,6 +244,8 @@ class AgentPool:
         return agent
 
     def _may_have_another(self, cid: str) -> bool:
+        if self._batching.asking(cid):  # which takes milliseconds
+            return False
         most = self._settings.per_model or max(1, (os.cpu_count() or 1) // self._settings.threads)
         return sum(a.model == cid for a in (*self._idle, *self._busy)) + self._starting.get(cid, 0) < most
 
@@ -362,8 +375,9 @@ class AgentPool:
         while True:
             await trio.sleep(self._settings.idle_seconds / 4)
             limit = trio.current_time() - self._settings.idle_seconds
-            while self._idle and self._idle[0].idle_since <= limit:
-                self._end(self._idle.pop(0))
+            for agent in [a for a in self._idle if a.idle_since <= limit and not self.keep(a.model)]:
+                self._idle.remove(agent)
+                self._end(agent)
                 self._room.unpark_all()
                 self._on_change()
             self._frameworks.end_unused(limit)

@@ -203,6 +203,9 @@ class Batching:
     def independent(self, cid: str) -> bool:
         return self._known.get(cid, False)
 
+    def asking(self, cid: str) -> bool:
+        return cid in self._asking
+
     def learn(self, cid: str, independent: bool) -> None:
         while len(self._known) >= REMEMBERED:
             forgotten = next(iter(self._known))

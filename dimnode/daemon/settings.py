@@ -57,6 +57,19 @@ class AgentSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class PrewarmSettings:
+    most: int = 0
+    """Models kept warm ahead of need; 0: none."""
+    interval: float = 5.0
+    pinned: tuple[str, ...] = ()
+    """Ids or CIDs."""
+    half_life: float = 600.0
+    """Seconds after which a use counts half."""
+    frequent: float = 2.0
+    """Uses, decayed, from which on a model is warmed."""
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonSettings:
     slots: int = field(default_factory=lambda: max(1, os.cpu_count() or 1))
     """Tasks that run at once."""
@@ -94,4 +107,5 @@ class DaemonSettings:
     """Seconds until the marks of delivered attempts are cleared from the journal, those of that time together."""
     remembered_models: int = 1024
     """Manifests, and models listed as held."""
+    prewarm: PrewarmSettings = field(default_factory=PrewarmSettings)
     agents: AgentSettings = field(default_factory=AgentSettings)

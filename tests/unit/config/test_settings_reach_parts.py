@@ -26,6 +26,8 @@ OTHER: dict[str, Any] = {
     "swarm.mdns": False,
     "election.beat": 0.6,
     "daemon.slots": 77,
+    "daemon.sandbox": "require",
+    "daemon.pinned": ["ocr"],
     "daemon.agent_threads": 77,
     "swarm.allow": ["12D3KooWAUp4xKZycTUQEMxfRGky8xyu7MsDS68HmF3BHibS6to3"],
     "election.allow": ["12D3KooWAUp4xKZycTUQEMxfRGky8xyu7MsDS68HmF3BHibS6to3"],

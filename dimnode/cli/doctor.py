@@ -113,7 +113,7 @@ def _sandbox(context: Context) -> list[Finding]:
         return [Finding("sandbox", True, "off by daemon.sandbox", 'Set it to "best": models of others run in agents.')]
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-s", "-m", "dimnode.daemon.sandbox.trial"], capture_output=True, timeout=TRIAL_SECONDS
+            [sys.executable, "-P", "-s", "-m", "dimnode.daemon.sandbox.trial"], check=False, capture_output=True, timeout=TRIAL_SECONDS
         )
         trial = msgspec.json.decode(done.stdout, type=Trial)
     except (OSError, subprocess.TimeoutExpired, msgspec.DecodeError):

@@ -100,6 +100,9 @@ class OrchestratorSection(Section):
     announce: HostPortOrNothing = Field(default="", description="host:port that clients should dial. Empty: the listen address.")
     max_jobs: Count = Field(default=10_000, description="Unfinished jobs that this node drives at once; more are refused.")
     max_concurrent: Count = Field(default=10_000, description="Calls served at once.")
+    warm_ahead: bool = Field(
+        default=True, description="Nodes get the models of a chained job's later steps ready while the first one runs."
+    )
     connect_timeout: Seconds = Field(default=5.0, description="Time to connect to a daemon before the task goes to another node.")
 
 

@@ -192,6 +192,10 @@ def environment(settings: AgentSettings) -> Mapping[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONWARNINGS": "ignore",
         "OMP_NUM_THREADS": str(settings.threads),
+        # numpy's own pool would start threads at import, and a process with threads cannot be forked
+        "OPENBLAS_NUM_THREADS": "1",
+        # onnxruntime starts a thread for it at import, and it is nobody's business
+        "ORT_DISABLE_TELEMETRY": "1",
         # a framework that compiles with the system's compiler could not do so in the sandbox
         "MLX_DISABLE_COMPILE": "1",
         **settings.environment,

@@ -59,7 +59,12 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     if options.fork:
         preload(options.format)
-    ForkServer(connection, fork=options.fork).serve()
+    ForkServer(connection, fork=options.fork and threads() == 1).serve()
+
+
+def threads() -> int:
+    """A framework that starts threads at import cannot be forked safely: its locks may be held by threads that the child has not."""
+    return len(os.listdir("/proc/self/task"))
 
 
 class ForkServer:

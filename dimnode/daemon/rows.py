@@ -32,7 +32,9 @@ def _sample(schema: ModelSchema, rows: int, rng: np.random.Generator) -> dict[st
     out: dict[str, Array] = {}
     for t in schema.inputs:
         shape = (rows, *(n if isinstance(n, int) else OTHER_AXES for n in t.shape[1:]))
-        dtype = np.dtype(t.dtype)  # TypeError for text
+        dtype = np.dtype(t.dtype)
+        if dtype.kind not in "biufc":
+            raise TypeError(f"{t.dtype} is no number")
         out[t.name] = rng.standard_normal(shape).astype(dtype) if dtype.kind in "fc" else rng.integers(0, 2, shape).astype(dtype)
     return out
 

@@ -33,27 +33,22 @@ from dimnode.orchestrator.selection import Selector
 from dimnode.orchestrator.settings import OrchestratorSettings
 from dimnode.orchestrator.task_runner import TaskRunner
 from dimnode.orchestrator.values import Compute, Values, in_thread
+from dimnode.orchestrator.warming import WarmAhead
 from dimnode.orchestrator.work import OutputGone, Work
 from dimnode.ports import Clock, Models, Registry
 from dimnode.records.table import RecordTable
 from p2p.groups import leaves
 from p2p.ipfs.api import BlockCorrupt, BlockMissing, ContentError, ContentStore
 from p2p.ipfs.cid import DAG_CBOR, compute
+from patterns import api
 from patterns.api import (
-    Array,
-    Conclusion,
     Engine,
-    Fail,
-    Finish,
     PatternError,
     Plan,
     Progress,
-    Run,
-    Seal,
     TaskPlan,
     TaskResult,
     TaskState,
-    Wait,
 )
 from patterns.engines import make_engine, make_plan, plan_from_plain, plan_to_plain
 
@@ -73,8 +68,10 @@ class Coordinator:
         clock: Clock,
         settings: OrchestratorSettings,
         compute: Compute = in_thread,
+        ahead: WarmAhead | None = None,
     ) -> None:
         self._compute = compute
+        self._ahead = ahead
         self._table = table
         self._runner = runner
         self._selector = selector
@@ -224,7 +221,7 @@ class _Drive:
         core = self._view().core
         if core is not None:
             nursery.start_soon(self._p.publish, self._job, core.spec)
-        engine = await self._plan()
+        engine = await self._plan(nursery)
         tasks = trio.CapacityLimiter(self._p._settings.max_tasks_per_job)
         while not self._view().terminal:
             self._changed = trio.Event()
@@ -236,17 +233,17 @@ class _Drive:
     async def _step(self, engine: Engine, nursery: trio.Nursery, tasks: trio.CapacityLimiter) -> None:
         decision = engine.decide(self._progress())
         match decision:
-            case Run():
+            case api.Run():
                 if await self._fed(engine, decision.tasks):
                     self._start(nursery, decision.tasks, tasks)
                     await self._changed.wait()
-            case Wait():
+            case api.Wait():
                 await self._changed.wait()
-            case Seal():
+            case api.Seal():
                 self._seal(decision)
-            case Finish():
+            case api.Finish():
                 await self._finish(engine, decision)
-            case Fail():
+            case api.Fail():
                 await self.fail(error_of_failure(decision, self._work))
 
     def _lose(self, gone: OutputGone) -> None:
@@ -266,7 +263,7 @@ class _Drive:
         self._started.discard(gone.task)
         self._changed.set()
 
-    async def _plan(self) -> Engine:
+    async def _plan(self, nursery: trio.Nursery) -> Engine:
         """The engine on the plan in the record, or on one made now and recorded. Waits while the swarm
         has not what the job needs."""
         manifests = await self._manifests()
@@ -281,6 +278,8 @@ class _Drive:
         assert stored is not None
         await self._place.retake()
         plan = plan_from_plain(stored)
+        if self._p._ahead is not None:
+            self._p._ahead.begin(nursery, plan)
         self._models_by_key = {t.key: t.model for t in plan.tasks}
         return make_engine(self._form.pattern, self._form.config, plan, {name: model_facts(name, m) for name, m in manifests.items()})
 
@@ -369,7 +368,7 @@ class _Drive:
                     self._lose(gone)
         self._changed.set()
 
-    def _seal(self, seal: Seal) -> None:
+    def _seal(self, seal: api.Seal) -> None:
         attempts = {key: self._work.done[key].id for key in seal.keys}
         entry = SealEntry(job=self._job, ballot=self._ballot, round=seal.round, attempts=attempts)
         # Nothing follows from a seal before the next round's assignments, or the outcome, are durable, and it with them.
@@ -386,14 +385,14 @@ class _Drive:
 
     async def _aggregate(self, engine: Engine, before: int) -> None:
         conclusion = await self._conclude(engine, before, self._seals[before].seal)
-        if isinstance(conclusion, Fail):
+        if isinstance(conclusion, api.Fail):
             await self.fail(error_of_failure(conclusion, self._work))
             return
         written = {n: await self._p._values.write(a) for n, a in conclusion.outputs.items()}
         self._work.aggregates.clear()  # a round reads the one before it only
         self._work.aggregates[before] = written
 
-    async def _conclude(self, engine: Engine, round_: int, seal: SealEntry) -> Conclusion | Fail:
+    async def _conclude(self, engine: Engine, round_: int, seal: SealEntry) -> api.Conclusion | api.Fail:
         """Over exactly the sealed attempts, in an order that every owner finds again."""
         record = self._p._table.record(self._job)
         sealed = [(key, record.body(entry_id)) for key, entry_id in sorted(seal.attempts.items())]
@@ -404,7 +403,7 @@ class _Drive:
 
     async def _result_of(self, engine: Engine, key: str, attempt: Attempt) -> TaskResult:
         """Raises `OutputGone`."""
-        outputs: dict[str, Array] = {}
+        outputs: dict[str, api.Array] = {}
         if engine.needs_values:
             try:
                 outputs = await self._p._values.read_all(attempt.outputs, (attempt.node,))
@@ -414,17 +413,17 @@ class _Drive:
             key=key, model=self._models_by_key.get(key, self._first_model), node=attempt.node, rows=attempt.rows, outputs=outputs
         )
 
-    async def _finish(self, engine: Engine, finish: Finish) -> None:
+    async def _finish(self, engine: Engine, finish: api.Finish) -> None:
         self._enter("aggregating")
         seal = self._seals[finish.round].seal
         conclusion = await self._conclude(engine, finish.round, seal)
-        if isinstance(conclusion, Fail):
+        if isinstance(conclusion, api.Fail):
             await self.fail(error_of_failure(conclusion, self._work))
             return
         outputs = await self._outputs(conclusion, seal)
         await self._complete(outputs, conclusion.details)
 
-    async def _outputs(self, conclusion: Conclusion, seal: SealEntry) -> dict[str, TensorValue]:
+    async def _outputs(self, conclusion: api.Conclusion, seal: SealEntry) -> dict[str, TensorValue]:
         """The job's outputs: large ones as blocks that this node keeps. Raises `OutputGone`."""
         if conclusion.passthrough is None:
             return {n: await self._p._values.write(a) for n, a in conclusion.outputs.items()}

@@ -27,6 +27,7 @@ OTHER: dict[str, Any] = {
     "election.beat": 0.6,
     "daemon.slots": 77,
     "daemon.sandbox": "require",
+    "orchestrator.warm_ahead": False,
     "daemon.pinned": ["ocr"],
     "daemon.agent_threads": 77,
     "swarm.allow": ["12D3KooWAUp4xKZycTUQEMxfRGky8xyu7MsDS68HmF3BHibS6to3"],

@@ -36,7 +36,7 @@ class Frameworks:
                 self._nursery = None
                 for server in self._servers.values():
                     server.kill()
-        self._spawner.close()
+                self._spawner.close()
 
     async def get(self, format: str) -> ServerProcess:
         """The framework's server, ready. Raises `ServerDied`; after repeated ends only later."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import msgspec
 import pytest
 
 from dimnode.daemon.sandbox.policy import AgentPolicy, library_folders, without
+from tests.integration.daemon.test_agents import fast, pids, running_pool
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox of macOS is not run here")
 
@@ -96,3 +99,56 @@ def test_the_same_attempts_succeed_without_the_sandbox(tmp_path: Path, name: str
     done = subprocess.run([sys.executable, "-c", ASKS, str(secret), name], capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert "done" in done.stdout, done.stderr
     assert os.path.exists(secret)
+
+
+ORDINARY = """
+import os, sys, colorsys
+from tests.support import attempts
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+attempts.main()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="the other tests run as an ordinary user then")
+def test_an_ordinary_user_is_confined_as_well(tmp_path: Path) -> None:
+    home = Path(tempfile.mkdtemp(prefix="dim-home-"))  # pytest's own folders are closed to others
+    try:
+        secret, model, scratch = home / "identity.key", home / "model.onnx", home / "agent-1"
+        secret.write_text("secret")
+        model.write_bytes(b"model")
+        scratch.mkdir()
+        for path in (home, secret, model, scratch):
+            os.chown(path, 65534, 65534)
+        policy = AgentPolicy(mode="require", memory=1 << 30, scratch=str(scratch), read=(*library_folders(), str(model)), open_files=64)
+        done = subprocess.run(
+            [sys.executable, "-c", ORDINARY, msgspec.json.encode(policy).decode(), str(secret), str(os.getpid())],
+            capture_output=True,
+            timeout=60,
+            cwd=Path(__file__).parents[3],
+        )
+        told = json.loads(done.stdout)
+        assert all(told["report"].values())
+        assert [name for name in NAMES if "errno" not in told["attempts"][name]] == []
+        assert "done" in told["attempts"]["allowed: read the model"]
+        assert "done" in told["attempts"]["allowed: a thread"]
+        assert secret.read_text() == "secret"
+    finally:
+        shutil.rmtree(home)
+
+
+async def test_agents_of_a_pool_are_confined_as_the_attempts_were(tmp_path: Path) -> None:
+    async with running_pool(tmp_path, sandbox="require") as pool:
+        await pool.warm_up(fast(tmp_path))
+        assert pool.confinement.complete
+        pid = pids(pool)[0]
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
+        assert status["NoNewPrivs"].strip() == "1"
+        assert status["Seccomp"].strip() == "2"
+        assert {status[c].strip() for c in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
+        assert os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net")
+        assert len(Path(f"/proc/{pid}/net/dev").read_text().splitlines()) <= 3  # headings and loopback, which is down
+        held = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+        assert sum(name.startswith("socket:") for name in held) == 1
+        assert {name for name in held if not name.startswith("socket:")} == {"/dev/null"}

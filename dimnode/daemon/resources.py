@@ -88,12 +88,12 @@ def capabilities(loaders: tuple[str, ...], sandbox: tuple[str, ...] = (), gpus: 
 class ResourceMonitor:
     """Keeps a recent `Snapshot`; the looking is done in a thread."""
 
-    def __init__(self, folder: Path, *, interval: float, on_change: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, folder: Path, *, interval: float, on_change: Callable[[], None] = lambda: None, cards: tuple[Gpu, ...] = ()) -> None:
         self._folder = folder
         self._interval = interval
         self._on_change = on_change
         self._latest: Snapshot | None = None
-        self._gpus: tuple[Gpu, ...] = ()
+        self._gpus = cards
 
     @property
     def latest(self) -> Snapshot:
@@ -102,7 +102,6 @@ class ResourceMonitor:
         return self._latest
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        self._gpus = await trio.to_thread.run_sync(gpus.look)
         self._latest = await self._look()
         task_status.started()
         while True:

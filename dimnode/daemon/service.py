@@ -20,6 +20,7 @@ from dimnode.daemon import cabinet_policy, model_formats
 from dimnode.daemon.agents import AgentPool, ModelFile
 from dimnode.daemon.cabinets import Cabinets
 from dimnode.daemon.execution import Execution
+from dimnode.daemon.gpus import Gpu
 from dimnode.daemon.model_cache import ModelCache
 from dimnode.daemon.model_shelf import ModelShelf
 from dimnode.daemon.prewarmer import Known, Prewarmer
@@ -56,15 +57,18 @@ class Daemon:
         settings: DaemonSettings,
         price: float = 1.0,
         boot: str = "",
+        cards: tuple[Gpu, ...] = (),
         on_change: Callable[[Change], None] = lambda change: None,
     ) -> None:
-        """``folder``: the node's home. ``on_change`` is called on the loop and must be quick."""
+        """``folder``: the node's home. ``on_change`` is called on the loop and must be quick. ``cards``: the machine's
+        graphics processors."""
         self.more_stats: Callable[[], Mapping[str, Any]] = dict
         """What other parts of the node add to `stats`."""
         self._signer, self._clock, self._store = signer, clock, store
         self._folder, self._settings, self._price, self._boot = folder, settings, price, boot
         self.on_change = on_change
-        self._resources = ResourceMonitor(folder, interval=settings.resource_interval, on_change=self._looked)
+        self._resources = ResourceMonitor(folder, interval=settings.resource_interval, on_change=self._looked, cards=cards)
+        self._cards = cards
         self._pool = AgentPool(
             settings.agents, folder / "agents", private=folder, admit=self._no_memory, on_change=lambda: self.on_change("models")
         )
@@ -312,7 +316,7 @@ class Daemon:
     def capabilities(self) -> Capabilities:
         confinement = self._pool.confinement
         kept_from = tuple(name for name in confinement.__struct_fields__ if name not in confinement.missing())
-        return capabilities(available_loaders(), kept_from, self._resources.latest.gpus)
+        return capabilities(available_loaders(), kept_from, self._cards)
 
     def disk_free(self) -> int:
         """Bytes, as of the last look."""

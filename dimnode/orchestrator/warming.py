@@ -18,6 +18,8 @@ from dimnode.orchestrator.settings import OrchestratorSettings
 from dimnode.ports import DaemonClient, Models
 from patterns.api import Plan, TaskPlan
 
+AT_ONCE = 2
+"""Steps of one job: what is needed first is warmed first, and the step that runs has cores left."""
 log = structlog.get_logger(__name__)
 
 
@@ -37,10 +39,15 @@ class WarmAhead:
     def begin(self, nursery: trio.Nursery, plan: Plan) -> None:
         """In the job's nursery: it ends with the job."""
         if self._settings.warm_ahead:
+            turns = trio.CapacityLimiter(AT_ONCE)
             for task in later_tasks(plan)[: self._settings.warm_most]:
-                nursery.start_soon(self._warm, task)
+                nursery.start_soon(self._warm, task, turns)
 
-    async def _warm(self, task: TaskPlan) -> None:
+    async def _warm(self, task: TaskPlan, turns: trio.CapacityLimiter) -> None:
+        async with turns:
+            await self._warm_now(task)
+
+    async def _warm_now(self, task: TaskPlan) -> None:
         with trio.move_on_after(self._settings.warm_timeout):
             try:
                 ref = self._models.resolve(task.model)

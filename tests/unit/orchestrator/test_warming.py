@@ -66,6 +66,7 @@ async def begin(fleet: Any, plan: Plan, times: int = 1, **changes: Any) -> None:
         for _ in range(times):
             ahead.begin(nursery, plan)
         await trio.testing.wait_all_tasks_blocked()
+        assert len(fleet.asked) <= 2 * times
         fleet.answer.set()
 
 
@@ -97,6 +98,7 @@ async def test_it_can_be_switched_off_and_is_bounded() -> None:
     fleet = Fleet()
     await begin(fleet, CHAIN, warm_ahead=False)
     assert fleet.asked == []
+    fleet = Fleet()
     many = Plan((task("0", "m"), *(task(str(i), f"m{i}", "0") for i in range(1, 30))))
     await begin(fleet, many, warm_most=3)
     assert len(fleet.asked) == 3

@@ -10,7 +10,18 @@ import tempfile
 
 from loaders.registry import ENTRIES
 
-MORE = {"pt2": ("torch.export", "torch._dynamo", "torch._export.serde.serialize", "torch.fx.experimental.symbolic_shapes")}
+MORE = {
+    "pt2": (
+        "torch.export",
+        "torch._dynamo",
+        "torch._export.serde.serialize",
+        "torch.fx.experimental.symbolic_shapes",
+        "torch._functorch.aot_autograd",
+        "torch._functorch.partitioners",
+        "torch._export.passes.collect_tracepoints_pass",
+        "torch._export.passes.add_runtime_assertions_for_constraints_pass",
+    )
+}
 """Beside the loader's own module: what the framework would otherwise import while it loads its first model."""
 
 

@@ -85,6 +85,23 @@ def capabilities(loaders: tuple[str, ...], sandbox: tuple[str, ...] = (), gpus: 
     )
 
 
+class Reservations:
+    """Memory promised to what is just starting, which no look at the machine has seen yet. It counts until the second look."""
+
+    def __init__(self) -> None:
+        self._before = self._now = 0
+
+    @property
+    def total(self) -> int:
+        return self._before + self._now
+
+    def add(self, nbytes: int) -> None:
+        self._now += nbytes
+
+    def looked(self) -> None:
+        self._before, self._now = self._now, 0
+
+
 class ResourceMonitor:
     """Keeps a recent `Snapshot`; the looking is done in a thread."""
 

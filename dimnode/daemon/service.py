@@ -24,7 +24,7 @@ from dimnode.daemon.gpus import Gpu
 from dimnode.daemon.model_cache import ModelCache
 from dimnode.daemon.model_shelf import ModelShelf
 from dimnode.daemon.prewarmer import Known, Prewarmer
-from dimnode.daemon.resources import ResourceMonitor, capabilities, estimate_memory, refusal
+from dimnode.daemon.resources import Reservations, ResourceMonitor, capabilities, estimate_memory, refusal
 from dimnode.daemon.settings import DaemonSettings
 from dimnode.daemon.store_errors import store_errors
 from dimnode.daemon.task_inputs import Gathered, gather
@@ -69,6 +69,7 @@ class Daemon:
         self.on_change = on_change
         self._resources = ResourceMonitor(folder, interval=settings.resource_interval, on_change=self._looked, cards=cards)
         self._cards = cards
+        self._promised = Reservations()
         self._pool = AgentPool(
             settings.agents, folder / "agents", private=folder, admit=self._no_memory, on_change=lambda: self.on_change("models")
         )
@@ -244,6 +245,7 @@ class Daemon:
 
     def _looked(self) -> None:
         """At what the machine has: idle agents give memory back when it is short."""
+        self._promised.looked()
         self._pool.relieve(self._settings.min_free_memory - self._resources.latest.memory_free)
         self.on_change("load")
 
@@ -356,10 +358,12 @@ class Daemon:
         return refusal(self._resources.latest, memory=0, disk=0, min_memory=s.min_free_memory, min_disk=s.min_free_disk)
 
     def _no_memory(self, format: str, size: int, freed: int) -> str | None:
-        s = self._settings
-        return refusal(
-            self._resources.latest, memory=estimate_memory(format, size) - freed, disk=0, min_memory=s.min_free_memory, min_disk=0
-        )
+        s, memory = self._settings, estimate_memory(format, size)
+        needed = memory + self._promised.total - freed
+        reason = refusal(self._resources.latest, memory=needed, disk=0, min_memory=s.min_free_memory, min_disk=0)
+        if reason is None:
+            self._promised.add(memory)
+        return reason
 
     def _no_disk(self, size: int) -> str | None:
         s = self._settings

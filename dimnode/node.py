@@ -24,6 +24,7 @@ from dimnode.config import Config, require_served
 from dimnode.core.election_types import Start
 from dimnode.core.load_sharing import LoadSharing
 from dimnode.core.rate_limit import RateLimiter
+from dimnode.daemon import gpus
 from dimnode.daemon.service import Change, Daemon
 from dimnode.domain.node import Heartbeat, Load
 from dimnode.errors import FailedPrecondition, ResourceExhausted, Unavailable
@@ -126,6 +127,7 @@ class Node:
         boots: int,
         met_before: acquaintances.Addresses,
         electorates: Electorates,
+        cards: tuple[gpus.Gpu, ...],
     ) -> None:
         self.clock = SystemClock()
         self.config = config
@@ -152,6 +154,7 @@ class Node:
             price=config.cost.price,
             boot=self.boot,
             on_change=self._daemon_changed,
+            cards=cards,
         )
         self.registry = SwarmRegistry(
             network, identity, self.clock, self._heartbeat(boots), self.settings.membership(), self.settings.registry()
@@ -203,7 +206,8 @@ class Node:
         bridge = await stack.enter_async_context(open_bridge())
         electorates = await _electorates(config, settings, home, member, journal, network)
         met_before = await acquaintances.recall(journal)
-        return cls(config, home, identity, member, journal, network, store, bridge, boots, met_before, electorates)
+        cards = await trio.to_thread.run_sync(gpus.look)
+        return cls(config, home, identity, member, journal, network, store, bridge, boots, met_before, electorates, cards)
 
     async def serve(self, announce: Callable[[str], None], stop: trio.Event) -> None:
         """Runs all services until ``stop`` is set and the drain is over."""

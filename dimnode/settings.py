@@ -10,7 +10,8 @@ from dimnode.core.election import ElectionSettings
 from dimnode.core.membership import MembershipSettings
 from dimnode.core.rate_limit import RateLimitSettings
 from dimnode.core.retention import RetentionRule
-from dimnode.daemon.settings import AgentSettings, DaemonSettings
+from dimnode.daemon.batching import BatchSettings
+from dimnode.daemon.settings import AgentSettings, DaemonSettings, PrewarmSettings
 from dimnode.invite import Membership
 from dimnode.leadership import LeadershipSettings
 from dimnode.orchestrator.seat_questions import AskSettings
@@ -83,6 +84,10 @@ class Settings:
             start_timeout=d.agent_start,
             threads=threads,
             memory_base=d.agent_memory,
+            sandbox=d.sandbox,
+            per_model=d.agents_per_model,
+            share_from=d.share_from,
+            batch=BatchSettings(most_requests=d.batch, delay=d.batch_delay),
         )
         return DaemonSettings(
             slots=slots,
@@ -94,6 +99,8 @@ class Settings:
             cache_bytes=d.cache_bytes,
             model_bytes=d.model_bytes,
             min_free_memory=d.memory_reserve,
+            min_free_disk=d.disk_reserve,
+            prewarm=PrewarmSettings(most=d.prewarm, interval=d.prewarm_interval, pinned=d.pinned),
             stop_grace=self._config.node.drain / 4,
             agents=agents,
         )
@@ -132,6 +139,7 @@ class Settings:
             retries=c.jobs.retries,
             max_spec_bytes=c.jobs.max_spec_bytes,
             inline_bytes=c.jobs.inline_bytes,
+            warm_ahead=c.orchestrator.warm_ahead,
             max_active_jobs=c.orchestrator.max_jobs,
             fetch_timeout=c.ipfs.fetch_timeout,
         )

@@ -21,6 +21,7 @@ from dimnode.config.values import (
     PeerIds,
     Seconds,
     Section,
+    Strings,
 )
 
 Name = Annotated[str, Field(max_length=63, pattern=r"^[A-Za-z0-9]?[A-Za-z0-9._-]*$")]
@@ -109,6 +110,9 @@ class OrchestratorSection(Section):
     announce: HostPortOrNothing = Field(default="", description="host:port that clients should dial. Empty: the listen address.")
     max_jobs: Count = Field(default=10_000, description="Unfinished jobs that this node drives at once; more are refused.")
     max_concurrent: Count = Field(default=10_000, description="Calls served at once.")
+    warm_ahead: bool = Field(
+        default=True, description="Nodes get the models of a chained job's later steps ready while the first one runs."
+    )
     connect_timeout: Seconds = Field(default=5.0, description="Time to connect to a daemon before the task goes to another node.")
 
 
@@ -129,6 +133,27 @@ class DaemonSection(Section):
     agent_idle: Seconds = Field(default=600.0, description="An agent without work for this time is stopped.")
     agent_start: Seconds = Field(default=60.0, description="Time for an agent to start and load its model.")
     memory_reserve: Bytes = Field(default=256 << 20, description="Free memory that a task must leave to the machine.")
+    disk_reserve: Bytes = Field(default=256 << 20, description="Free disk that a task must leave to the machine.")
+    agents_per_model: CountOrNone = Field(
+        default=0, description="Agents with the same model, at the most. 0: as many as the cores allow with agent_threads each."
+    )
+    sandbox: Literal["require", "best", "off"] = Field(
+        default="best",
+        description='"require": no agent works unless the system confines it in every respect (files, network, processes, privileges, '
+        'limits). "best": as far as the system goes; doctor says how far. "off": limits only.',
+    )
+    batch: Count = Field(default=32, description="Most tasks of one client for one model that run as one. 1: each on its own.")
+    batch_delay: Seconds = Field(
+        default=0.002, description="Most seconds that a task waits for others to run with, when others have been coming."
+    )
+    share_from: Annotated[int, Field(ge=0)] = Field(
+        default=256 << 10, description="Tensors of a task from this size on go to the agent through shared memory. 0: never."
+    )
+    prewarm: Annotated[int, Field(ge=0, le=1000)] = Field(
+        default=2, description="Models that are kept loaded before they are asked for: pinned, queued and frequent ones. 0: none."
+    )
+    prewarm_interval: Seconds = Field(default=5.0, description="Time between looks at which models to warm.")
+    pinned: Strings = Field(default=(), description="Models, by id or CID, that are kept in the cache and loaded whenever there is room.")
 
 
 class GatewaySection(Section):

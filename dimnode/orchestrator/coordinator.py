@@ -18,6 +18,7 @@ from dimnode.orchestrator.selection import Selector
 from dimnode.orchestrator.settings import OrchestratorSettings
 from dimnode.orchestrator.task_runner import TaskRunner
 from dimnode.orchestrator.values import Compute, Values, in_thread
+from dimnode.orchestrator.warming import WarmAhead
 from dimnode.ports import Clock, Models, Registry
 from dimnode.records.table import RecordTable
 from p2p.groups import leaves
@@ -39,10 +40,11 @@ class Coordinator:
         clock: Clock,
         settings: OrchestratorSettings,
         compute: Compute = in_thread,
+        ahead: WarmAhead | None = None,
     ) -> None:
         self._runner = runner
         self._ends = JobEnds(table, store, clock, settings)
-        self._parts = Parts(table, runner, selector, models, registry, store, values, clock, settings, compute, self._ends)
+        self._parts = Parts(table, runner, selector, models, registry, store, values, clock, settings, compute, self._ends, ahead)
 
     async def drive(self, held: Held, place: Place) -> None:
         """Returns when the job is terminal, or when another owner fenced this one. If it is cancelled

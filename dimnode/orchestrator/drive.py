@@ -35,6 +35,7 @@ from dimnode.orchestrator.selection import Selector
 from dimnode.orchestrator.settings import OrchestratorSettings
 from dimnode.orchestrator.task_runner import TaskRunner
 from dimnode.orchestrator.values import Compute, Values
+from dimnode.orchestrator.warming import WarmAhead
 from dimnode.orchestrator.work import OutputGone, Work
 from dimnode.ports import Clock, Models, Registry
 from dimnode.records.table import RecordTable
@@ -77,6 +78,7 @@ class Parts:
     settings: OrchestratorSettings
     compute: Compute
     ends: JobEnds
+    ahead: WarmAhead | None
 
 
 class Drive:
@@ -160,7 +162,7 @@ class Drive:
         core = self._view().core
         if core is not None:
             nursery.start_soon(self._p.ends.publish, self._job, core.spec)
-        engine = await self._plan()
+        engine = await self._plan(nursery)
         tasks = trio.CapacityLimiter(self._p.settings.max_tasks_per_job)
         while not self._view().terminal:
             await trio.lowlevel.checkpoint()
@@ -203,7 +205,7 @@ class Drive:
         self._started.discard(gone.task)
         self._changed.set()
 
-    async def _plan(self) -> Engine:
+    async def _plan(self, nursery: trio.Nursery) -> Engine:
         """The engine on the plan in the record, or on one made now and recorded. Waits while the swarm
         has not what the job needs."""
         manifests = await self._manifests()
@@ -219,6 +221,8 @@ class Drive:
         self._plan_id = self._view().plan_id
         await self._place.retake()
         plan = plan_from_plain(stored)
+        if self._p.ahead is not None:
+            self._p.ahead.begin(nursery, plan)
         self._models_by_key = {t.key: t.model for t in plan.tasks}
         return make_engine(self._form.pattern, self._form.config, plan, {name: model_facts(name, m) for name, m in manifests.items()})
 

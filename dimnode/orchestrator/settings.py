@@ -32,6 +32,12 @@ class OrchestratorSettings:
     replan_cost: float = 0.0005
     """Seconds that waiting jobs let pass, times their number, before they look again at a changed swarm: so that many
     of them leave time for the others."""
+    warm_ahead: bool = True
+    """Nodes get the models of a chained job's later steps ready while the first one runs."""
+    warm_most: int = 8
+    """Steps of one job, at the most."""
+    warm_timeout: float = 120.0
+    """Seconds for one of them."""
     max_tasks_per_job: int = 64
     """Tasks of one job that are dispatched at once."""
     claims_at_once: int = 256

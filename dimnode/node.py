@@ -289,6 +289,7 @@ class Node:
         them and is still called upon, so that they go on without a pause), the seat is free, tasks are handed back,
         records are where they will be looked for."""
         drain = self.config.node.drain
+        until = trio.current_time() + drain
         with trio.move_on_after(drain / 2) as scope:
             if leadership.orchestrator is not None:
                 leadership.orchestrator.stop_accepting()
@@ -300,7 +301,7 @@ class Node:
         if scope.cancelled_caught:
             log.info("node.handing_back", tasks=self.daemon.load().running + self.daemon.load().queued)
         await self.daemon.hand_back()
-        self.left_behind = await self.keeping.replicator.hand_over(drain / 4)
+        self.left_behind = await self.keeping.replicator.hand_over(max(drain / 4, until - trio.current_time()))
 
     # --- what parts are given ---
 

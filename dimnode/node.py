@@ -26,6 +26,7 @@ from dimnode.core.rate_limit import RateLimiter
 from dimnode.daemon.service import Change, Daemon
 from dimnode.domain.node import Heartbeat, Load
 from dimnode.errors import FailedPrecondition, ResourceExhausted, Unavailable
+from dimnode.garbage import Garbage
 from dimnode.home import Control, Home
 from dimnode.invite import Invite, Membership, make, settle
 from dimnode.leadership import Leadership
@@ -175,6 +176,10 @@ class Node:
             settings=self.settings.keeping(),
             free=self.daemon.disk_free,
         )
+        self.garbage = Garbage(
+            store, self.keeping.table, journal, self.daemon.needed_blocks, self.daemon.disk_free, self.clock, self.settings.garbage()
+        )
+        store.make_room = self.garbage.make_room
         self.daemon.more_stats = lambda: {"records": self.keeping.statistics()}
         self.met_before = met_before
         self.models = SwarmModels(self.registry, store, fetch_timeout=config.ipfs.fetch_timeout)
@@ -222,6 +227,7 @@ class Node:
                 self._announce_all(server.address)
                 await nursery.start(self.registry.run)
                 await nursery.start(self.keeping.run)
+                await nursery.start(self.garbage.run)
                 await nursery.start(self.elector.run)
                 self._seek_acquaintances(nursery)
                 await self._serve_locally(nursery, client, announce, stop)

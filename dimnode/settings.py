@@ -11,6 +11,7 @@ from dimnode.core.membership import MembershipSettings
 from dimnode.core.rate_limit import RateLimitSettings
 from dimnode.core.retention import RetentionRule
 from dimnode.daemon.settings import AgentSettings, DaemonSettings
+from dimnode.garbage import GarbageSettings
 from dimnode.invite import Membership
 from dimnode.leadership import LeadershipSettings
 from dimnode.orchestrator.seat_questions import AskSettings
@@ -58,7 +59,11 @@ class Settings:
         )
 
     def store(self) -> StoreSettings:
-        return StoreSettings(parallel=self._config.ipfs.fetch_parallel)
+        ipfs = self._config.ipfs
+        return StoreSettings(parallel=ipfs.fetch_parallel, max_bytes=ipfs.max_bytes, grace=ipfs.grace)
+
+    def garbage(self) -> GarbageSettings:
+        return GarbageSettings(max_bytes=self._config.ipfs.max_bytes)
 
     def channels(self) -> ChannelSettings:
         return ChannelSettings(connect_timeout=self._config.orchestrator.connect_timeout)

@@ -138,6 +138,12 @@ class IpfsSection(Section):
     gateway: Annotated[str, Field(min_length=1)] = Field(default="http://127.0.0.1:8080", description="Gateway of Kubo; planned.")
     fetch_timeout: Seconds = Field(default=30.0, description="Seconds without progress after which a fetch gives up.")
     fetch_parallel: Count = Field(default=32, description="Blocks asked for at once in one fetch.")
+    max_bytes: Bytes = Field(
+        default=64 * GIB,
+        description="Bytes of blocks kept at the most. Near it, blocks that no job, model or pin needs are removed, the least recently used "
+        "first; if that is not enough, what would need more is refused.",
+    )
+    grace: Seconds = Field(default=600.0, description="Seconds that a block which nothing needs stays after it was written or used.")
 
 
 class JobsSection(Section):

@@ -38,6 +38,10 @@ class DiskFull(ContentError):
     """The block store cannot write."""
 
 
+class StoreUnavailable(ContentError):
+    """The backend does not answer, or answers with a failure of its own; it may be tried again later."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoreStatistics:
     blocks: int
@@ -49,6 +53,35 @@ class StoreStatistics:
     served_bytes: int
     refused_blocks: int
     """Unsolicited or corrupt blocks that were offered."""
+    max_bytes: int = 0
+    """The store's bound; 0: none but the disk's."""
+    collected_blocks: int = 0
+    collected_bytes: int = 0
+    """Removed by garbage collections since the start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Why content stays."""
+
+    reason: str
+    recursive: bool = True
+    """The whole DAG, or only its root block."""
+    at: float = 0.0
+    """Wall clock of this node when it was pinned last; 0: before that was written down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a garbage collection did."""
+
+    blocks: int
+    """Removed."""
+    bytes: int
+    needed: int
+    """Blocks that are here and that pins or the caller need."""
+    recent: int
+    """Blocks that nobody needs and that stay for now, since they were written or used a moment ago."""
 
 
 class ContentStore(Protocol):
@@ -101,12 +134,22 @@ class ContentStore(Protocol):
         """Make the whole DAG local; returns its content size in bytes."""
         ...
 
-    async def pin(self, cid: str, *, reason: str = "") -> None:
-        """Recursive pin, durable; the DAG must be local."""
+    async def pin(self, cid: str, *, reason: str = "", recursive: bool = True) -> None:
+        """Durable when it returns; what is pinned must be local: the whole DAG, or without ``recursive`` the block."""
         ...
 
     async def unpin(self, cid: str) -> None: ...
 
-    async def pins(self) -> dict[str, str]: ...
+    async def pins(self) -> dict[str, str]:
+        """Reasons by CID."""
+        ...
+
+    async def list_pins(self) -> dict[str, Pin]: ...
+
+    async def collect(self, needed: AsyncIterator[str], *, down_to: int = 0, grace: float | None = None) -> Collected:
+        """Remove blocks that neither a pin nor ``needed`` (roots of DAGs; what of them is not here does not matter)
+        reaches, those that were used longest ago first, until ``down_to`` bytes are left. Blocks in use now, or
+        written or used within ``grace`` seconds (default: the store's), stay. One collection at a time."""
+        ...
 
     def statistics(self) -> StoreStatistics: ...

@@ -120,6 +120,14 @@ def decode_node(data: bytes) -> FileNode:
     return FileNode(tuple(map(Child, links, sizes)), size, inline)
 
 
+def links(data: bytes) -> list[Cid]:
+    """What a dag-pb block links to, whatever kind of thing it is. Raises `BlockCorrupt`."""
+    try:
+        return [_decode_link(value) for number, value in fields(data) if number == 2 and not isinstance(value, int)]
+    except (Malformed, BadCid) as error:
+        raise BlockCorrupt(f"not a dag-pb node: {error}") from error
+
+
 def _decode_dag_pb(data: bytes) -> tuple[list[Cid], memoryview]:
     links: list[Cid] = []
     meta: memoryview | None = None

@@ -40,6 +40,21 @@ async def pieces(data: bytes, size: int) -> AsyncGenerator[bytes, None]:
         yield data[start : start + size]
 
 
+async def nothing() -> AsyncGenerator[str, None]:
+    for cid in ():
+        yield cid
+
+
+async def some(*cids: str) -> AsyncGenerator[str, None]:
+    for cid in cids:
+        yield cid
+
+
+def link_to(cid: str) -> bytes:
+    """DAG-CBOR of a list with one link."""
+    return b"\x81\xd8\x2a\x58\x25\x00" + cids.parse(cid).binary
+
+
 class SingleContract:
     @pytest.mark.parametrize("size", [0, 1, CHUNK, CHUNK + 1, 4 * CHUNK])
     async def test_bytes_come_back_under_kubos_cid(self, store: ContentStore, size: int):
@@ -140,6 +155,77 @@ class SingleContract:
         await store.unpin(a)
         assert await store.pins() == {b: "model"}
         assert store.statistics().pins == 1
+
+    async def test_a_direct_pin_holds_one_block(self, store: ContentStore):
+        data = pattern(2 * CHUNK)
+        cid = await store.add_bytes(data)
+        await store.pin(cid, reason="root only", recursive=False)
+        (pin,) = (await store.list_pins()).values()
+        assert (pin.reason, pin.recursive) == ("root only", False)
+        assert pin.at > 0
+        with pytest.raises(BlockMissing):
+            await store.pin(absent(), recursive=False)
+        done = await store.collect(nothing(), grace=0)
+        assert (done.blocks, done.bytes, done.needed) == (2, 2 * CHUNK, 1)
+        assert await store.has(cid)
+        with pytest.raises(BlockMissing):
+            await store.pin(cid)
+
+    async def test_a_collection_takes_what_nobody_needs_and_nothing_else(self, store: ContentStore):
+        pinned, needed, shared = pattern(3 * CHUNK), pattern(6 * CHUNK)[3 * CHUNK :], await store.add_bytes(b"shared")
+        keep, other = await store.add_bytes(pinned), await store.add_bytes(needed)
+        dag = await store.put_dag_bytes(link_to(shared))
+        garbage = [await store.add_bytes(b"garbage"), await store.add_bytes(b"g" * CHUNK + b"arbage"), await store.put_dag({"n": 1})]
+        await store.pin(keep, reason="model")
+        before = store.statistics()
+        done = await store.collect(some(other, dag, absent(), "no cid at all"), grace=0)
+        assert await store.get_bytes(keep) == pinned
+        assert await store.get_bytes(other) == needed
+        assert await store.get_bytes(shared) == b"shared"
+        for cid in garbage:
+            assert not await store.has(cid)
+        after = store.statistics()
+        assert (done.blocks, done.needed, done.recent) == (5, 4 + 4 + 2, 0)
+        assert before.bytes - after.bytes == done.bytes == after.collected_bytes
+        assert before.blocks - after.blocks == done.blocks == after.collected_blocks
+
+    async def test_what_was_written_or_used_a_moment_ago_stays(self, store: ContentStore):
+        cid = await store.add_bytes(b"about to be pinned")
+        done = await store.collect(nothing(), grace=60)
+        assert (done.blocks, done.recent) == (0, 1)
+        assert await store.has(cid)
+
+    async def test_what_was_unpinned_goes(self, store: ContentStore):
+        cid = await store.add_bytes(pattern(CHUNK + 1))
+        await store.pin(cid)
+        assert (await store.collect(nothing(), grace=0)).blocks == 0
+        await store.unpin(cid)
+        assert (await store.collect(nothing(), grace=0)).blocks == 3
+        assert store.statistics().bytes == 0
+
+    async def test_what_is_being_read_stays(self, store: ContentStore):
+        data = pattern(40 * CHUNK)
+        cid = await store.add_bytes(data)
+        got = b""
+        async with aclosing(store.iterate(cid)) as pieces:
+            async for piece in pieces:
+                if not got:
+                    assert (await store.collect(nothing(), grace=0)).blocks == 0
+                got += piece
+        assert got == data
+        assert (await store.collect(nothing(), grace=0)).blocks == 41
+
+    async def test_what_is_being_added_stays(self, store: ContentStore):
+        data = pattern(40 * CHUNK)
+
+        async def slowly() -> AsyncGenerator[bytes, None]:
+            for start in range(0, len(data), CHUNK):
+                yield data[start : start + CHUNK]
+                if start:
+                    await store.collect(nothing(), grace=0)
+
+        cid, _ = await store.add_stream(slowly())
+        assert await store.get_bytes(cid) == data
 
     async def test_statistics_count_what_is_stored(self, store: ContentStore):
         for _ in range(2):

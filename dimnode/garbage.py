@@ -75,6 +75,7 @@ class Garbage:
         self._lock = trio.Lock()
         self._ended = float("-inf")
         self._helped = True
+        self._runs = 0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled."""
@@ -87,9 +88,9 @@ class Garbage:
 
     async def make_room(self) -> bool:
         """A write found the store full: whether anything was removed since. For `p2p.ipfs.store.Store.make_room`."""
-        asked = trio.current_time()
+        before = self._runs
         async with self._lock:
-            if self._ended > asked:
+            if self._runs > before:
                 return self._helped
             return self._worth_it() and await self._run(self._target())
 
@@ -133,6 +134,7 @@ class Garbage:
     def _note(self, *, helped: bool) -> None:
         self._helped = helped
         self._ended = trio.current_time()
+        self._runs += 1
 
     async def _needed(self, needs: RecordNeeds, named: set[str]) -> AsyncGenerator[str, None]:
         for cid in self._models():

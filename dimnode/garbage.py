@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 MIB = 1 << 20
 PASSING = frozenset({"tensor", "job input"})
 """Reasons of pins that only bridge the time until a record names the block."""
+_HELPS = 0.02
+"""Share of the blocks: a collection that takes less is not repeated soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class Garbage:
         self._settings = settings or GarbageSettings()
         self._lock = trio.Lock()
         self._ended = float("-inf")
-        self._helped = True
+        self._helped = self._freed = True
         self._runs = 0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -91,7 +93,7 @@ class Garbage:
         before = self._runs
         async with self._lock:
             if self._runs > before:
-                return self._helped
+                return self._freed
             return self._worth_it() and await self._run(self._target())
 
     async def collect(self) -> Collected:
@@ -115,24 +117,26 @@ class Garbage:
             done = await self._collect(target)
         except (DimError, ContentError, OSError) as e:
             log.warning("garbage.failed", reason=str(e))
-            self._note(helped=False)
+            self._note(0, 0)
             return False
         return done.bytes > 0
 
     async def _collect(self, target: int) -> Collected:
         named: set[str] = set()
+        held = self._store.statistics().bytes
         needs = RecordNeeds(self._table, self._journal, self._store)
         began = self._clock.wall()
         async with aclosing(self._needed(needs, named)) as needed:
             done = await self._store.collect(needed, down_to=target)
         if needs.complete:
             await self._release(named, began)
-        self._note(helped=done.bytes > 0)
+        self._note(done.bytes, held)
         log.info("garbage.collected", blocks=done.blocks, bytes=done.bytes, needed=done.needed, recent=done.recent)
         return done
 
-    def _note(self, *, helped: bool) -> None:
-        self._helped = helped
+    def _note(self, freed: int, held: int) -> None:
+        self._freed = freed > 0
+        self._helped = self._freed and freed >= _HELPS * held
         self._ended = trio.current_time()
         self._runs += 1
 

@@ -44,6 +44,7 @@ from dimnode.rpc.server import RunningServer, require_usable
 from dimnode.security.certificates import CertificateStore
 from dimnode.settings import Settings
 from dimnode.state.journal import open_journal
+from dimnode.store_desk import StoreDesk
 from dimnode.swarm import acquaintances
 from dimnode.swarm.elector import SwarmElector
 from dimnode.swarm.models import SwarmModels
@@ -401,6 +402,7 @@ class Node:
             client=client,
             describe=self._describe,
             make_invite=self._invite,
+            content=StoreDesk(self.store, self.garbage.collect, self.config.ipfs.fetch_timeout),
             max_artifact_bytes=self.config.daemon.model_bytes,
             fetch_timeout=self.config.ipfs.fetch_timeout,
         )

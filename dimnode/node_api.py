@@ -11,7 +11,7 @@ import msgspec
 
 from dimnode.domain.node import CabinetInfo
 from dimnode.errors import DimError, FailedPrecondition, FieldProblem, InvalidArgument, NotFound
-from dimnode.ports import DaemonClient, Elector, Models, Registry, TaskService
+from dimnode.ports import ContentApi, DaemonClient, Elector, Models, Registry, TaskService
 from dimnode.swarm.views import SwarmViews
 from p2p.ipfs.api import ContentStore
 
@@ -31,6 +31,7 @@ class LocalNode(SwarmViews):
         client: DaemonClient,
         describe: Callable[[], Mapping[str, Any]],
         make_invite: Callable[[], str],
+        content: ContentApi,
         max_artifact_bytes: int,
         fetch_timeout: float,
     ) -> None:
@@ -40,6 +41,7 @@ class LocalNode(SwarmViews):
         self._client = client
         self._describe = describe
         self._make_invite = make_invite
+        self.content: ContentApi = content
 
     def status(self) -> Mapping[str, Any]:
         mine = self._elector.mine()

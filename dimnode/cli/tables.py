@@ -66,6 +66,14 @@ def nodes(found: Sequence[Document]) -> Any:
     return table
 
 
+def pins(found: Sequence[Document]) -> Any:
+    table = _table("cid", "kind", "since", "reason")
+    for p in found:
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(p["since"])) if p.get("since") else "-"
+        table.add_row(str(p.get("cid")), str(p.get("kind")), since, str(p.get("reason")))
+    return table
+
+
 def models(found: Sequence[Document]) -> Any:
     table = _table("id", "format", "size", "inputs", "outputs", "nodes", "cid")
     for m in found:

@@ -6,7 +6,7 @@ Backends: embedded (`p2p.ipfs.embedded`), memory (`p2p.ipfs.memory`).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +32,10 @@ class BadCid(ContentError):
 
 class TooLarge(ContentError):
     """Content is larger than the caller allows."""
+
+
+class BadCar(ContentError):
+    """Not a sound CAR archive, version 1, of blocks that DIM can use."""
 
 
 class DiskFull(ContentError):
@@ -84,6 +88,15 @@ class Collected:
     """Blocks that nobody needs and that stay for now, since they were written or used a moment ago."""
 
 
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What an archive had."""
+
+    roots: tuple[str, ...]
+    blocks: int
+    bytes: int
+
+
 class ContentStore(Protocol):
     backend: str
 
@@ -132,6 +145,15 @@ class ContentStore(Protocol):
 
     async def fetch(self, cid: str, *, providers: Collection[str] = (), timeout: float = 30.0) -> int:
         """Make the whole DAG local; returns its content size in bytes."""
+        ...
+
+    def export_car(self, roots: Sequence[str], *, providers: Collection[str] = (), timeout: float = 30.0) -> AsyncGenerator[bytes, None]:
+        """A CAR archive, version 1, of whole DAGs; each block once, parents before children."""
+        ...
+
+    async def import_car(self, chunks: AsyncIterator[bytes], *, max_bytes: int | None = None) -> Imported:
+        """Store the blocks of an archive, each checked, durably. Nothing is pinned. Raises `BadCar`, `TooLarge`, `DiskFull`; blocks
+        that were sound until then stay until the next garbage collection."""
         ...
 
     async def pin(self, cid: str, *, reason: str = "", recursive: bool = True) -> None:

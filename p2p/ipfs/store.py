@@ -7,21 +7,21 @@ collection off the blocks and, when the store is full, asks whoever looks after 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import ExitStack, aclosing
 from pathlib import Path
 from typing import Any, Protocol
 
 import trio
 
+from p2p.ipfs import car, dagcbor
 from p2p.ipfs import cid as cids
-from p2p.ipfs import dagcbor
-from p2p.ipfs.api import BadCid, BlockMissing, Collected, ContentError, DiskFull, Pin, StoreStatistics, TooLarge
+from p2p.ipfs.api import BadCid, BlockMissing, Collected, ContentError, DiskFull, Imported, Pin, StoreStatistics, TooLarge
 from p2p.ipfs.blocks import Blocks
 from p2p.ipfs.cid import Cid
 from p2p.ipfs.dag import Budget, Step, Walk, visit
 from p2p.ipfs.export import read_pieces, write_whole
-from p2p.ipfs.garbage import Uses, collect
+from p2p.ipfs.garbage import Uses, collect, links
 from p2p.ipfs.settings import MAX_BLOCK, StoreSettings
 from p2p.ipfs.traffic import Traffic
 from p2p.ipfs.unixfs import Block, Layout
@@ -136,6 +136,44 @@ class Store:
         with self._uses.of(root):
             top = await Walk(need, self._here, self._settings).run(root)
         return top.size
+
+    # Archives
+
+    async def export_car(
+        self, roots: Sequence[str], *, providers: Collection[str] = (), timeout: float = 30.0
+    ) -> AsyncGenerator[bytes, None]:
+        parsed = [cids.parse(root) for root in roots]
+        with ExitStack() as uses:
+            for root in parsed:
+                uses.enter_context(self._uses.of(root))
+            yield car.header(parsed)
+            todo, seen = parsed[::-1], set[Cid]()
+            budget = Budget(None, self._settings)
+            while todo:
+                cid = todo.pop()
+                if cid in seen:
+                    continue
+                seen.add(cid)
+                data = await self._need(cid, providers, timeout)
+                children = links(cid, data)
+                budget.spend(len(children))
+                todo.extend(child for child in reversed(children) if child not in seen)
+                yield car.section(cid, data)
+
+    async def import_car(self, chunks: AsyncIterator[bytes], *, max_bytes: int | None = None) -> Imported:
+        reader = car.CarReader()
+        written: list[Cid] = []
+        count = size = 0
+        with self._uses.hold(written):
+            async with aclosing(_batches(chunks, self._settings.chunk * self._settings.write_batch, max_bytes)) as batches:
+                async for batch in batches:
+                    blocks = await trio.to_thread.run_sync(reader.feed, batch)
+                    await self._keep(blocks, False, written)
+                    count += len(blocks)
+                    size += sum(len(block.data) for block in blocks)
+            roots = reader.close()
+            await self._blocks.sync(written)
+        return Imported(tuple(root.text for root in roots), count, size)
 
     # Keeping
 

@@ -39,8 +39,10 @@ class GarbageSettings:
     """Bytes free on the disk below which a collection takes all garbage."""
     interval: float = 5.0
     """Seconds between two looks."""
-    pause: float = 60.0
-    """Seconds until the next collection after one that did not help."""
+    pause: float = 5.0
+    """Least seconds until the next collection after one that did not help."""
+    share: float = 0.1
+    """Of all time, at most spent on collections that do not help."""
     clock_skew: float = 3_600.0
     """Seconds that a record's time may differ from this node's clock."""
 
@@ -76,6 +78,7 @@ class Garbage:
         self._settings = settings or GarbageSettings()
         self._lock = trio.Lock()
         self._ended = float("-inf")
+        self._took = 0.0
         self._helped = self._freed = True
         self._runs = 0
 
@@ -106,7 +109,8 @@ class Garbage:
         return low if self._store.statistics().bytes > low else 0
 
     def _worth_it(self) -> bool:
-        return self._helped or trio.current_time() - self._ended > self._settings.pause
+        pause = max(self._settings.pause, self._took / self._settings.share)
+        return self._helped or trio.current_time() - self._ended > pause
 
     async def _try(self, target: int) -> None:
         async with self._lock:
@@ -123,6 +127,7 @@ class Garbage:
 
     async def _collect(self, target: int) -> Collected:
         named: set[str] = set()
+        started = trio.current_time()
         held = self._store.statistics().bytes
         needs = RecordNeeds(self._table, self._journal, self._store)
         began = self._clock.wall()
@@ -130,6 +135,7 @@ class Garbage:
             done = await self._store.collect(needed, down_to=target)
         if needs.complete:
             await self._release(named, began)
+        self._took = trio.current_time() - started
         self._note(done.bytes, held)
         log.info("garbage.collected", blocks=done.blocks, bytes=done.bytes, needed=done.needed, recent=done.recent)
         return done

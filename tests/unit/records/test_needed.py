@@ -176,7 +176,7 @@ async def test_near_its_bound_the_store_is_tidied_up(autojump_clock: trio.testin
 
 
 async def test_a_collection_that_does_not_help_is_not_repeated_at_once(autojump_clock: trio.testing.MockClock):
-    b = Bench(max_bytes=1000)
+    b = Bench(max_bytes=1000, pause=60)
     (cid,) = await b.add(bytes(950))
     await b.store.pin(cid)
     runs = []

@@ -12,7 +12,8 @@ import secrets
 import signal
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
 from typing import Any
 
 import structlog
@@ -52,7 +53,8 @@ from dimnode.swarm.registry import SwarmRegistry
 from dimnode.swarm.relay import Relay
 from p2p.api import PortInUse
 from p2p.identity import Identity, IdentityError, load_or_create
-from p2p.ipfs.embedded import EmbeddedStore, open_embedded
+from p2p.ipfs.embedded import open_embedded
+from p2p.ipfs.store import Store
 from p2p.network import Libp2pNetwork, open_network
 
 log = structlog.get_logger(__name__)
@@ -119,7 +121,7 @@ class Node:
         member: Membership,
         journal: Journal,
         network: Libp2pNetwork,
-        store: EmbeddedStore,
+        store: Store,
         bridge: Bridge,
         boots: int,
         met_before: acquaintances.Addresses,
@@ -180,7 +182,8 @@ class Node:
         self.garbage = Garbage(
             store, self.keeping.table, journal, self.daemon.needed_blocks, self.daemon.disk_free, self.clock, self.settings.garbage()
         )
-        store.make_room = self.garbage.make_room
+        if store.backend == "embedded":  # a Kubo daemon has owners, and a bound, of its own
+            store.make_room = self.garbage.make_room
         self.daemon.more_stats = lambda: {"records": self.keeping.statistics()}
         self.met_before = met_before
         self.models = SwarmModels(self.registry, store, fetch_timeout=config.ipfs.fetch_timeout)
@@ -199,15 +202,7 @@ class Node:
         boots = int(await journal.get(BOOT_COUNT) or 0) + 1
         await journal.put(BOOT_COUNT, str(boots).encode())
         network = await stack.enter_async_context(_network(config, settings, identity, member))
-        store = await stack.enter_async_context(
-            open_embedded(
-                home.folder("blocks"),
-                host=network.host,
-                connected=network.peers,
-                open_stream=network.open_stream,
-                settings=settings.store(),
-            )
-        )
+        store = await stack.enter_async_context(_store(config, settings, home, network))
         bridge = await stack.enter_async_context(open_bridge())
         return cls(config, home, identity, member, journal, network, store, bridge, boots, await acquaintances.recall(journal))
 
@@ -228,7 +223,8 @@ class Node:
                 self._announce_all(server.address)
                 await nursery.start(self.registry.run)
                 await nursery.start(self.keeping.run)
-                await nursery.start(self.garbage.run)
+                if self.store.backend == "embedded":
+                    await nursery.start(self.garbage.run)
                 await nursery.start(self.elector.run)
                 self._seek_acquaintances(nursery)
                 await self._serve_locally(nursery, client, announce, stop)
@@ -417,7 +413,7 @@ class Node:
             "daemon_grpc": self.daemon_address,
             "gateway": None,
             "peers": len(self.network.peers()),
-            "ipfs": {"backend": self.store.backend, "ok": True},
+            "ipfs": {"backend": self.store.backend, **asdict(self.store.health())},
             "uptime": self.clock.monotonic() - self.started,
         }
 
@@ -459,3 +455,19 @@ async def _network(config: Config, settings: Settings, identity: Identity, membe
             free = settings.network(member, any_port=True)
             network = await stack.enter_async_context(open_network(identity=identity, settings=free))
         yield network
+
+
+def _store(config: Config, settings: Settings, home: Home, network: Libp2pNetwork) -> AbstractAsyncContextManager[Store]:
+    folder = home.folder("blocks")
+    if config.ipfs.backend == "embedded":
+        return open_embedded(folder, host=network.host, connected=network.peers, open_stream=network.open_stream, settings=settings.store())
+    from p2p.ipfs.kubo.store import open_kubo  # which brings an HTTP client: other nodes need none
+
+    return open_kubo(
+        folder,
+        host=network.host,
+        connected=network.peers,
+        open_stream=network.open_stream,
+        settings=settings.store(),
+        kubo=settings.kubo(),
+    )

@@ -30,6 +30,7 @@ from dimnode.rpc.server import ServerSettings
 from dimnode.security.certificates import CertificateSettings
 from dimnode.swarm.registry import RegistrySettings
 from dimnode.swarm.relay import RelaySettings
+from p2p.ipfs.kubo.settings import KuboSettings, RpcSettings
 from p2p.ipfs.settings import StoreSettings
 from p2p.settings import DialSettings, MdnsSettings, NetworkSettings
 
@@ -61,6 +62,10 @@ class Settings:
     def store(self) -> StoreSettings:
         ipfs = self._config.ipfs
         return StoreSettings(parallel=ipfs.fetch_parallel, max_bytes=ipfs.max_bytes, grace=ipfs.grace)
+
+    def kubo(self) -> KuboSettings:
+        ipfs = self._config.ipfs
+        return KuboSettings(api=ipfs.api, credentials=ipfs.api_auth, rpc=RpcSettings(timeout=ipfs.api_timeout))
 
     def garbage(self) -> GarbageSettings:
         return GarbageSettings(max_bytes=self._config.ipfs.max_bytes)

@@ -1,7 +1,7 @@
 """The content store: everything large or lasting, by CID.
 
 CIDs are those of Kubo (``ipfs add --cid-version=1 --raw-leaves --chunker=size-262144``, ``ipfs dag put``).
-Backends: embedded (`p2p.ipfs.embedded`), memory (`p2p.ipfs.memory`).
+Backends: embedded (`p2p.ipfs.embedded`), kubo (`p2p.ipfs.kubo.store`), memory (`p2p.ipfs.memory`).
 """
 
 from __future__ import annotations
@@ -65,6 +65,15 @@ class StoreStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreHealth:
+    ok: bool
+    backlog: int = 0
+    """Blocks and pins that wait to be handed over to the backend."""
+    problem: str = ""
+    """Why it is not ok, in words without paths or addresses."""
+
+
+@dataclass(frozen=True, slots=True)
 class Pin:
     """Why content stays."""
 
@@ -102,6 +111,10 @@ class ContentStore(Protocol):
 
     async def ok(self) -> bool:
         """Whether the backend can be used now."""
+        ...
+
+    def health(self) -> StoreHealth:
+        """The same as far as known, without asking anybody."""
         ...
 
     async def has(self, cid: str) -> bool:

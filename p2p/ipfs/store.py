@@ -16,7 +16,7 @@ import trio
 
 from p2p.ipfs import car, dagcbor
 from p2p.ipfs import cid as cids
-from p2p.ipfs.api import BadCid, BlockMissing, Collected, ContentError, DiskFull, Imported, Pin, StoreStatistics, TooLarge
+from p2p.ipfs.api import BadCid, BlockMissing, Collected, ContentError, DiskFull, Imported, Pin, StoreHealth, StoreStatistics, TooLarge
 from p2p.ipfs.blocks import Blocks
 from p2p.ipfs.cid import Cid
 from p2p.ipfs.dag import Budget, Step, Walk, visit
@@ -47,12 +47,17 @@ class Store:
         self._uses = Uses()
         self._collecting = trio.Lock()
         self._collected_blocks = self._collected_bytes = 0
+        self._full = False
+        """The last write found no room."""
         self.make_room: Callable[[], Awaitable[bool]] | None = None
         """Called when a write finds the store full, by the task that writes; whether it is worth another try."""
 
     async def ok(self) -> bool:
         await trio.lowlevel.checkpoint()
-        return True
+        return not self._full
+
+    def health(self) -> StoreHealth:
+        return StoreHealth(not self._full, problem="the store is full" if self._full else "")
 
     async def has(self, cid: str) -> bool:
         return await self._blocks.has(cids.parse(cid))
@@ -240,9 +245,11 @@ class Store:
             try:
                 await self._blocks.put(blocks, durable=durable)
             except DiskFull:
+                self._full = True
                 if self.make_room is None or not await self.make_room():
                     raise
                 await self._blocks.put(blocks, durable=durable)
+            self._full = False
 
     async def _add(self, pieces: AsyncIterator[bytes], max_bytes: int | None, durable: bool) -> tuple[str, int]:
         """fsync comes at the end, for all of a file together."""

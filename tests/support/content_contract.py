@@ -156,6 +156,57 @@ class SingleContract:
         assert await store.pins() == {b: "model"}
         assert store.statistics().pins == 1
 
+    async def test_an_archive_of_several_roots_comes_back(self, store: ContentStore):
+        file, leaf = await store.add_bytes(pattern(3 * CHUNK + 5)), await store.add_bytes(b"leaf")
+        dag = await store.put_dag_bytes(link_to(leaf))
+        archive = b"".join([piece async for piece in store.export_car([file, dag, leaf])])
+        for size in (777, 100_000, len(archive)):
+            found = await store.import_car(pieces(archive, size))
+            assert (found.roots, found.blocks) == ((file, dag, leaf), 7)
+        assert await store.get_bytes(file) == pattern(3 * CHUNK + 5)
+        await store.pin(dag)
+        assert await store.get_bytes(leaf) == b"leaf"
+
+    async def test_an_archive_that_is_wrong_is_refused(self, store: ContentStore):
+        cid = await store.add_bytes(pattern(CHUNK + 1))
+        archive = b"".join([piece async for piece in store.export_car([cid])])
+        for wrong in (b"", archive[:-1], archive[:30], archive[:-1] + bytes((archive[-1] ^ 1,)), archive + b"\x05", b"\xff" * 100):
+            async with aclosing(pieces(wrong, 1000)) as chunks:
+                with pytest.raises(BadCar):
+                    await store.import_car(chunks)
+        async with aclosing(pieces(archive, 1000)) as chunks:
+            with pytest.raises(TooLarge):
+                await store.import_car(chunks, max_bytes=len(archive) - 1)
+        assert not await store.pins()
+
+    async def test_only_what_is_here_can_be_exported(self, store: ContentStore):
+        with pytest.raises(BlockMissing):
+            async for _ in store.export_car([absent()]):
+                pass
+        with pytest.raises(BadCid):
+            async for _ in store.export_car(["x"]):
+                pass
+
+    async def test_a_pin_may_be_direct(self, store: ContentStore):
+        cid = await store.add_bytes(pattern(CHUNK + 1))
+        await store.pin(cid, recursive=False)
+        assert [pin.recursive for pin in (await store.list_pins()).values()] == [False]
+        await store.pin(cid)
+        assert [pin.recursive for pin in (await store.list_pins()).values()] == [True]
+        assert store.health().ok
+
+    async def test_statistics_count_what_is_stored(self, store: ContentStore):
+        for _ in range(2):
+            await store.add_bytes(pattern(CHUNK + 1))
+        statistics = store.statistics()
+        assert statistics.blocks == 3
+        assert CHUNK + 1 < statistics.bytes < CHUNK + 300
+        assert await store.ok()
+
+
+class GarbageContract:
+    """Of stores that look after their own garbage."""
+
     async def test_a_direct_pin_holds_one_block(self, store: ContentStore):
         data = pattern(2 * CHUNK)
         cid = await store.add_bytes(data)
@@ -226,48 +277,6 @@ class SingleContract:
 
         cid, _ = await store.add_stream(slowly())
         assert await store.get_bytes(cid) == data
-
-    async def test_an_archive_of_several_roots_comes_back(self, store: ContentStore):
-        file, leaf = await store.add_bytes(pattern(3 * CHUNK + 5)), await store.add_bytes(b"leaf")
-        dag = await store.put_dag_bytes(link_to(leaf))
-        archive = b"".join([piece async for piece in store.export_car([file, dag, leaf])])
-        blocks = store.statistics().blocks
-        await store.collect(nothing(), grace=0)
-        assert store.statistics().blocks == 0
-        for size in (777, 100_000, len(archive)):
-            found = await store.import_car(pieces(archive, size))
-            assert (found.roots, found.blocks) == ((file, dag, leaf), blocks)
-        assert await store.get_bytes(file) == pattern(3 * CHUNK + 5)
-        await store.pin(dag)
-        assert await store.get_bytes(leaf) == b"leaf"
-
-    async def test_an_archive_that_is_wrong_is_refused(self, store: ContentStore):
-        cid = await store.add_bytes(pattern(CHUNK + 1))
-        archive = b"".join([piece async for piece in store.export_car([cid])])
-        for wrong in (b"", archive[:-1], archive[:30], archive[:-1] + bytes((archive[-1] ^ 1,)), archive + b"\x05", b"\xff" * 100):
-            async with aclosing(pieces(wrong, 1000)) as chunks:
-                with pytest.raises(BadCar):
-                    await store.import_car(chunks)
-        async with aclosing(pieces(archive, 1000)) as chunks:
-            with pytest.raises(TooLarge):
-                await store.import_car(chunks, max_bytes=len(archive) - 1)
-        assert not await store.pins()
-
-    async def test_only_what_is_here_can_be_exported(self, store: ContentStore):
-        with pytest.raises(BlockMissing):
-            async for _ in store.export_car([absent()]):
-                pass
-        with pytest.raises(BadCid):
-            async for _ in store.export_car(["x"]):
-                pass
-
-    async def test_statistics_count_what_is_stored(self, store: ContentStore):
-        for _ in range(2):
-            await store.add_bytes(pattern(CHUNK + 1))
-        statistics = store.statistics()
-        assert statistics.blocks == 3
-        assert CHUNK + 1 < statistics.bytes < CHUNK + 300
-        assert await store.ok()
 
 
 class PairContract:

@@ -57,7 +57,6 @@ def test_init_with_a_broken_identity(fresh: Shell) -> None:
         (("--set", "swarm.mdsn=1"), 2, "swarm.mdns"),
         (("--config", "/no/such.toml"), 2, "does not exist"),
         (("--profile", "x"), 2, "profile"),
-        (("--set", "ipfs.backend=kubo"), 1, "not served"),
         (("--set", "election.mode=majority"), 1, "not served"),
     ],
 )

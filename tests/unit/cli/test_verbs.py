@@ -195,7 +195,7 @@ def test_doctor_tells_of_node_and_settings(shell: Shell) -> None:
     shell.home.clear_control()
     done = shell("doctor")
     assert "orchestrator.listen" in done.stdout
-    shell.home.config_path.write_text("[ipfs]\nbackend = 'kubo'\n")
+    shell.home.config_path.write_text("[auth]\nmode = 'token'\n")
     assert shell("doctor").exit_code == 1
     shell.home.config_path.write_text("[x]\n")
     assert shell("doctor").exit_code == 2

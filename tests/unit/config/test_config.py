@@ -205,7 +205,6 @@ def test_defaults_are_served() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "ipfs.backend=kubo",
         "election.mode=majority",
         "auth.mode=token",
         "tls.cert=x.pem",

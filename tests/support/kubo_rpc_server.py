@@ -227,3 +227,15 @@ async def kubo_rpc_server(path: Path | None = None, port: int = 0, **options: An
             yield server
         finally:
             nursery.cancel_scope.cancel()
+
+
+async def main(port: int) -> None:
+    async with kubo_rpc_server(port=port, offline=True):
+        print("ready", flush=True)
+        await trio.sleep_forever()
+
+
+if __name__ == "__main__":
+    import sys
+
+    trio.run(main, int(sys.argv[1]))

@@ -13,12 +13,13 @@ import signal
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
 from typing import Any
 
 import structlog
 import trio
 
-from dimnode import PROTOCOL_VERSION
+from dimnode import PROTOCOL_VERSION, node_parts
 from dimnode.clock import SystemClock
 from dimnode.config import Config, require_served
 from dimnode.core.election_types import Start
@@ -28,6 +29,7 @@ from dimnode.daemon import gpus
 from dimnode.daemon.service import Change, Daemon
 from dimnode.domain.node import Heartbeat, Load
 from dimnode.errors import FailedPrecondition, ResourceExhausted, Unavailable
+from dimnode.garbage import Garbage
 from dimnode.home import Control, Home
 from dimnode.invite import Invite, Membership, make, settle
 from dimnode.leadership import Leadership
@@ -46,17 +48,17 @@ from dimnode.rpc.server import RunningServer, require_usable
 from dimnode.security.certificates import CertificateStore
 from dimnode.settings import Settings
 from dimnode.state.journal import open_journal
+from dimnode.store_desk import StoreDesk
 from dimnode.swarm import acquaintances
 from dimnode.swarm.elector import SwarmElector
-from dimnode.swarm.electorate import Electorates, require_operator
+from dimnode.swarm.electorate import Electorates
 from dimnode.swarm.majority_elector import MajorityElector
 from dimnode.swarm.models import SwarmModels
 from dimnode.swarm.registry import SwarmRegistry
 from dimnode.swarm.relay import Relay
-from p2p.api import PortInUse
-from p2p.identity import Identity, IdentityError, load, load_or_create
-from p2p.ipfs.embedded import EmbeddedStore, open_embedded
-from p2p.network import Libp2pNetwork, open_network
+from p2p.identity import Identity
+from p2p.ipfs.store import Store
+from p2p.network import Libp2pNetwork
 
 log = structlog.get_logger(__name__)
 BOOT_COUNT = "boot.count"
@@ -72,7 +74,7 @@ async def run(config: Config, home: Home, *, join: Sequence[str] = (), announce:
         if config.election.eligible and not config.is_default("orchestrator.listen"):
             # Bound when a seat is won, which may be much later: an operator should hear of it now.
             await trio.to_thread.run_sync(require_usable, "orchestrator.listen", config.orchestrator.listen)
-        identity = await trio.to_thread.run_sync(_identity, home)
+        identity = await trio.to_thread.run_sync(node_parts.identity, home)
         swarm = config.swarm
         member = await trio.to_thread.run_sync(
             lambda: settle(home, swarm=swarm.name, key_file=swarm.key_file, bootstrap=swarm.bootstrap, join=join)
@@ -104,13 +106,6 @@ async def _heed(signals: AsyncIterator[int], stop: trio.Event, everything: trio.
         stop.set()
 
 
-def _identity(home: Home) -> Identity:
-    try:
-        return load_or_create(home.identity_path)
-    except IdentityError as e:
-        raise FailedPrecondition(str(e)) from e
-
-
 class Node:
     """Everything that one running node consists of."""
 
@@ -122,7 +117,7 @@ class Node:
         member: Membership,
         journal: Journal,
         network: Libp2pNetwork,
-        store: EmbeddedStore,
+        store: Store,
         bridge: Bridge,
         boots: int,
         met_before: acquaintances.Addresses,
@@ -176,6 +171,11 @@ class Node:
             free=self.daemon.disk_free,
             voters=self.electorates.voters if config.election.mode == "majority" else tuple,
         )
+        self.garbage = Garbage(
+            store, self.keeping.table, journal, self.daemon.needed_blocks, self.daemon.disk_free, self.clock, self.settings.garbage()
+        )
+        if store.backend == "embedded":  # a Kubo daemon has owners, and a bound, of its own
+            store.make_room = self.garbage.make_room
         self.daemon.more_stats = lambda: {"records": self.keeping.statistics()}
         self.met_before = met_before
         self.models = SwarmModels(self.registry, store, fetch_timeout=config.ipfs.fetch_timeout)
@@ -193,18 +193,10 @@ class Node:
         journal = await stack.enter_async_context(open_journal(home.path / "journal.db"))
         boots = int(await journal.get(BOOT_COUNT) or 0) + 1
         await journal.put(BOOT_COUNT, str(boots).encode())
-        network = await stack.enter_async_context(_network(config, settings, identity, member))
-        store = await stack.enter_async_context(
-            open_embedded(
-                home.folder("blocks"),
-                host=network.host,
-                connected=network.peers,
-                open_stream=network.open_stream,
-                settings=settings.store(),
-            )
-        )
+        network = await stack.enter_async_context(node_parts.network(config, settings, identity, member))
+        store = await stack.enter_async_context(node_parts.store(config, settings, home, network))
         bridge = await stack.enter_async_context(open_bridge())
-        electorates = await _electorates(config, settings, home, member, journal, network)
+        electorates = await node_parts.electorates(config, settings, home, member, journal, network)
         met_before = await acquaintances.recall(journal)
         cards = await trio.to_thread.run_sync(gpus.look)
         return cls(config, home, identity, member, journal, network, store, bridge, boots, met_before, electorates, cards)
@@ -226,6 +218,8 @@ class Node:
                 self._announce_all(server.address)
                 await nursery.start(self.registry.run)
                 await nursery.start(self.keeping.run)
+                if self.store.backend == "embedded":
+                    await nursery.start(self.garbage.run)
                 await nursery.start(self.elector.run)
                 self._seek_acquaintances(nursery)
                 await self._serve_locally(nursery, client, announce, stop)
@@ -409,6 +403,7 @@ class Node:
             describe=self._describe,
             make_invite=self._invite,
             electorate=Electorate(self.electorates, self.elector, self.registry, self.config.election.mode),
+            content=StoreDesk(self.store, self.garbage.collect, self.config.ipfs.fetch_timeout),
             max_artifact_bytes=self.config.daemon.model_bytes,
             fetch_timeout=self.config.ipfs.fetch_timeout,
         )
@@ -423,7 +418,7 @@ class Node:
             "daemon_grpc": self.daemon_address,
             "gateway": None,
             "peers": len(self.network.peers()),
-            "ipfs": {"backend": self.store.backend, "ok": True},
+            "ipfs": {"backend": self.store.backend, **asdict(self.store.health())},
             "uptime": self.clock.monotonic() - self.started,
         }
 
@@ -457,44 +452,3 @@ class Node:
                 log.warning("daemon.port_taken", listen=listen, instead="a free port")
                 server = await open_on(listen.rpartition(":")[0] + _ANY_PORT)
             yield server
-
-
-async def _electorates(
-    config: Config, settings: Settings, home: Home, member: Membership, journal: Journal, network: Libp2pNetwork
-) -> Electorates:
-    """Raises `FailedPrecondition` if elections by majority are asked for and nobody's list of voters can be believed."""
-    by_majority = config.election.mode == "majority"
-    operator = require_operator(member.operator) if by_majority else member.operator
-    key = await trio.to_thread.run_sync(_operator_key, home, operator)
-    made = Electorates(network, journal, SystemClock(), swarm=member.swarm, operator=operator, signer=key, settings=settings.lists())
-    await made.open(member.electorate, (config.election.electorate or (network.peer_id,)) if by_majority else ())
-    if by_majority and len(made.voters()) == 2:
-        log.warning("electorate.of_two", voters=list(made.voters()), hint="It stops when either of the two does: add a third voter.")
-    return made
-
-
-def _operator_key(home: Home, operator: str | None) -> Identity | None:
-    """The key, if this is the home that has it."""
-    try:
-        key = load(home.operator_key_path)
-    except FileNotFoundError:
-        return None
-    except IdentityError as e:
-        raise FailedPrecondition(str(e)) from e
-    return key if key.peer_id == operator else None
-
-
-@asynccontextmanager
-async def _network(config: Config, settings: Settings, identity: Identity, member: Membership) -> AsyncGenerator[Libp2pNetwork, None]:
-    """The network on the configured addresses; if the default port is taken, on a free one."""
-    async with AsyncExitStack() as stack:
-        wanted = settings.network(member)
-        try:
-            network = await stack.enter_async_context(open_network(identity=identity, settings=wanted))
-        except PortInUse as e:
-            if not config.is_default("p2p.listen"):
-                raise FailedPrecondition(f"p2p.listen: {e}", hint="Set p2p.listen to a free port, or to /tcp/0 for any.") from e
-            log.warning("p2p.port_taken", listen=list(wanted.listen), instead="a free port")
-            free = settings.network(member, any_port=True)
-            network = await stack.enter_async_context(open_network(identity=identity, settings=free))
-        yield network

@@ -12,7 +12,7 @@ import msgspec
 from dimnode.domain.node import CabinetInfo
 from dimnode.errors import DimError, FailedPrecondition, FieldProblem, InvalidArgument, NotFound
 from dimnode.node_electorate import Electorate
-from dimnode.ports import DaemonClient, Elector, Models, Registry, TaskService
+from dimnode.ports import ContentApi, DaemonClient, Elector, Models, Registry, TaskService
 from dimnode.swarm.views import SwarmViews
 from p2p.ipfs.api import ContentStore
 
@@ -33,6 +33,7 @@ class LocalNode(SwarmViews):
         describe: Callable[[], Mapping[str, Any]],
         make_invite: Callable[[], str],
         electorate: Electorate,
+        content: ContentApi,
         max_artifact_bytes: int,
         fetch_timeout: float,
     ) -> None:
@@ -43,6 +44,7 @@ class LocalNode(SwarmViews):
         self._describe = describe
         self._make_invite = make_invite
         self._electorate = electorate
+        self.content: ContentApi = content
 
     def status(self) -> Mapping[str, Any]:
         mine = self._elector.mine()

@@ -12,6 +12,7 @@ from dimnode.core.rate_limit import RateLimitSettings
 from dimnode.core.retention import RetentionRule
 from dimnode.daemon.batching import BatchSettings
 from dimnode.daemon.settings import AgentSettings, DaemonSettings, PrewarmSettings
+from dimnode.garbage import GarbageSettings
 from dimnode.invite import Membership
 from dimnode.leadership import LeadershipSettings
 from dimnode.orchestrator.seat_questions import AskSettings
@@ -31,6 +32,7 @@ from dimnode.security.certificates import CertificateSettings
 from dimnode.swarm.electorate import ListSettings
 from dimnode.swarm.registry import RegistrySettings
 from dimnode.swarm.relay import RelaySettings
+from p2p.ipfs.kubo.settings import KuboSettings, RpcSettings
 from p2p.ipfs.settings import StoreSettings
 from p2p.settings import DialSettings, MdnsSettings, NetworkSettings
 
@@ -60,7 +62,15 @@ class Settings:
         )
 
     def store(self) -> StoreSettings:
-        return StoreSettings(parallel=self._config.ipfs.fetch_parallel)
+        ipfs = self._config.ipfs
+        return StoreSettings(parallel=ipfs.fetch_parallel, max_bytes=ipfs.max_bytes, grace=ipfs.grace)
+
+    def kubo(self) -> KuboSettings:
+        ipfs = self._config.ipfs
+        return KuboSettings(api=ipfs.api, credentials=ipfs.api_auth, rpc=RpcSettings(timeout=ipfs.api_timeout))
+
+    def garbage(self) -> GarbageSettings:
+        return GarbageSettings(max_bytes=self._config.ipfs.max_bytes)
 
     def channels(self) -> ChannelSettings:
         return ChannelSettings(connect_timeout=self._config.orchestrator.connect_timeout)

@@ -17,6 +17,8 @@ from dimnode.config.values import (
     DialableAddresses,
     HostPort,
     HostPortOrNothing,
+    IpfsApi,
+    IpfsCredentials,
     Multiaddrs,
     PeerIds,
     Seconds,
@@ -167,12 +169,26 @@ class IpfsSection(Section):
     """The content store."""
 
     backend: Literal["embedded", "kubo"] = Field(
-        default="embedded", description='"embedded": in the node itself. "kubo" (a Kubo daemon over RPC) is planned: start refuses it.'
+        default="embedded",
+        description='"embedded": in the node itself. "kubo": in a Kubo daemon of yours; it gives what it has to whoever asks it by CID.',
     )
-    api: Annotated[str, Field(min_length=1)] = Field(default="/ip4/127.0.0.1/tcp/5001", description="RPC address of Kubo; planned.")
+    api: IpfsApi = Field(
+        default="/ip4/127.0.0.1/tcp/5001", description="RPC address of Kubo: a multiaddr, an http(s) URL, or unix:/PATH of a socket."
+    )
+    api_auth: IpfsCredentials = Field(
+        default="",
+        description='What opens it, if anything: "basic:USER:PASSWORD" or "bearer:TOKEN". Better in DIM_IPFS__API_AUTH than in a file.',
+    )
+    api_timeout: Seconds = Field(default=10.0, description="Time for Kubo to begin an answer, and between two parts of it.")
     gateway: Annotated[str, Field(min_length=1)] = Field(default="http://127.0.0.1:8080", description="Gateway of Kubo; planned.")
     fetch_timeout: Seconds = Field(default=30.0, description="Seconds without progress after which a fetch gives up.")
     fetch_parallel: Count = Field(default=32, description="Blocks asked for at once in one fetch.")
+    max_bytes: Bytes = Field(
+        default=64 * GIB,
+        description="Bytes of blocks kept on this node's disk at the most. Near it, blocks that no job, model or pin needs are removed, the least recently used "
+        "first; if that is not enough, what would need more is refused.",
+    )
+    grace: Seconds = Field(default=600.0, description="Seconds that a block which nothing needs stays after it was written or used.")
 
 
 class JobsSection(Section):

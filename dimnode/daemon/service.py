@@ -313,6 +313,11 @@ class Daemon:
         """Own, built-in and cached ones."""
         return self._shelf.refs(self._cache.cids(), self._pool.is_warm)
 
+    def needed_blocks(self) -> tuple[str, ...]:
+        """CIDs of the models that this node tells others about, and of their manifests."""
+        cids = {*self._cache.cids(), *(ref.cid for ref in self.models()), *(ref.manifest_cid for ref in self.models())}
+        return tuple(sorted(cids))
+
     # --- what others may know --------------------------------------------------------------------
 
     def capabilities(self) -> Capabilities:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,37 @@ class NodeService:
 
     async def ListCabinets(self, _request: Any, _call: Call) -> Any:  # noqa: N802
         return pb.ListCabinetsResponse(cabinets=[documents.cabinet_to_proto(c) for c in self._api.cabinets()])
+
+    async def AddContent(self, request: Any, _call: Call) -> Any:  # noqa: N802
+        return _content(await self._api.content.add(_path(request), pin=request.pin, reason=request.reason))
+
+    async def GetContent(self, request: Any, _call: Call) -> Any:  # noqa: N802
+        return _content(await self._api.content.get(request.cid, _path(request)))
+
+    async def PinContent(self, request: Any, _call: Call) -> Any:  # noqa: N802
+        return _content(await self._api.content.pin(request.cid, direct=request.direct, reason=request.reason))
+
+    async def UnpinContent(self, request: Any, _call: Call) -> Any:  # noqa: N802
+        return _content(await self._api.content.unpin(request.cid))
+
+    async def ListPins(self, _request: Any, _call: Call) -> Any:  # noqa: N802
+        return _content(await self._api.content.pins())
+
+    async def CollectGarbage(self, _request: Any, _call: Call) -> Any:  # noqa: N802
+        return _content(await self._api.content.collect())
+
+    async def ExportArchive(self, request: Any, _call: Call) -> Any:  # noqa: N802
+        return _content(await self._api.content.export_archive(tuple(request.cids), _path(request)))
+
+    async def ImportArchive(self, request: Any, _call: Call) -> Any:  # noqa: N802
+        return _content(await self._api.content.import_archive(_path(request), pin=request.pin, reason=request.reason))
+
+    async def StoreStatistics(self, _request: Any, _call: Call) -> Any:  # noqa: N802
+        return _content(await self._api.content.statistics())
+
+
+def _content(document: Mapping[str, Any]) -> Any:
+    return pb.ContentResponse(document=convert.to_struct(document))
 
 
 def _path(request: Any) -> str:

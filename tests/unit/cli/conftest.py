@@ -53,6 +53,18 @@ class FakeClient:
                 return {"peer_id": "p", "name": "anna", "swarm": "s", "role": "orchestrator", "term": 1, "orchestrators": [],
                         "listen": ["/x"], "grpc": None, "daemon_grpc": "h:1", "gateway": None, "peers": 0,
                         "ipfs": {"backend": "embedded", "ok": True}}  # fmt: skip
+            case "pins":
+                return {"pins": [{"cid": "bafk", "kind": "direct", "reason": "operator: x", "since": 1.0}, {"cid": "bafy", "kind": "recursive", "reason": "", "since": None}]}  # fmt: skip
+            case "add_content" | "get_content":
+                return {"cid": "bafk", "size": 3, "pinned": True}
+            case "pin_content" | "unpin_content":
+                return {"cid": "bafk", "kind": "recursive", "reason": "operator", "since": 1.0}
+            case "collect_garbage":
+                return {"blocks": 1, "bytes": 2, "needed": 3, "recent": 4}
+            case "export_archive" | "import_archive":
+                return {"roots": ["bafk"], "size": 9, "blocks": 1, "bytes": 3, "pinned": True}
+            case "store_statistics":
+                return {"backend": "embedded", "ok": True, "blocks": 1}
             case "invite":
                 return "dim1abc"
             case "nodes":

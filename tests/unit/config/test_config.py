@@ -205,7 +205,6 @@ def test_defaults_are_served() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "ipfs.backend=kubo",
         "auth.mode=token",
         "tls.cert=x.pem",
         "orchestrator.listen=0.0.0.0:50051",

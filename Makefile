@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-dep
 KINDS := unit simulation integration e2e performance security
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test $(addprefix test-,$(KINDS)) check bench chaos report up down format lock clean
+.PHONY: help setup demo test $(addprefix test-,$(KINDS)) check bench chaos simulate simulate-long report up down format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z% -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -40,6 +40,12 @@ bench: $(DEV)  ## the benchmark: a table, and bench-results.json
 
 chaos: $(DEV)  ## a real swarm under fire; takes SECONDS=600 SEED=1 NODES=5 RATE=4 and exits 1 if a job is lost or wrong
 	$(BIN)/python -m tools.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(NODES),--nodes $(NODES)) $(if $(RATE),--rate $(RATE))
+
+simulate: $(DEV)  ## simulated swarms: SEED=7 plays one again and prints what happened, else SEEDS=1000 from FIRST=1 on; NODES=50, SCENARIO=…
+	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000) --first $(or $(FIRST),1)) $(if $(NODES),--nodes $(NODES)) $(if $(SCENARIO),--scenario $(SCENARIO))
+
+simulate-long: $(DEV)  ## new seeds, for HOURS=1
+	$(BIN)/python -m tests.simulation --hours $(or $(HOURS),1) $(if $(NODES),--nodes $(NODES))
 
 report:  ## htmlcov/, coverage.xml, test-results.xml, report.md (runs the tests if there are no results)
 	@test -f test-results.xml || $(MAKE) test || true

@@ -1,7 +1,7 @@
 """A node's home: the folder that holds everything it must remember.
 
 ``bootstrap.toml`` (settings), ``identity.key``, ``swarm.key`` and ``swarm.name`` (the swarm it belongs
-to), ``control.json`` (how the command line reaches the running node), ``lock``; the parts keep blocks,
+to), ``operator.id`` (whose lists of voters count) and, in one home, ``operator.key``, ``control.json`` (how the command line reaches the running node), ``lock``; the parts keep blocks,
 journal, cabinets and models in folders of their own.
 """
 
@@ -77,6 +77,15 @@ class Home:
         return self.path / "swarm.name"
 
     @property
+    def operator_key_path(self) -> Path:
+        """The key that signs the electorate: in one home of the swarm."""
+        return self.path / "operator.key"
+
+    @property
+    def operator_path(self) -> Path:
+        return self.path / "operator.id"
+
+    @property
     def control_path(self) -> Path:
         return self.path / "control.json"
 
@@ -113,6 +122,20 @@ class Home:
         """Durable when it returns; the key is readable by its owner only."""
         self.write(self.swarm_key_path, key + "\n", mode=0o600)
         self.write(self.swarm_name_path, name + "\n", mode=0o600)
+
+    def operator(self) -> str | None:
+        """The peer id of the operator's key, if this home knows it."""
+        try:
+            return self.operator_path.read_text(encoding="ascii").strip() or None
+        except (FileNotFoundError, UnicodeDecodeError):
+            return None
+
+    def set_operator(self, peer_id: str | None) -> None:
+        """Durable when it returns. None: it is not known any more."""
+        if peer_id is None:
+            self.operator_path.unlink(missing_ok=True)
+        else:
+            self.write(self.operator_path, peer_id + "\n", mode=0o600)
 
     # --- one node at a time ----------------------------------------------------------------------
 

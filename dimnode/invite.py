@@ -2,7 +2,8 @@
 
 ``dim1`` and the base64url of canonical DAG-CBOR ``{v, swarm, key, addresses, sum}``. ``sum`` is the
 start of the sha-256 of the rest: a swarm key with a typing error would otherwise only show as peers that
-never answer. An invite contains the swarm key: whoever has it can join.
+never answer. ``operator`` is there if the inviting node knows it, and ``electorate``, the list of voters that this key signed;
+the list proves itself and is not in the sum. An invite contains the swarm key: whoever has it can join.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from typing import Any
 import msgspec
 
 from dimnode.domain import codec
+from dimnode.domain.voting import SignedElectorate
 from dimnode.errors import FailedPrecondition, InvalidArgument
 from dimnode.home import Home, new_key, read_key
+from dimnode.security.electorate import read_electorate
+from p2p.identity import IdentityError, is_peer_id, load_or_create
 
 PREFIX = "dim1"
 DEFAULT_SWARM = "dim"
@@ -33,6 +37,9 @@ class Invite(msgspec.Struct, frozen=True, kw_only=True):
     """64 hexadecimal digits."""
     addresses: tuple[str, ...]
     """Multiaddrs of a member, each ending in /p2p/PEER_ID."""
+    operator: str | None = None
+    """Peer id of the key that signs the electorate."""
+    electorate: SignedElectorate | None = None
 
 
 class _Wire(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
@@ -41,6 +48,8 @@ class _Wire(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     key: bytes
     addresses: tuple[str, ...]
     sum: bytes
+    operator: str | None = None
+    electorate: SignedElectorate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +60,16 @@ class Membership:
     key: str
     bootstrap: tuple[str, ...]
     """Multiaddrs to dial and keep dialling."""
+    operator: str | None = None
+    """Peer id of the key that signs the electorate, if it is known."""
+    electorate: SignedElectorate | None = None
+    """As an invite told."""
 
 
 def make(invite: Invite) -> str:
-    body: dict[str, Any] = {"v": 1, "swarm": invite.swarm, "key": bytes.fromhex(invite.key), "addresses": list(invite.addresses)}
-    raw = codec.encode({**body, "sum": _sum(body)})
+    body = _body(invite.swarm, bytes.fromhex(invite.key), invite.addresses, invite.operator)
+    listed = {"electorate": msgspec.to_builtins(invite.electorate, builtin_types=(bytes,))} if invite.electorate else {}
+    raw = codec.encode({**body, "sum": _sum(body), **listed})
     return PREFIX + base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 
@@ -76,12 +90,24 @@ def parse(text: str) -> Invite:
         wire = msgspec.convert(plain, _Wire, builtin_types=(bytes,))
     except (ValueError, msgspec.ValidationError) as e:
         raise InvalidArgument("this invite is damaged", hint=_HINT) from e
-    body = {"v": wire.v, "swarm": wire.swarm, "key": wire.key, "addresses": list(wire.addresses)}
+    body = _body(wire.swarm, wire.key, wire.addresses, wire.operator)
     if wire.v != 1 or len(wire.key) != 32 or not wire.swarm or wire.sum != _sum(body):
         raise InvalidArgument("this invite is damaged", hint=_HINT)
     for address in wire.addresses:
         _require_dialable(address)
-    return Invite(swarm=wire.swarm, key=wire.key.hex(), addresses=wire.addresses)
+    operator = _checked_operator(wire)
+    return Invite(swarm=wire.swarm, key=wire.key.hex(), addresses=wire.addresses, operator=operator, electorate=wire.electorate)
+
+
+def _checked_operator(wire: _Wire) -> str | None:
+    """A list that its operator did not sign shows that the string was damaged, or made up."""
+    if wire.operator is not None and not is_peer_id(wire.operator):
+        raise InvalidArgument("this invite is damaged", hint=_HINT)
+    if wire.electorate is not None:
+        if wire.operator is None:
+            raise InvalidArgument("this invite is damaged", hint=_HINT)
+        read_electorate(wire.electorate, wire.swarm, wire.operator)
+    return wire.operator
 
 
 def check_join(join: Sequence[str]) -> None:
@@ -120,10 +146,37 @@ def settle(home: Home, *, swarm: str, key_file: str, bootstrap: Sequence[str], j
     if invite and settled and stored and stored != invite.swarm:
         raise FailedPrecondition(f"this home belongs to swarm {stored!r}", hint="Use another --home for this swarm.")
     name = (invite.swarm if invite else "") or swarm or stored or DEFAULT_SWARM
+    operator = _settle_operator(home, invite, founding=given is None and own is None, own_swarm=own == key and stored == name)
     if (own, stored) != (key, name):
         home.set_swarm(name, key)
     dial = [*bootstrap, *direct, *(address for i in invites for address in i.addresses)]
-    return Membership(swarm=name, key=key, bootstrap=tuple(dict.fromkeys(dial)))
+    listed = invite.electorate if invite and invite.operator == operator else None
+    return Membership(swarm=name, key=key, bootstrap=tuple(dict.fromkeys(dial)), operator=operator, electorate=listed)
+
+
+def _settle_operator(home: Home, invite: Invite | None, *, founding: bool, own_swarm: bool) -> str | None:
+    """Whose lists of voters count here: whoever made the swarm, or whom the invite to it names. Once known it stays."""
+    if founding:
+        return found(home)
+    known = home.operator() if own_swarm else None
+    told = invite.operator if invite else None
+    if known and told and known != told and home.was_started():
+        raise FailedPrecondition("the invite names another operator than this home knows", hint="Use an invite of this home's own swarm.")
+    operator = (told or known) if not home.was_started() else (known or told)
+    if operator != home.operator():
+        home.set_operator(operator)
+    return operator
+
+
+def found(home: Home) -> str:
+    """This home has the operator's key from now on. Blocking; returns its peer id."""
+    try:
+        operator = load_or_create(home.operator_key_path).peer_id
+    except IdentityError as e:
+        raise FailedPrecondition(str(e)) from e
+    if home.operator() != operator:
+        home.set_operator(operator)
+    return operator
 
 
 def _given_key(invite: Invite | None, key_file: str) -> str | None:
@@ -142,6 +195,11 @@ def _require_dialable(address: str) -> str:
             hint="For example /ip4/192.0.2.7/tcp/4101/p2p/12D3KooW...",
         )
     return address
+
+
+def _body(swarm: str, key: bytes, addresses: Sequence[str], operator: str | None) -> dict[str, Any]:
+    body: dict[str, Any] = {"v": 1, "swarm": swarm, "key": key, "addresses": list(addresses)}
+    return body if operator is None else {**body, "operator": operator}
 
 
 def _sum(body: dict[str, Any]) -> bytes:

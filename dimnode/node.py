@@ -13,23 +13,28 @@ import signal
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
 from typing import Any
 
 import structlog
 import trio
 
-from dimnode import PROTOCOL_VERSION
+from dimnode import PROTOCOL_VERSION, node_parts
 from dimnode.clock import SystemClock
 from dimnode.config import Config, require_served
+from dimnode.core.election_types import Start
 from dimnode.core.load_sharing import LoadSharing
 from dimnode.core.rate_limit import RateLimiter
+from dimnode.daemon import gpus
 from dimnode.daemon.service import Change, Daemon
 from dimnode.domain.node import Heartbeat, Load
 from dimnode.errors import FailedPrecondition, ResourceExhausted, Unavailable
+from dimnode.garbage import Garbage
 from dimnode.home import Control, Home
 from dimnode.invite import Invite, Membership, make, settle
 from dimnode.leadership import Leadership
 from dimnode.node_api import LocalNode
+from dimnode.node_electorate import Electorate
 from dimnode.orchestrator import Orchestrator, ask_over, build_orchestrator
 from dimnode.orchestrator.any_seat import AnySeat
 from dimnode.ports import Journal
@@ -43,15 +48,17 @@ from dimnode.rpc.server import RunningServer, require_usable
 from dimnode.security.certificates import CertificateStore
 from dimnode.settings import Settings
 from dimnode.state.journal import open_journal
+from dimnode.store_desk import StoreDesk
 from dimnode.swarm import acquaintances
 from dimnode.swarm.elector import SwarmElector
+from dimnode.swarm.electorate import Electorates
+from dimnode.swarm.majority_elector import MajorityElector
 from dimnode.swarm.models import SwarmModels
 from dimnode.swarm.registry import SwarmRegistry
 from dimnode.swarm.relay import Relay
-from p2p.api import PortInUse
-from p2p.identity import Identity, IdentityError, load_or_create
-from p2p.ipfs.embedded import EmbeddedStore, open_embedded
-from p2p.network import Libp2pNetwork, open_network
+from p2p.identity import Identity
+from p2p.ipfs.store import Store
+from p2p.network import Libp2pNetwork
 
 log = structlog.get_logger(__name__)
 BOOT_COUNT = "boot.count"
@@ -67,7 +74,7 @@ async def run(config: Config, home: Home, *, join: Sequence[str] = (), announce:
         if config.election.eligible and not config.is_default("orchestrator.listen"):
             # Bound when a seat is won, which may be much later: an operator should hear of it now.
             await trio.to_thread.run_sync(require_usable, "orchestrator.listen", config.orchestrator.listen)
-        identity = await trio.to_thread.run_sync(_identity, home)
+        identity = await trio.to_thread.run_sync(node_parts.identity, home)
         swarm = config.swarm
         member = await trio.to_thread.run_sync(
             lambda: settle(home, swarm=swarm.name, key_file=swarm.key_file, bootstrap=swarm.bootstrap, join=join)
@@ -99,13 +106,6 @@ async def _heed(signals: AsyncIterator[int], stop: trio.Event, everything: trio.
         stop.set()
 
 
-def _identity(home: Home) -> Identity:
-    try:
-        return load_or_create(home.identity_path)
-    except IdentityError as e:
-        raise FailedPrecondition(str(e)) from e
-
-
 class Node:
     """Everything that one running node consists of."""
 
@@ -117,10 +117,12 @@ class Node:
         member: Membership,
         journal: Journal,
         network: Libp2pNetwork,
-        store: EmbeddedStore,
+        store: Store,
         bridge: Bridge,
         boots: int,
         met_before: acquaintances.Addresses,
+        electorates: Electorates,
+        cards: tuple[gpus.Gpu, ...],
     ) -> None:
         self.clock = SystemClock()
         self.config = config
@@ -147,20 +149,13 @@ class Node:
             price=config.cost.price,
             boot=self.boot,
             on_change=self._daemon_changed,
+            cards=cards,
         )
         self.registry = SwarmRegistry(
             network, identity, self.clock, self._heartbeat(boots), self.settings.membership(), self.settings.registry()
         )
-        self.elector = SwarmElector(
-            network,
-            self.registry,
-            journal,
-            self.clock,
-            self.settings.election(),
-            boot=self.boot,
-            eligible=config.election.eligible,
-            start="join" if member.bootstrap else "lan" if config.swarm.mdns or met_before else "alone",
-        )
+        self.electorates = electorates
+        self.elector = self._elector("join" if member.bootstrap else "lan" if config.swarm.mdns or met_before else "alone")
         self.keeping = Keeping(
             swarm=member.swarm,
             network=network,
@@ -174,7 +169,13 @@ class Node:
             driver=lambda: self._leadership.orchestrator if self._leadership else None,
             settings=self.settings.keeping(),
             free=self.daemon.disk_free,
+            voters=self.electorates.voters if config.election.mode == "majority" else tuple,
         )
+        self.garbage = Garbage(
+            store, self.keeping.table, journal, self.daemon.needed_blocks, self.daemon.disk_free, self.clock, self.settings.garbage()
+        )
+        if store.backend == "embedded":  # a Kubo daemon has owners, and a bound, of its own
+            store.make_room = self.garbage.make_room
         self.daemon.more_stats = lambda: {"records": self.keeping.statistics()}
         self.met_before = met_before
         self.models = SwarmModels(self.registry, store, fetch_timeout=config.ipfs.fetch_timeout)
@@ -192,18 +193,13 @@ class Node:
         journal = await stack.enter_async_context(open_journal(home.path / "journal.db"))
         boots = int(await journal.get(BOOT_COUNT) or 0) + 1
         await journal.put(BOOT_COUNT, str(boots).encode())
-        network = await stack.enter_async_context(_network(config, settings, identity, member))
-        store = await stack.enter_async_context(
-            open_embedded(
-                home.folder("blocks"),
-                host=network.host,
-                connected=network.peers,
-                open_stream=network.open_stream,
-                settings=settings.store(),
-            )
-        )
+        network = await stack.enter_async_context(node_parts.network(config, settings, identity, member))
+        store = await stack.enter_async_context(node_parts.store(config, settings, home, network))
         bridge = await stack.enter_async_context(open_bridge())
-        return cls(config, home, identity, member, journal, network, store, bridge, boots, await acquaintances.recall(journal))
+        electorates = await node_parts.electorates(config, settings, home, member, journal, network)
+        met_before = await acquaintances.recall(journal)
+        cards = await trio.to_thread.run_sync(gpus.look)
+        return cls(config, home, identity, member, journal, network, store, bridge, boots, met_before, electorates, cards)
 
     async def serve(self, announce: Callable[[str], None], stop: trio.Event) -> None:
         """Runs all services until ``stop`` is set and the drain is over."""
@@ -222,6 +218,8 @@ class Node:
                 self._announce_all(server.address)
                 await nursery.start(self.registry.run)
                 await nursery.start(self.keeping.run)
+                if self.store.backend == "embedded":
+                    await nursery.start(self.garbage.run)
                 await nursery.start(self.elector.run)
                 self._seek_acquaintances(nursery)
                 await self._serve_locally(nursery, client, announce, stop)
@@ -285,6 +283,7 @@ class Node:
         them and is still called upon, so that they go on without a pause), the seat is free, tasks are handed back,
         records are where they will be looked for."""
         drain = self.config.node.drain
+        until = trio.current_time() + drain
         with trio.move_on_after(drain / 2) as scope:
             if leadership.orchestrator is not None:
                 leadership.orchestrator.stop_accepting()
@@ -296,9 +295,17 @@ class Node:
         if scope.cancelled_caught:
             log.info("node.handing_back", tasks=self.daemon.load().running + self.daemon.load().queued)
         await self.daemon.hand_back()
-        self.left_behind = await self.keeping.replicator.hand_over(drain / 4)
+        self.left_behind = await self.keeping.replicator.hand_over(max(drain / 4, until - trio.current_time()))
 
     # --- what parts are given ---
+
+    def _elector(self, start: Start) -> SwarmElector | MajorityElector:
+        c, rules = self.config.election, self.settings.election()
+        if c.mode == "majority":
+            return MajorityElector(
+                self.network, self.registry, self.journal, self.clock, self.electorates, rules, boot=self.boot, eligible=c.eligible
+            )
+        return SwarmElector(self.network, self.registry, self.journal, self.clock, rules, boot=self.boot, eligible=c.eligible, start=start)
 
     def _heartbeat(self, boots: int) -> Heartbeat:
         return Heartbeat(
@@ -395,6 +402,8 @@ class Node:
             client=client,
             describe=self._describe,
             make_invite=self._invite,
+            electorate=Electorate(self.electorates, self.elector, self.registry, self.config.election.mode),
+            content=StoreDesk(self.store, self.garbage.collect, self.config.ipfs.fetch_timeout),
             max_artifact_bytes=self.config.daemon.model_bytes,
             fetch_timeout=self.config.ipfs.fetch_timeout,
         )
@@ -409,12 +418,20 @@ class Node:
             "daemon_grpc": self.daemon_address,
             "gateway": None,
             "peers": len(self.network.peers()),
-            "ipfs": {"backend": self.store.backend, "ok": True},
+            "ipfs": {"backend": self.store.backend, **asdict(self.store.health())},
             "uptime": self.clock.monotonic() - self.started,
         }
 
     def _invite(self) -> str:
-        return make(Invite(swarm=self.member.swarm, key=self.member.key, addresses=self.network.addresses()))
+        return make(
+            Invite(
+                swarm=self.member.swarm,
+                key=self.member.key,
+                addresses=self.network.addresses(),
+                operator=self.electorates.operator,
+                electorate=self.electorates.signed,
+            )
+        )
 
     @asynccontextmanager
     async def _daemon_server(self) -> AsyncGenerator[RunningServer, None]:
@@ -435,19 +452,3 @@ class Node:
                 log.warning("daemon.port_taken", listen=listen, instead="a free port")
                 server = await open_on(listen.rpartition(":")[0] + _ANY_PORT)
             yield server
-
-
-@asynccontextmanager
-async def _network(config: Config, settings: Settings, identity: Identity, member: Membership) -> AsyncGenerator[Libp2pNetwork, None]:
-    """The network on the configured addresses; if the default port is taken, on a free one."""
-    async with AsyncExitStack() as stack:
-        wanted = settings.network(member)
-        try:
-            network = await stack.enter_async_context(open_network(identity=identity, settings=wanted))
-        except PortInUse as e:
-            if not config.is_default("p2p.listen"):
-                raise FailedPrecondition(f"p2p.listen: {e}", hint="Set p2p.listen to a free port, or to /tcp/0 for any.") from e
-            log.warning("p2p.port_taken", listen=list(wanted.listen), instead="a free port")
-            free = settings.network(member, any_port=True)
-            network = await stack.enter_async_context(open_network(identity=identity, settings=free))
-        yield network

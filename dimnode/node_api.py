@@ -11,6 +11,8 @@ import msgspec
 
 from dimnode.domain.node import CabinetInfo
 from dimnode.errors import DimError, FailedPrecondition, FieldProblem, InvalidArgument, NotFound
+from dimnode.node_electorate import Electorate
+from dimnode.node_ports import ContentApi
 from dimnode.ports import DaemonClient, Elector, Models, Registry, TaskService
 from dimnode.swarm.views import SwarmViews, manifest_document
 from p2p.ipfs.api import ContentStore
@@ -31,6 +33,8 @@ class LocalNode(SwarmViews):
         client: DaemonClient,
         describe: Callable[[], Mapping[str, Any]],
         make_invite: Callable[[], str],
+        electorate: Electorate,
+        content: ContentApi,
         max_artifact_bytes: int,
         fetch_timeout: float,
     ) -> None:
@@ -40,6 +44,8 @@ class LocalNode(SwarmViews):
         self._client = client
         self._describe = describe
         self._make_invite = make_invite
+        self._electorate = electorate
+        self.content: ContentApi = content
 
     def status(self) -> Mapping[str, Any]:
         mine = self._elector.mine()
@@ -55,6 +61,12 @@ class LocalNode(SwarmViews):
 
     def invite(self) -> str:
         return self._make_invite()
+
+    def electorate(self) -> Mapping[str, Any]:
+        return self._electorate.document()
+
+    async def change_electorate(self, peer: str, action: str) -> Mapping[str, Any]:
+        return await self._electorate.change(peer, action)
 
     async def node_stats(self, node: str) -> Mapping[str, Any]:
         """Of this node if ``node`` is empty. Raises `NotFound`, `Unavailable`."""

@@ -2,7 +2,7 @@
 
 Components know each other by these protocols only; `dimnode.node` builds the real ones and wires them.
 The network is `p2p.api.Network`, the content store `p2p.ipfs.api.ContentStore`, a pattern
-`patterns.api.Engine`, a loader `loaders.api.Loader`.
+`patterns.api.Engine`, a loader `loaders.api.Loader`; what a node's operator is served is in `dimnode.node_ports`.
 
 Rules that hold everywhere: awaiting any method may be cancelled at any time and leaves things
 consistent; methods without ``async`` never block; errors that reach people are `dimnode.errors`.
@@ -145,6 +145,8 @@ class Copied:
     """A copy knows this higher claim: the writer is not the owner any more."""
     entries: Sequence[SignedEntry] = ()
     """What proves it."""
+    enough: bool = True
+    """It counts. In election mode ``majority``: most of the voters have it, this node included if it votes."""
 
 
 class Copies(Protocol):
@@ -157,6 +159,18 @@ class Copies(Protocol):
 
     def others(self, job: str) -> int:
         """Other nodes that are known to have the job's whole record."""
+        ...
+
+    def insists(self) -> bool:
+        """Whether what this node decides counts only with others' acknowledgement (election mode ``majority``)."""
+        ...
+
+    def enough(self, job: str) -> bool:
+        """Whether everything that this node decided about the job counts (`Copied.enough`)."""
+        ...
+
+    async def counts(self, job: str) -> bool:
+        """Whether the end of a job that is here, whoever wrote it, may be shown; the voters are asked. Raises `NotFound`."""
         ...
 
     def drop(self, jobs: Sequence[str]) -> None:
@@ -436,33 +450,3 @@ class SwarmApi(Protocol):
     async def add_model(self, cid: str, *, id: str, format: str, licence: str, batch_axis: int | None, form: str = "") -> Mapping[str, Any]:
         """``ModelInfo``. ``form``: what the author says of it, JSON (`dimnode.domain.model_form`)."""
         ...
-
-
-class NodeApi(SwarmApi, Protocol):
-    """The node's own socket."""
-
-    def status(self) -> Mapping[str, Any]: ...
-
-    def invite(self) -> str: ...
-
-    async def node_stats(self, node: str) -> Mapping[str, Any]: ...
-
-    async def add_model_file(
-        self, path: str, *, id: str, licence: str, batch_axis: int | None, form: str = "", sign: bool = False
-    ) -> Mapping[str, Any]: ...
-
-    async def describe_model(self, name: str) -> Mapping[str, Any]:
-        """The manifest as a document, and who has it. Raises `NotFound`."""
-        ...
-
-    async def check_model(self, name: str) -> Mapping[str, Any]:
-        """Runs it once on this node. Raises what a task would fail with."""
-        ...
-
-    async def remove_model(self, name: str) -> Mapping[str, Any]:
-        """This node keeps and lists it no longer. Raises `NotFound`."""
-        ...
-
-    async def add_cabinet(self, name: str, path: str, policy: str) -> Mapping[str, Any]: ...
-
-    def cabinets(self) -> list[Mapping[str, Any]]: ...

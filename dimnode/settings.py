@@ -10,7 +10,9 @@ from dimnode.core.election import ElectionSettings
 from dimnode.core.membership import MembershipSettings
 from dimnode.core.rate_limit import RateLimitSettings
 from dimnode.core.retention import RetentionRule
-from dimnode.daemon.settings import AgentSettings, DaemonSettings
+from dimnode.daemon.batching import BatchSettings
+from dimnode.daemon.settings import AgentSettings, DaemonSettings, PrewarmSettings
+from dimnode.garbage import GarbageSettings
 from dimnode.invite import Membership
 from dimnode.leadership import LeadershipSettings
 from dimnode.orchestrator.seat_questions import AskSettings
@@ -27,8 +29,10 @@ from dimnode.rpc.channels import ChannelSettings
 from dimnode.rpc.orchestrator_server import OrchestratorServerSettings
 from dimnode.rpc.server import ServerSettings
 from dimnode.security.certificates import CertificateSettings
+from dimnode.swarm.electorate import ListSettings
 from dimnode.swarm.registry import RegistrySettings
 from dimnode.swarm.relay import RelaySettings
+from p2p.ipfs.kubo.settings import KuboSettings, RpcSettings
 from p2p.ipfs.settings import StoreSettings
 from p2p.settings import DialSettings, MdnsSettings, NetworkSettings
 
@@ -58,7 +62,15 @@ class Settings:
         )
 
     def store(self) -> StoreSettings:
-        return StoreSettings(parallel=self._config.ipfs.fetch_parallel)
+        ipfs = self._config.ipfs
+        return StoreSettings(parallel=ipfs.fetch_parallel, max_bytes=ipfs.max_bytes, grace=ipfs.grace)
+
+    def kubo(self) -> KuboSettings:
+        ipfs = self._config.ipfs
+        return KuboSettings(api=ipfs.api, credentials=ipfs.api_auth, rpc=RpcSettings(timeout=ipfs.api_timeout))
+
+    def garbage(self) -> GarbageSettings:
+        return GarbageSettings(max_bytes=self._config.ipfs.max_bytes)
 
     def channels(self) -> ChannelSettings:
         return ChannelSettings(connect_timeout=self._config.orchestrator.connect_timeout)
@@ -82,6 +94,10 @@ class Settings:
             start_timeout=d.agent_start,
             threads=threads,
             memory_base=d.agent_memory,
+            sandbox=d.sandbox,
+            per_model=d.agents_per_model,
+            share_from=d.share_from,
+            batch=BatchSettings(most_requests=d.batch, delay=d.batch_delay),
         )
         return DaemonSettings(
             slots=slots,
@@ -93,6 +109,8 @@ class Settings:
             cache_bytes=d.cache_bytes,
             model_bytes=d.model_bytes,
             min_free_memory=d.memory_reserve,
+            min_free_disk=d.disk_reserve,
+            prewarm=PrewarmSettings(most=d.prewarm, interval=d.prewarm_interval, pinned=d.pinned),
             stop_grace=self._config.node.drain / 4,
             agents=agents,
         )
@@ -105,6 +123,10 @@ class Settings:
         e = self._config.election
         return replace(
             ElectionSettings(),
+            mode=e.mode,
+            lease=e.lease,
+            renew=e.renew,
+            drift=e.drift,
             orchestrators=e.orchestrators,
             beat=e.beat,
             suspicion=e.silence,
@@ -112,6 +134,10 @@ class Settings:
             join_wait=e.solo_after,
             allow=frozenset(e.allow),
         )
+
+    def lists(self) -> ListSettings:
+        e = self._config.election
+        return ListSettings(request_timeout=self._config.p2p.request_timeout, between=e.lease * (1 + e.drift))
 
     def rate_limit(self) -> RateLimitSettings:
         return RateLimitSettings(rate=self._config.limits.rate, burst=self._config.limits.burst)
@@ -123,6 +149,7 @@ class Settings:
             retries=c.jobs.retries,
             max_spec_bytes=c.jobs.max_spec_bytes,
             inline_bytes=c.jobs.inline_bytes,
+            warm_ahead=c.orchestrator.warm_ahead,
             max_active_jobs=c.orchestrator.max_jobs,
             fetch_timeout=c.ipfs.fetch_timeout,
         )

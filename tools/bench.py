@@ -36,7 +36,7 @@ from dimnode.demo.local_swarm import LocalNode, LocalSwarm
 from dimnode.rpc.v1 import orchestrator_pb2 as pb
 from dimnode.rpc.v1.common_pb2 import JobSpec
 from dimnode.rpc.v1.orchestrator_pb2_grpc import OrchestratorStub
-from tools import bench_placement, bench_rpc
+from tools import bench_agents, bench_placement, bench_rpc
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "tests" / "fixtures" / "models" / "mlp.onnx"
@@ -168,11 +168,33 @@ def measure(jobs: int) -> list[Row]:
         rate, _ = asyncio.run(batched(address, jobs))
         asyncio.run(drain(address))
         rows.append(Row("acknowledged jobs, batches of 200", rate, "jobs/s", "", "> 5,000"))
+    rows += agent_rows()
     rows += rpc_rows()
     chosen = bench_placement.run()
     rows.append(Row("node selection among 100 nodes", chosen["selection_100_ms"], "ms", "< 10", "< 0.2"))
     rows.append(Row("node selection among 10,000 nodes", chosen["selection_10000_ms"], "ms", "", "< 5"))
     return rows
+
+
+def agent_rows() -> list[Row]:
+    rows: list[Row] = []
+    told = trio.run(bench_agents.measure)
+    for name, f in told.items():
+        rows += [
+            Row(f"{name}: first inference, cold", f["cold"], "ms"),
+            Row(f"{name}: first inference, framework loaded", f["framework_warm"], "ms"),
+            Row(f"{name}: first inference, pre-warmed", f["prewarmed"], "ms"),
+            Row(f"{name}: cut by pre-warming", f["cut"], "%", "50", "95"),
+            Row(f"{name}: inference in an agent, p50", f["steady"], "ms"),
+        ]
+    onnx = told["onnx"]
+    return [
+        *rows,
+        Row("onnx: 16 clients on one agent, each request alone", onnx["crowd_1"], "per s"),
+        Row("onnx: 16 clients on one agent, batched", onnx["crowd_32"], "per s"),
+        Row("onnx: 16 MB of input, through the socket", onnx["large_frames"], "ms"),
+        Row("onnx: 16 MB of input, through shared memory", onnx["large_shared"], "ms"),
+    ]
 
 
 def rpc_rows() -> list[Row]:

@@ -38,7 +38,7 @@ async def run_case(pool: AgentPool, case: Case, folder: Path) -> str:
         if kind != case.format:
             return f"taken for {kind}"
         about = model_about.encode(*case.tensors, architecture=case.architecture, golden=await trio.to_thread.run_sync(case.golden))
-        await pool.inspect(ModelFile(f"{case.format}/{case.model}", kind, path, path.stat().st_size, about))
+        await pool.inspect(ModelFile(f"{case.format}/{case.model}", kind, path, path.stat().st_size, about=about))
     except DimError as e:
         return e.message
     return ""

@@ -5,17 +5,20 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import click
+import msgspec
 
 from dimnode.cli.common import FAILED, Context, usage, verb
 from dimnode.errors import DimError
 
 LOW_DISK = 2 << 30
+TRIAL_SECONDS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ class Finding:
 @verb()
 def doctor(context: Context) -> None:
     """Check home, ports, disk, loaders and reachability."""
-    findings = [f for check in (_settings_and_ports, _disk, _loaders, _node) for f in check(context)]
+    findings = [f for check in (_settings_and_ports, _disk, _loaders, _sandbox, _node) for f in check(context)]
     ok = all(f.ok for f in findings)
     document = {"ok": ok, "checks": [{"check": f.check, "ok": f.ok, "said": f.said, "advice": f.advice} for f in findings]}
     context.emit(document, _show)
@@ -98,6 +101,31 @@ def _loaders(_: Context) -> list[Finding]:
     return [Finding("loaders", there["onnx"], ", ".join(name for name, ok in there.items() if ok) or "none", advice)]
 
 
+def _sandbox(context: Context) -> list[Finding]:
+    """Tried on this machine, in a process of its own."""
+    from dimnode.config import load_config
+    from dimnode.daemon.sandbox.trial import Trial
+
+    file = context.home.config_path if context.home.config_path.exists() else None
+    with usage():
+        mode = load_config(file=file).daemon.sandbox
+    if mode == "off":
+        return [Finding("sandbox", True, "off by daemon.sandbox", 'Set it to "best": models of others run in agents.')]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-s", "-m", "dimnode.daemon.sandbox.trial"], check=False, capture_output=True, timeout=TRIAL_SECONDS
+        )
+        trial = msgspec.json.decode(done.stdout, type=Trial)
+    except (OSError, subprocess.TimeoutExpired, msgspec.DecodeError):
+        return [Finding("sandbox", mode != "require", "could not be tried on this machine", "Agents may not start here.")]
+    missing = sorted({*trial.report.missing(), *trial.open})
+    said = "; ".join(trial.report.summary())
+    if not missing:
+        return [Finding("sandbox", True, said)]
+    advice = f"Not confined: {', '.join(missing)}. On Linux that needs Landlock and seccomp in the kernel."
+    return [Finding("sandbox", mode != "require", said, advice)]
+
+
 def _running(context: Context) -> bool:
     try:
         context.home.control()
@@ -114,11 +142,28 @@ def _node(context: Context) -> list[Finding]:
         status = ask()
     except DimError as e:
         return [Finding("node", False, e.message, e.hint)]
+    out = _electorate(context)
     seats, ipfs = status.get("orchestrators") or [], status.get("ipfs") or {}
     return [
+        *out,
         Finding("node", True, f"{status.get('name')} in swarm {status.get('swarm')}, {status.get('peers')} peers"),
         Finding("ipfs", bool(ipfs.get("ok")), str(ipfs.get("backend"))),
         Finding(
             "orchestrators", bool(seats), f"{len(seats)} seats held", "" if seats else "Wait for an election, or check election.eligible."
         ),
     ]
+
+
+def _electorate(context: Context) -> list[Finding]:
+    try:
+        listed = context.node().electorate()
+    except DimError as e:
+        return [Finding("electorate", False, e.message, e.hint)]
+    if listed["mode"] != "majority":
+        return []
+    voters, quorum = len(listed["voters"]), bool(listed["quorum"])
+    said = f"{voters} voters, {int(listed['majority'])} decide, {'enough' if quorum else 'too few'} answer"
+    advice = "" if quorum else "Start the other voters, or look at the network between them."
+    if quorum and voters == 2:
+        advice = "It stops when either of the two does: add a third with `dimnode electorate add`."
+    return [Finding("electorate", quorum, said, advice)]

@@ -14,10 +14,11 @@ from dimnode.cli.homes import prepare_home
 @click.command()
 @click.option("--name", help="How people call this node.")
 @click.option("--swarm", help="Name of the swarm that this home starts.")
+@click.option("--operator", is_flag=True, help="Make the operator's key here, for a swarm that was made without one.")
 @verb()
-def init(context: Context, name: str | None, swarm: str | None) -> None:
+def init(context: Context, name: str | None, swarm: str | None, operator: bool) -> None:
     """Make a home: identity, swarm key, settings. `start` does it too if there is none."""
-    document = prepare_home(context.home, name=name, swarm=swarm)
+    document = prepare_home(context.home, name=name, swarm=swarm, operator=operator)
     context.emit(document, lambda d: f"{d['home']}: node {d['peer_id']} in swarm {d['swarm']}")
 
 

@@ -48,7 +48,12 @@ def status(d: Document) -> str:
         f"orchestrator API {d.get('grpc') or '- (no seat)'}, daemon {d.get('daemon_grpc')}, gateway {d.get('gateway') or '-'}",
     ]
     ipfs = d.get("ipfs") or {}
-    lines.append(f"ipfs {ipfs.get('backend')}: {'ok' if ipfs.get('ok') else 'not ok'}")
+    told = [f"ipfs {ipfs.get('backend')}: {'ok' if ipfs.get('ok') else 'not ok'}"]
+    if ipfs.get("backlog"):
+        told.append(f"{ipfs['backlog']} blocks and pins to be handed over")
+    if ipfs.get("problem"):
+        told.append(str(ipfs["problem"]))
+    lines.append(", ".join(told))
     lines += [f"seat: {o.get('name')}  {o.get('grpc')}  term {o.get('term')}" for o in d.get("orchestrators") or ()]
     return "\n".join(lines)
 
@@ -63,6 +68,14 @@ def nodes(found: Sequence[Document]) -> Any:
             f"{load.get('running', 0)}+{load.get('queued', 0)}", str(len(n.get("models") or ())), cabinets,
             f"{n.get('price', 0):g}", str(n.get("peer_id")),
         )  # fmt: skip
+    return table
+
+
+def pins(found: Sequence[Document]) -> Any:
+    table = _table("cid", "kind", "since", "reason")
+    for p in found:
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(p["since"])) if p.get("since") else "-"
+        table.add_row(str(p.get("cid")), str(p.get("kind")), since, str(p.get("reason")))
     return table
 
 

@@ -17,10 +17,13 @@ from dimnode.config.values import (
     DialableAddresses,
     HostPort,
     HostPortOrNothing,
+    IpfsApi,
+    IpfsCredentials,
     Multiaddrs,
     PeerIds,
     Seconds,
     Section,
+    Strings,
 )
 
 Name = Annotated[str, Field(max_length=63, pattern=r"^[A-Za-z0-9]?[A-Za-z0-9._-]*$")]
@@ -73,19 +76,29 @@ class ElectionSection(Section):
     orchestrators: Annotated[int, Field(ge=1, le=64)] = Field(default=3, description="Seats in the swarm. The same on every node.")
     mode: Literal["available", "majority"] = Field(
         default="available",
-        description='"available": each side of a partition elects and works on. "majority" is planned: start refuses it.',
+        description='"available": each side of a partition elects and works on. "majority": only a side that reaches most of the electorate. The same on every node.',
     )
     eligible: bool = Field(default=True, description="Whether this node may hold a seat.")
     allow: PeerIds = Field(default=(), description="Peer ids whose seats count. Empty: everyone in the swarm.")
-    electorate: PeerIds = Field(default=(), description='The voters of mode "majority"; planned.')
+    electorate: PeerIds = Field(
+        default=(),
+        description='The voters of version 1 of the electorate of mode "majority", where the operator\'s key is made. Empty: that node alone. Afterwards `dimnode electorate` changes it.',
+    )
     beat: Seconds = Field(default=0.5, description="Seconds between two beats among seats and pool.")
     silence: Seconds = Field(default=2.0, description="Silence after which a seat's holder counts as gone.")
+    lease: Seconds = Field(default=3.0, description='Mode "majority": seconds that a voter grants a seat for. The same on every node.')
+    renew: Seconds = Field(default=0.75, description="Seconds after which a holder asks for its lease again.")
+    drift: Annotated[float, Field(ge=0.001, le=0.5)] = Field(
+        default=0.05, description="Largest share by which the rates of two nodes' clocks differ. The same on every node."
+    )
     solo_after: Seconds = Field(default=10.0, description="A node that was told of peers and reaches none works alone after this time.")
 
     @model_validator(mode="after")
     def _ordered(self) -> ElectionSection:
         if self.silence < 2 * self.beat:
             raise ValueError("silence must be at least twice beat")
+        if self.lease < 3 * self.renew:
+            raise ValueError("lease must be at least three times renew")
         return self
 
 
@@ -99,6 +112,9 @@ class OrchestratorSection(Section):
     announce: HostPortOrNothing = Field(default="", description="host:port that clients should dial. Empty: the listen address.")
     max_jobs: Count = Field(default=10_000, description="Unfinished jobs that this node drives at once; more are refused.")
     max_concurrent: Count = Field(default=10_000, description="Calls served at once.")
+    warm_ahead: bool = Field(
+        default=True, description="Nodes get the models of a chained job's later steps ready while the first one runs."
+    )
     connect_timeout: Seconds = Field(default=5.0, description="Time to connect to a daemon before the task goes to another node.")
 
 
@@ -119,6 +135,27 @@ class DaemonSection(Section):
     agent_idle: Seconds = Field(default=600.0, description="An agent without work for this time is stopped.")
     agent_start: Seconds = Field(default=60.0, description="Time for an agent to start and load its model.")
     memory_reserve: Bytes = Field(default=256 << 20, description="Free memory that a task must leave to the machine.")
+    disk_reserve: Bytes = Field(default=256 << 20, description="Free disk that a task must leave to the machine.")
+    agents_per_model: CountOrNone = Field(
+        default=0, description="Agents with the same model, at the most. 0: as many as the cores allow with agent_threads each."
+    )
+    sandbox: Literal["require", "best", "off"] = Field(
+        default="best",
+        description='"require": no agent works unless the system confines it in every respect (files, network, processes, privileges, '
+        'limits). "best": as far as the system goes; doctor says how far. "off": limits only.',
+    )
+    batch: Count = Field(default=32, description="Most tasks of one client for one model that run as one. 1: each on its own.")
+    batch_delay: Seconds = Field(
+        default=0.002, description="Most seconds that a task waits for others to run with, when others have been coming."
+    )
+    share_from: Annotated[int, Field(ge=0)] = Field(
+        default=256 << 10, description="Tensors of a task from this size on go to the agent through shared memory. 0: never."
+    )
+    prewarm: Annotated[int, Field(ge=0, le=1000)] = Field(
+        default=2, description="Models that are kept loaded before they are asked for: pinned, queued and frequent ones. 0: none."
+    )
+    prewarm_interval: Seconds = Field(default=5.0, description="Time between looks at which models to warm.")
+    pinned: Strings = Field(default=(), description="Models, by id or CID, that are kept in the cache and loaded whenever there is room.")
 
 
 class GatewaySection(Section):
@@ -132,12 +169,26 @@ class IpfsSection(Section):
     """The content store."""
 
     backend: Literal["embedded", "kubo"] = Field(
-        default="embedded", description='"embedded": in the node itself. "kubo" (a Kubo daemon over RPC) is planned: start refuses it.'
+        default="embedded",
+        description='"embedded": in the node itself. "kubo": in a Kubo daemon of yours; it gives what it has to whoever asks it by CID.',
     )
-    api: Annotated[str, Field(min_length=1)] = Field(default="/ip4/127.0.0.1/tcp/5001", description="RPC address of Kubo; planned.")
+    api: IpfsApi = Field(
+        default="/ip4/127.0.0.1/tcp/5001", description="RPC address of Kubo: a multiaddr, an http(s) URL, or unix:/PATH of a socket."
+    )
+    api_auth: IpfsCredentials = Field(
+        default="",
+        description='What opens it, if anything: "basic:USER:PASSWORD" or "bearer:TOKEN". Better in DIM_IPFS__API_AUTH than in a file.',
+    )
+    api_timeout: Seconds = Field(default=10.0, description="Time for Kubo to begin an answer, and between two parts of it.")
     gateway: Annotated[str, Field(min_length=1)] = Field(default="http://127.0.0.1:8080", description="Gateway of Kubo; planned.")
     fetch_timeout: Seconds = Field(default=30.0, description="Seconds without progress after which a fetch gives up.")
     fetch_parallel: Count = Field(default=32, description="Blocks asked for at once in one fetch.")
+    max_bytes: Bytes = Field(
+        default=64 * GIB,
+        description="Bytes of blocks kept on this node's disk at the most. Near it, blocks that no job, model or pin needs are removed, the least recently used "
+        "first; if that is not enough, what would need more is refused.",
+    )
+    grace: Seconds = Field(default=600.0, description="Seconds that a block which nothing needs stays after it was written or used.")
 
 
 class JobsSection(Section):

@@ -10,8 +10,8 @@ from dimnode.errors import FailedPrecondition, FieldProblem
 def unserved(config: Config) -> tuple[FieldProblem, ...]:
     """Settings whose value asks for a part that this version does not have."""
     problems: list[FieldProblem] = []
-    for key, value in (("ipfs.backend", config.ipfs.backend), ("election.mode", config.election.mode), ("auth.mode", config.auth.mode)):
-        if value in ("kubo", "majority", "token"):
+    for key, value in (("auth.mode", config.auth.mode),):
+        if value in ("token",):
             problems.append(FieldProblem(key, f'"{value}" is not served by this version'))
     no_tls = "TLS of the client API is not served by this version; leave it empty"
     problems += [FieldProblem(f"tls.{key}", no_tls) for key in ("cert", "key", "client_ca") if getattr(config.tls, key)]

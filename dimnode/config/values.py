@@ -7,6 +7,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from p2p.ipfs.kubo.address import authorization, endpoint
+
 Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 24 * 3600, allow_inf_nan=False)]
 Bytes = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -74,6 +76,18 @@ def _peer_ids(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def _ipfs_api(value: str) -> str:
+    endpoint(value)
+    return value
+
+
+def _ipfs_credentials(value: str) -> str:
+    authorization(value)
+    return value
+
+
+IpfsApi = Annotated[str, AfterValidator(_ipfs_api)]
+IpfsCredentials = Annotated[str, AfterValidator(_ipfs_credentials)]
 HostPort = Annotated[str, AfterValidator(_host_port)]
 HostPortOrNothing = Annotated[str, AfterValidator(_host_port_or_nothing)]
 Multiaddrs = Annotated[Strings, AfterValidator(_multiaddrs)]

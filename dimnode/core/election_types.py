@@ -22,6 +22,7 @@ another node has this node's identity; a majority did not renew the lease (mode 
 class ElectionSettings:
     """Times in seconds."""
 
+    mode: Literal["available", "majority"] = "available"
     orchestrators: int = 3
     """K, the seats of the swarm."""
     spare: int = 3
@@ -65,6 +66,14 @@ class ElectionSettings:
     max_peers: int = 4096
     allow: frozenset[str] = frozenset()
     """Peers that may hold seats; empty: all eligible ones."""
+    lease: float = 3.0
+    """Mode ``majority``: a voter grants a seat for so long."""
+    renew: float = 0.75
+    """A holder asks again so often; candidates look so often."""
+    drift: float = 0.05
+    """The rates of two clocks differ by less than this share."""
+    ask: float = 0.6
+    """A candidate that has no majority after this gives its grants back, and waits a random time."""
 
 
 @dataclass(frozen=True, slots=True)

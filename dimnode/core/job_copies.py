@@ -108,6 +108,10 @@ class JobCopies:
         """Nodes that have everything up to this write, and these blocks."""
         return sum(1 for p, n in self._stored.items() if n >= length and self._kept.get(p, set()).issuperset(blocks))
 
+    def voters_up_to(self, length: int, voters: Collection[str]) -> int:
+        """Of these nodes those that have everything up to this write; blocks do not matter."""
+        return sum(1 for p, n in self._stored.items() if n >= length and p in voters)
+
     def full(self, peer: str) -> bool:
         """The peer has all that there is."""
         return self._stored.get(peer) == self.length and self._kept.get(peer, set()) >= self._blocks

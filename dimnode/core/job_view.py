@@ -82,6 +82,8 @@ class JobView:
     times: Mapping[str, float]
     """Status -> wall clock of whoever wrote it; statuses of former owners left out."""
     plan: Mapping[str, Any] | None
+    plan_id: str
+    """Its entry id; empty if there is none."""
     assignments: Mapping[str, Assignment]
     """By task key."""
     last_attempt: Mapping[str, int]
@@ -166,13 +168,15 @@ def _view(record: Record) -> JobView:
     voids = {v.attempt_id for _, v in by.voids if v.ballot >= top}
     completed = _facts(by.attempts, "completed", voids)
     outcome = winner[1] if winner else None
+    plan = min(by.plans, key=lambda item: (item[1].ballot, item[0]), default=None)
     return JobView(
         job=record.job,
         core=core[1] if core else None,
         owner=top if owned else None,
         status=outcome.status if outcome else _status(by, top, owned),
         times=_times(by, top, core[1] if core else None, outcome),
-        plan=min(by.plans, key=lambda item: (item[1].ballot, item[0]))[1].plan if by.plans else None,
+        plan=plan[1].plan if plan else None,
+        plan_id=plan[0] if plan else "",
         assignments=_assignments(by.assigns, top),
         last_attempt=_last_attempts(by.assigns),
         attempts=_chosen(completed, seals),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from dimnode.core.job_record import Record
 from dimnode.domain import codec
-from dimnode.domain.record import Core, OutcomeEntry
+from dimnode.domain.record import Assign, Attempt, Body, Core, OutcomeEntry, Unknown
 
 
 def blocks_of(record: Record) -> tuple[str, ...]:
@@ -21,6 +21,34 @@ def blocks_of(record: Record) -> tuple[str, ...]:
         elif isinstance(body, OutcomeEntry) and body.result_cid is not None:
             found[body.result_cid] = None
     return tuple(found)
+
+
+def needed_by(bodies: Iterable[Body | Unknown]) -> Iterator[str]:
+    """CIDs that a garbage collection leaves alone as long as these entries are kept: the form, inputs, results, what tasks have put
+    out, models. (Entries that compaction drops need nothing any more.) `tensors_of` tells what a result block refers to."""
+    for body in bodies:
+        match body:
+            case Core():
+                yield body.spec_cid
+                yield from tensors_of(_plain(body.spec), "client_data")
+            case Assign():
+                yield body.model_cid
+            case Attempt():
+                yield from (value.cid for value in body.outputs.values() if value.cid is not None)
+            case OutcomeEntry():
+                if body.result is not None:
+                    yield from tensors_of(_plain(body.result), "outputs")
+                if body.result_cid is not None:
+                    yield body.result_cid
+            case _:
+                continue
+
+
+def result_blocks(bodies: Iterable[Body | Unknown]) -> Iterator[str]:
+    """CIDs of result documents that are blocks of their own."""
+    for body in bodies:
+        if isinstance(body, OutcomeEntry) and body.result is None and body.result_cid is not None:
+            yield body.result_cid
 
 
 def tensors_of(document: Any, section: str) -> Iterator[str]:

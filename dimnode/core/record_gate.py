@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from dimnode.core.ballots import leaps
 from dimnode.core.job_record import EntryRefused, Record, Verify, check_entry
@@ -17,9 +17,10 @@ class RecordGate:
         self._verify = verify
         self._swarm = swarm
 
-    def check(self, job: str, entry: SignedEntry, record: Record | None) -> bool:
-        """Whether the entry is one to store; what the record has, or would not keep, is not looked at. Raises `EntryRefused`."""
-        if record is not None and (entry.id in record or not record.keeps(_body(entry))):
+    def check(self, job: str, entry: SignedEntry, record: Record | None, unwritten: Container[str] = ()) -> bool:
+        """Whether the entry is one to store; what the record has, or would not keep, is not looked at, but for what is only in
+        memory, ``unwritten`` (ids). Raises `EntryRefused`."""
+        if record is not None and ((entry.id in record and entry.id not in unwritten) or not record.keeps(_body(entry))):
             return False
         body = check_entry(entry, self._verify, swarm=self._swarm)
         if body.job != job:

@@ -40,26 +40,27 @@ class Agenda:
 
 
 class Quarrels:
-    """Copies that stayed different although they were exchanged (one side refuses an entry, or is full): they are left alone
-    for a while. Bounded: the oldest are forgotten."""
+    """Copies that stayed different although they were exchanged (one side refuses an entry, or its disk is full): they are left
+    alone for a while, longer each time. Bounded: the oldest are forgotten."""
 
-    def __init__(self, pause: float, most: int = 10_000) -> None:
-        self._pause = pause
+    def __init__(self, first: float, longest: float, most: int = 10_000) -> None:
+        """``first``: seconds after the first time; doubled up to ``longest`` while it goes on."""
+        self._first = first
+        self._longest = longest
         self._most = most
-        self._until: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._pauses: OrderedDict[tuple[str, str], tuple[float, float]] = OrderedDict()
+        """(until when, how long) they are left alone."""
 
     def add(self, peer: str, job: str, now: float) -> None:
-        self._until[peer, job] = now + self._pause
-        self._until.move_to_end((peer, job))
-        while len(self._until) > self._most:
-            self._until.popitem(last=False)
+        until, pause = self._pauses.get((peer, job), (float("-inf"), 0.0))
+        pause = min(2 * pause, self._longest) if now < until + 2 * pause else self._first
+        self._pauses[peer, job] = (now + pause, pause)
+        self._pauses.move_to_end((peer, job))
+        while len(self._pauses) > self._most:
+            self._pauses.popitem(last=False)
 
     def holds(self, peer: str, job: str, now: float) -> bool:
-        until = self._until.get((peer, job))
-        if until is not None and until <= now:
-            del self._until[peer, job]
-            return False
-        return until is not None
+        return self._pauses.get((peer, job), (now, 0.0))[0] > now
 
 
 def heirs(job: str, members: Iterable[str], replicas: int) -> list[str]:

@@ -1,15 +1,15 @@
 """The agent: a process that holds one model and runs it when its node asks.
 
-Started as ``python -m dimnode.daemon.agent_main FD JSON-LIMITS`` with an empty working directory, its own session
-and next to no environment. It bounds itself before it touches a model, talks to its node over one socket,
-and ends with it: on end of file, when the socket breaks while it computes (a watcher thread), and on Linux by
+Forked by a fork server, or started as ``python -m dimnode.daemon.agent_main FD JSON-OPTIONS PARENT``, with an empty working directory,
+its own session and next to no environment. It puts itself into its sandbox before it touches a model, talks to its node over one
+socket, and ends with it: on end of file, when the socket breaks while it computes (a watcher thread), and on Linux by
 the kernel's parent-death signal.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import mmap
 import os
 import resource
 import select
@@ -35,51 +35,63 @@ from dimnode.daemon.agent_protocol import (
     unpack_prefix,
     unpack_tensors,
 )
+from dimnode.daemon.preload import preload
+from dimnode.daemon.rows import independent
+from dimnode.daemon.sandbox import linux, macos
+from dimnode.daemon.sandbox.confine import confine
+from dimnode.daemon.sandbox.policy import AgentPolicy
+from dimnode.daemon.sandbox.report import CannotConfine, Confinement
+from dimnode.daemon.shared_memory import attach
 from loaders.api import InferenceFailed, InputRejected, LoadedModel, LoaderError, ModelSchema, TensorSchema
 from loaders.registry import open_loader
 from loaders.trial import check_golden, try_out
 
-PR_SET_PDEATHSIG = 1
 MAX_REQUEST = 16 << 30
 
 
-class Limits(msgspec.Struct, frozen=True):
-    memory: int
-    file_bytes: int
-    open_files: int
+class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
+    policy: AgentPolicy
     threads: int
-    parent: int
+    format: str
 
 
 def main() -> None:
-    limits = msgspec.json.decode(sys.argv[2], type=Limits)
-    bound(limits)
-    connection = socket.socket(fileno=int(sys.argv[1]))
-    threading.Thread(target=watch, args=(connection.fileno(),), daemon=True).start()
-    Agent(connection, limits.threads).serve()
+    options = msgspec.json.decode(sys.argv[2], type=AgentOptions)
+    preload(options.format)
+    run(int(sys.argv[1]), options, int(sys.argv[3]), seatbelt=_seatbelt(options))
 
 
-def bound(limits: Limits) -> None:
-    """Resource limits for good, and death with the parent. Limits that the system lacks are skipped."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != limits.parent:
-        os._exit(1)
+def run(fd: int, options: AgentOptions, parent: int, *, seatbelt: bool = False) -> None:
+    """The whole life of an agent. ``fd``: its socket; ``parent``: the process that started it."""
+    os.chdir(options.policy.scratch)
     # libraries that ask where temporary files go would try to write one
-    tempfile.tempdir = os.getcwd()
+    tempfile.tempdir = options.policy.scratch
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    wanted = {
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_FSIZE: limits.file_bytes,
-        resource.RLIMIT_NOFILE: limits.open_files,
-        resource.RLIMIT_DATA: limits.memory,
-    }
-    for which, amount in wanted.items():
-        _, hard = resource.getrlimit(which)
-        least = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(which, (least, least))
+    report, error = Confinement(), ""
+    try:
+        report = confine(options.policy, seatbelt=seatbelt, last=lambda: die_with_parent(parent))
+    except CannotConfine as e:
+        error = str(e)
+    connection = socket.socket(fileno=fd)
+    threading.Thread(target=watch, args=(connection.fileno(),), daemon=True).start()
+    Agent(connection, options.threads, report=report, unconfined=error).serve()
+
+
+def die_with_parent(parent: int) -> None:
+    """Ends this process when the thread ends that started it (Linux), and now if that has happened already."""
+    if sys.platform == "linux":
+        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _seatbelt(options: AgentOptions) -> bool:
+    return sys.platform == "darwin" and options.policy.mode != "off" and macos.available()
+
+
+def confined_command(options: AgentOptions, arguments: list[str]) -> list[str]:
+    """How an agent is started that is not forked."""
+    return macos.command(options.policy, arguments) if _seatbelt(options) else arguments
 
 
 def watch(fd: int) -> None:
@@ -93,30 +105,41 @@ def watch(fd: int) -> None:
 
 
 class Agent:
-    def __init__(self, connection: socket.socket, threads: int) -> None:
+    """``unconfined``: why it may not work, if the sandbox that it must have cannot be had."""
+
+    def __init__(self, connection: socket.socket, threads: int, *, report: Confinement | None = None, unconfined: str = "") -> None:
         self._connection = connection
         self._threads = threads
+        self._report = report or Confinement()
+        self._unconfined = unconfined
         self._model: LoadedModel | None = None
+        self._fds: list[int] = []
+        self._in: mmap.mmap | None = None
+        self._out: mmap.mmap | None = None
 
     def serve(self) -> None:
         """Until the node hangs up."""
         while True:
             try:
                 header, tensors = self._receive()
-            except (EOFError, OSError, ProtocolError):
+            except (EOFError, OSError, ValueError, IndexError, ProtocolError):
                 return
             reply, outputs = self._answer(header, tensors)
             del tensors
             try:
-                self._send(pack(reply, outputs))
+                self._send(pack(reply, outputs, self._out))
             except OSError:
                 return
 
     def _answer(self, header: Header, tensors: dict[str, Array]) -> tuple[Header, dict[str, Array]]:
+        if self._unconfined:
+            return Header(op="error", kind="unconfined", message=self._unconfined), {}
         try:
             if header.op == "load":
                 return self._load(header), {}
             assert self._model is not None
+            if header.op == "probe":
+                return Header(op="result", independent=independent(self._model)), {}
             return Header(op="result"), self._model.run(tensors)
         except InputRejected as e:
             return Header(op="error", kind="input", message=str(e)), {}
@@ -138,12 +161,32 @@ class Agent:
             try_out(model)
         elif header.warm:
             warm_up(model)
-        return Header(op="loaded", inputs=_items(model.schema.inputs), outputs=_items(model.schema.outputs), memory=most_memory())
+        rows = independent(model) if header.rows and header.warm else None
+        return Header(
+            op="loaded",
+            independent=rows,
+            inputs=_items(model.schema.inputs),
+            outputs=_items(model.schema.outputs),
+            memory=most_memory(),
+            confinement=self._report,
+        )
 
     def _receive(self) -> tuple[Header, dict[str, Array]]:
-        header_size, payload_size = unpack_prefix(self._exactly(PREFIX.size), MAX_REQUEST)
+        header_size, payload_size = unpack_prefix(self._prefix(), MAX_REQUEST)
         header = unpack_header(self._exactly(header_size))
-        return header, unpack_tensors(header.tensors, self._exactly(payload_size))
+        if header.memory_in:
+            self._in = attach(self._fds.pop(0), header.memory_in)
+        if header.memory_out:
+            self._out = attach(self._fds.pop(0), header.memory_out)
+        return header, unpack_tensors(header.tensors, self._exactly(payload_size), self._in)
+
+    def _prefix(self) -> bytes:
+        """Descriptors come with a frame's first bytes."""
+        data, fds, _, _ = socket.recv_fds(self._connection, PREFIX.size, 4)
+        self._fds += fds
+        if not data:
+            raise EOFError
+        return data + bytes(self._exactly(PREFIX.size - len(data)))
 
     def _exactly(self, n: int) -> bytearray:
         data = bytearray(n)

@@ -1,37 +1,47 @@
-"""One agent as its node sees it: a process in a session of its own and one socket."""
+"""One agent as its node sees it: a sandboxed process with one model and one socket."""
 
 from __future__ import annotations
 
-import contextlib
+import array
+import mmap
 import os
-import queue
+import shutil
 import signal
 import socket
-import subprocess
 import sys
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import trio
 
-from dimnode.daemon.agent_main import Limits
+from dimnode.daemon.agent_main import AgentOptions
 from dimnode.daemon.agent_protocol import (
+    ALIGNMENT,
     PREFIX,
     Array,
     Header,
     ProtocolError,
+    TensorHead,
+    numeric_bytes,
     pack,
     unpack_header,
     unpack_prefix,
     unpack_tensors,
 )
-from dimnode.daemon.settings import AgentSettings
+from dimnode.daemon.agent_servers import ServerDied, ServerProcess
+from dimnode.daemon.shared_memory import AVAILABLE, create, size_for
+
+T = TypeVar("T")
 
 SMALL = 1 << 16
 """Frames up to this size are sent in one piece."""
 SOCKET_BUFFER = 1 << 20
+SHARED_MOST = 256 << 20
+"""Larger tensors travel in frames: shared memory stays as long as the agent does."""
+COPY_INLINE = 2 << 20
+"""Bytes from which on copying is done in a thread."""
 EXIT_WAIT = 1.0
 """Seconds for a process whose socket broke to tell how it ended."""
 
@@ -40,131 +50,100 @@ class AgentDied(Exception):
     """The agent is gone, or said something that makes no sense; the message says which."""
 
 
-class Spawner:
-    """One thread that starts all agents.
-
-    Linux sends the parent-death signal when the *thread* that started a process ends, so agents must not be
-    started from a pool of threads that come and go.
-    """
-
-    def __init__(self) -> None:
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-
-    async def start(self, args: list[str], *, cwd: Path, env: Mapping[str, str], fd: int) -> subprocess.Popen[bytes]:
-        """Raises `OSError`. Not interrupted in the middle: a process that was started is always returned."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="dim-spawner", daemon=True)
-            self._thread.start()
-        token, done = trio.lowlevel.current_trio_token(), trio.Event()
-        results: list[subprocess.Popen[bytes] | Exception] = []
-
-        def work() -> None:
-            try:
-                results.append(_popen(args, cwd, env, fd))
-            except Exception as e:  # noqa: BLE001 - raised again below; the thread must live, or nobody is answered any more
-                results.append(e)
-            token.run_sync_soon(done.set)
-
-        self._work.put(work)
-        with trio.CancelScope(shield=True):
-            await done.wait()
-        if isinstance(results[0], Exception):
-            raise results[0]
-        return results[0]
-
-    def close(self) -> None:
-        """Ends the thread, and with it, on Linux, agents that are still there."""
-        if self._thread is not None:
-            self._work.put(None)
-            self._thread = None
-
-    def _run(self) -> None:
-        while (work := self._work.get()) is not None:
-            work()
-
-
-def _popen(args: list[str], cwd: Path, env: Mapping[str, str], fd: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        args,
-        cwd=cwd,
-        env=dict(env),
-        pass_fds=(fd,),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def environment(settings: AgentSettings) -> dict[str, str]:
-    """The little that an agent gets to see of the node's environment."""
-    passed = {k: os.environ[k] for k in ("PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT") if k in os.environ}
-    return {
-        **passed,
-        # no place where a library could make its cache folder
-        "HOME": os.devnull,
-        "LANG": "C.UTF-8",
-        "PYTHONUTF8": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONWARNINGS": "ignore",
-        "OMP_NUM_THREADS": str(settings.threads),
-        **settings.environment,
-    }
-
-
 class AgentProcess:
     """Made by `start`; owned by the pool."""
 
-    def __init__(self, process: subprocess.Popen[bytes], connection: trio.socket.SocketType) -> None:
-        self._process = process
+    def __init__(self, server: ServerProcess, pid: int, connection: trio.socket.SocketType, folder: Path, share_from: int) -> None:
+        self._server = server
         self._socket = connection
         self._stream = trio.SocketStream(connection)
+        self._folder = folder
+        self.pid = pid
         self.model = ""
         """CID of the model it holds."""
         self.calls = 0
         self.idle_since = 0.0
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+        self.memory = 0
+        """Bytes that it may hold."""
+        self.used = 0
+        """Bytes that it held at the last look."""
+        self.load_seconds = 0.0
+        self._stopped_for = ""
+        self._share_from = share_from or sys.maxsize
+        self._in: mmap.mmap | None = None
+        self._out: mmap.mmap | None = None
+        self._wanted_out = 0
 
     @classmethod
-    async def start(cls, spawner: Spawner, settings: AgentSettings, cwd: Path, memory: int) -> AgentProcess:
-        """``memory``: bytes that it may hold. Raises `AgentDied` if no process can be started."""
+    async def start(cls, server: ServerProcess, options: AgentOptions, share_from: int) -> AgentProcess:
+        """``share_from``: bytes from which on tensors go through shared memory; 0: never. In a folder of its own, the policy's ``scratch``, which is made here. Raises `AgentDied`."""
+        folder = Path(options.policy.scratch)
         ours, theirs = socket.socketpair()
-        limits = Limits(memory, settings.file_bytes, settings.open_files, settings.threads, os.getpid())
-        args = [sys.executable, "-P", "-s", "-m", "dimnode.daemon.agent_main", str(theirs.fileno()), msgspec.json.encode(limits).decode()]
         with theirs:
             try:
                 for end in (ours, theirs):
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
-                process = await spawner.start(args, cwd=cwd, env=environment(settings), fd=theirs.fileno())
-            except OSError as e:
+                folder.mkdir(mode=0o700 if options.policy.file_bytes else 0o500)  # noqa: ASYNC240 - one system call
+                pid = await server.start_agent(options, theirs.fileno())
+            except BaseException as e:
                 ours.close()
-                raise AgentDied("no agent process could be started") from e
+                _remove(folder)
+                if isinstance(e, ServerDied | OSError):
+                    raise AgentDied(str(e) if isinstance(e, ServerDied) else "no agent process could be started") from e
+                raise
         ours.setblocking(False)
-        return cls(process, trio.socket.from_stdlib_socket(ours))
+        return cls(server, pid, trio.socket.from_stdlib_socket(ours), folder, share_from)
 
     def alive(self) -> bool:
-        return self._process.poll() is None
+        return self._server.status(self.pid) is None
 
     async def call(self, header: Header, tensors: Mapping[str, Array], max_reply: int) -> tuple[Header, dict[str, Array]]:
         """One request, one reply. Raises `AgentDied`. After a cancellation the agent must be killed."""
         self.calls += 1
         try:
-            await self._send(pack(header, tensors))
+            await self._request(header, tensors)
             header_size, payload_size = unpack_prefix(await self._exactly(PREFIX.size), max_reply)
             reply = unpack_header(await self._exactly(header_size))
-            return reply, unpack_tensors(reply.tensors, await self._exactly(payload_size))
+            size = sum(t.nbytes for t in reply.tensors)
+            if size > max_reply:
+                raise ProtocolError(f"a reply of {size} bytes is too large")
+            payload = await self._exactly(payload_size)
+            self._wanted_out = max(self._wanted_out, size + ALIGNMENT * len(reply.tensors))
+            return reply, await _off_loop(size - payload_size, _unpack, reply.tensors, payload, self._out)
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError, EOFError) as e:
             raise AgentDied(await self._how_it_ended()) from e
         except ProtocolError as e:
             raise AgentDied(f"the agent sent nonsense: {e}") from e
 
-    async def _send(self, pieces: list[bytes | memoryview]) -> None:
+    async def _request(self, header: Header, tensors: Mapping[str, Array]) -> None:
+        """Grows the shared memory first if that helps."""
+        fds: list[int] = []
+        try:
+            needed = numeric_bytes(tensors)
+            if self._worth(needed, self._in):
+                fd, self._in = create(size_for(needed))
+                fds.append(fd)
+                header = msgspec.structs.replace(header, memory_in=len(self._in))
+            if self._worth(self._wanted_out, self._out):
+                fd, self._out = create(size_for(self._wanted_out))
+                fds.append(fd)
+                header = msgspec.structs.replace(header, memory_out=len(self._out))
+            share = self._in if needed >= self._share_from else None
+            await self._send(await _off_loop(needed if share is not None else 0, pack, header, tensors, share), fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _worth(self, nbytes: int, present: mmap.mmap | None) -> bool:
+        return AVAILABLE and self._share_from <= nbytes <= SHARED_MOST and (present is None or len(present) < nbytes)
+
+    async def _send(self, pieces: list[bytes | memoryview], fds: list[int]) -> None:
         if sum(map(len, pieces)) <= SMALL:
             pieces = [b"".join(pieces)]
+        if fds:
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
+            sent = await self._socket.sendmsg([pieces[0]], [rights])
+            pieces[0] = memoryview(pieces[0])[sent:]
         for piece in pieces:
             await self._stream.send_all(piece)
 
@@ -179,21 +158,44 @@ class AgentProcess:
         return data
 
     async def _how_it_ended(self) -> str:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            await trio.to_thread.run_sync(self._process.wait, EXIT_WAIT)
-        return ending(self._process.returncode)
+        if self._stopped_for:
+            return self._stopped_for
+        with trio.move_on_after(EXIT_WAIT):
+            return ending(await self._server.wait_ended(self.pid))
+        return ending(None)
+
+    def stop_for(self, reason: str) -> None:
+        """Kills it; whoever waits for its answer hears why."""
+        self._stopped_for = reason
+        self._server.kill_agent(self.pid)
 
     def kill(self) -> None:
         """At once, and whatever it started; `reap` collects it."""
         self._socket.close()
-        # the group outlives its leader if the agent left children behind
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self._server.kill_agent(self.pid)
 
     async def reap(self) -> None:
-        """After `kill`: waits for the process to be gone."""
+        """After `kill`: waits for the process to be gone, and removes its folder."""
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._process.wait)
+            await self._server.wait_ended(self.pid)
+            await trio.to_thread.run_sync(_remove, self._folder)
+
+
+def _unpack(heads: Sequence[TensorHead], payload: bytearray, shared: mmap.mmap | None) -> dict[str, Array]:
+    """Copied: the next reply is written over this one."""
+    return unpack_tensors(heads, payload, shared, copy=True)
+
+
+async def _off_loop(nbytes: int, work: Callable[..., T], *args: object) -> T:
+    """In a thread if there are many bytes to copy. After a cancellation the thread may still write where nobody reads."""
+    if nbytes < COPY_INLINE:
+        return work(*args)
+    return await trio.to_thread.run_sync(lambda: work(*args), abandon_on_cancel=True)
+
+
+def _remove(folder: Path) -> None:
+    """An agent's folder; what cannot be removed goes at the next start."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def ending(code: int | None) -> str:

@@ -4,7 +4,8 @@
 
     u32 header length | u64 payload length | header | payload        little-endian
 
-The header lists the tensors in the order of their bytes in the payload. Both sides bound what they read.
+The header lists the tensors in the order of their bytes in the payload; those that lie in shared memory are told by their place
+there and have no bytes in the payload. Both sides bound what they read.
 This module knows bytes only; sockets are the business of `agents` (trio) and `agent_main` (blocking).
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,9 +22,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from dimnode.daemon.sandbox.report import Confinement
+
 Array = NDArray[Any]
 PREFIX = struct.Struct("<IQ")
 MAX_HEADER = 4 << 20
+ALIGNMENT = 64
+Buffer = mmap.mmap
 
 
 class ProtocolError(Exception):
@@ -34,6 +40,8 @@ class TensorHead(msgspec.Struct, frozen=True):
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+    at: int = -1
+    """Place in the shared memory; -1: in the payload."""
 
 
 class SchemaItem(msgspec.Struct, frozen=True):
@@ -43,7 +51,7 @@ class SchemaItem(msgspec.Struct, frozen=True):
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Both directions. ``op``: load, run (to the agent); loaded, result, error (from it)."""
+    """Both directions. ``op``: load, run, probe (to the agent); loaded, result, error (from it)."""
 
     op: str
     tensors: tuple[TensorHead, ...] = ()
@@ -57,10 +65,19 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """With load: what the manifest says to the loader, see `model_about`."""
     memory: int = 0
     """With loaded: the most bytes that the agent has held."""
+    rows: bool = False
+    """With load and probe: find out whether rows are independent of each other."""
+    independent: bool | None = None
+    """With loaded and result, if that was asked."""
+    memory_in: int = 0
+    """New shared memory of so many bytes for inputs comes along as a descriptor, "memory_out" for outputs after it."""
+    memory_out: int = 0
     inputs: tuple[SchemaItem, ...] = ()
     outputs: tuple[SchemaItem, ...] = ()
+    confinement: Confinement | None = None
+    """With loaded."""
     kind: str = ""
-    """With error: rejected, input, failed, memory."""
+    """With error: rejected, input, failed, memory, unconfined."""
     message: str = ""
 
 
@@ -68,14 +85,23 @@ _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Header)
 
 
-def pack(header: Header, tensors: Mapping[str, Array]) -> list[bytes | memoryview]:
-    """Pieces of one frame, to be sent one after the other; arrays are not copied if they are contiguous."""
+def pack(header: Header, tensors: Mapping[str, Array], shared: Buffer | None = None) -> list[bytes | memoryview]:
+    """Pieces of one frame, to be sent one after the other; arrays are not copied if they are contiguous. What fits is copied
+    into ``shared`` instead."""
     heads: list[TensorHead] = []
     pieces: list[bytes | memoryview] = []
+    end = 0
     for name, array in tensors.items():
         dtype, raw = _raw(array)
-        heads.append(TensorHead(name, dtype, tuple(array.shape), len(raw)))
-        pieces.append(raw)
+        at = -(-end // ALIGNMENT) * ALIGNMENT
+        if shared is not None and dtype != "str" and 0 < len(raw) <= len(shared) - at:
+            # numpy copies without holding the interpreter's lock
+            np.frombuffer(shared, np.uint8, len(raw), at)[:] = np.frombuffer(raw, np.uint8)
+            end = at + len(raw)
+        else:
+            at = -1
+            pieces.append(raw)
+        heads.append(TensorHead(name, dtype, tuple(array.shape), len(raw), at))
     if heads:
         header = msgspec.structs.replace(header, tensors=tuple(heads))
     encoded = _encoder.encode(header)
@@ -106,15 +132,29 @@ def unpack_header(data: bytes | bytearray | memoryview) -> Header:
         raise ProtocolError("header is malformed") from e
 
 
-def unpack_tensors(heads: Sequence[TensorHead], payload: bytearray) -> dict[str, Array]:
-    """Arrays that share the payload's memory. Raises `ProtocolError` if sizes do not fit."""
+def numeric_bytes(tensors: Mapping[str, Array]) -> int:
+    """Room that they need in shared memory."""
+    return sum(a.nbytes + ALIGNMENT for a in tensors.values() if a.dtype.kind not in "OUS")
+
+
+def unpack_tensors(
+    heads: Sequence[TensorHead], payload: bytearray, shared: Buffer | None = None, *, copy: bool = False
+) -> dict[str, Array]:
+    """Arrays that share the payload's memory, or lie in ``shared`` (``copy``: copied from there). Raises `ProtocolError` if sizes do
+    not fit."""
     out: dict[str, Array] = {}
     view, at = memoryview(payload), 0
     for head in heads:
-        piece = view[at : at + head.nbytes]
-        at += head.nbytes
+        if head.at < 0:
+            piece = view[at : at + head.nbytes]
+            at += head.nbytes
+        elif shared is not None and head.nbytes >= 0 and head.at + head.nbytes <= len(shared):
+            piece = memoryview(shared)[head.at : head.at + head.nbytes]
+        else:
+            raise ProtocolError(f"tensor {head.name!r} is outside of the shared memory")
         try:
-            out[head.name] = _array(head, piece)
+            array = _array(head, piece)
+            out[head.name] = array.copy() if copy and head.at >= 0 else array
         except (TypeError, ValueError) as e:
             raise ProtocolError(f"tensor {head.name!r} is malformed") from e
     if at != len(payload):

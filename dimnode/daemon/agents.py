@@ -7,7 +7,9 @@ a call is killed with all it started; the queue moves on.
 
 from __future__ import annotations
 
-import contextlib
+import os
+import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +17,18 @@ from typing import Any
 
 import trio
 
-from dimnode.daemon.agent_process import AgentDied, AgentProcess, Spawner
+from dimnode.daemon.agent_main import AgentOptions
+from dimnode.daemon.agent_process import AgentDied, AgentProcess
 from dimnode.daemon.agent_protocol import Array, Header, SchemaItem
+from dimnode.daemon.agent_servers import ServerDied, ServerProcess
+from dimnode.daemon.agent_value import AgentFacts, least_valuable
+from dimnode.daemon.agent_watch import usage
+from dimnode.daemon.batch_runner import Batching
+from dimnode.daemon.frameworks import Frameworks
 from dimnode.daemon.model_health import ModelHealth
+from dimnode.daemon.sandbox.confine import expected
+from dimnode.daemon.sandbox.policy import AgentPolicy, devices, library_folders, without
+from dimnode.daemon.sandbox.report import Confinement
 from dimnode.daemon.settings import AgentSettings
 from dimnode.domain.model import TensorSpec
 from dimnode.errors import Code, DimError, FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
@@ -35,6 +46,8 @@ class ModelFile:
     """What its manifest says to the loader, see `model_about`."""
     memory: int = 0
     """Bytes that it needs, as its manifest says."""
+    batchable: bool = False
+    """Every input and output has the batch on axis 0, by its manifest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,38 +68,54 @@ class InferenceError(DimError):
     code = Code.TASK_FAILED
 
 
+WRITABLE = {"darwin": 256 << 20}
+"""Core ML compiles models into a temporary folder."""
+Admit = Callable[[str, int, int], str | None]
+
+
 class AgentPool:
-    """``admit(format, size)`` says why no further agent may be started now, or None."""
+    """``admit(format, size, freed)`` says why no further agent may be started now, or None; ``freed``: bytes that agents
+    ended just now have given back. ``private``: the node's home, which agents never see."""
 
     def __init__(
         self,
         settings: AgentSettings,
         folder: Path,
         *,
-        admit: Callable[[str, int], str | None] = lambda format, size: None,
+        private: Path | None = None,
+        admit: Admit = lambda format, size, freed: None,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
+        self.keep: Callable[[str], bool] = lambda cid: False
+        """Models whose agents are not ended for idleness alone."""
         self._settings = settings
         self._folder = folder
+        self._private = private or folder
         self._admit = admit
         self._on_change = on_change
-        self._spawner = Spawner()
+        self._frameworks = Frameworks(settings, folder)
+        self._libraries: tuple[str, ...] = ()
+        self._confinement = expected() if settings.sandbox != "off" else Confinement()
+        self._batching = Batching(settings.batch, self)
         self._health = ModelHealth(settings)
         self._idle: list[AgentProcess] = []  # longest idle first
         self._busy: set[AgentProcess] = set()
-        self._starting = 0
+        self._starting: dict[str, int] = {}
         self._room = trio.lowlevel.ParkingLot()
         self._nursery: trio.Nursery | None = None
-        self._started = self._crashes = self._killed = self._cold = self._warm = 0
+        self._count = self._started = self._crashes = self._killed = self._cold = self._warm = 0
 
     async def run_pool(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled; then every agent is killed and collected."""
-        await trio.to_thread.run_sync(_make_empty, self._folder)
+        await trio.to_thread.run_sync(self._prepare)
         async with trio.open_nursery() as nursery:
+            await nursery.start(self._frameworks.run)
             self._nursery = nursery
             task_status.started()
             try:
-                await self._evict_idle()
+                async with trio.open_nursery() as watching:
+                    watching.start_soon(self._watch)
+                    await self._evict_idle()
             finally:
                 self._nursery = None
                 with trio.CancelScope(shield=True):
@@ -94,35 +123,61 @@ class AgentPool:
                         agent.kill()
                         await agent.reap()
                 self._idle.clear()
-                self._spawner.close()
+
+    def _prepare(self) -> None:
+        """An empty folder for the agents' own ones. Blocks."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._libraries = without(library_folders(), self._private)
 
     # --- calls -----------------------------------------------------------------------------------
 
-    async def run(self, model: ModelFile, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """One inference. Raises `InvalidArgument` (the inputs do not fit), `FailedPrecondition` (the model is
-        refused), `InferenceError`, `AgentCrashed`, `ResourceExhausted`. Cancelling kills the agent.
+    async def run(self, model: ModelFile, inputs: Mapping[str, Array], owner: str | None = None) -> dict[str, Array]:
+        """One inference, perhaps together with others of the same ``owner`` (None: alone in any case). Raises `InvalidArgument` (the inputs do not fit), `FailedPrecondition` (the model is
+        refused), `InferenceError`, `AgentCrashed`, `ResourceExhausted`. Cancelling kills the agent, unless others wait for
+        the same batch."""
+        if owner is None or not self._batching.possible(model):
+            return await self.run_on(await self.acquire(model), model, inputs)
+        if self._batching.independent(model.cid) and self._nursery is not None:
+            return await self._batching.runner(model, self._nursery).submit(inputs, owner)
+        outputs = await self.run_on(await self.acquire(model), model, inputs)
+        self._batching.ask(model, self._nursery)
+        return outputs
 
-        An agent that dies on its first word after idling may have been dying already, which nobody can tell
+    def batches(self, cid: str) -> bool:
+        """Whether requests for this model run together, as far as is known by now."""
+        return self._batching.independent(cid)
+
+    async def probe(self, model: ModelFile) -> bool | None:
+        """See `dimnode.daemon.batch_runner.Pool`."""
+        agent = self._take_idle(model.cid)
+        if agent is None:
+            self._room.unpark_all()
+            return None
+        self._busy.add(agent)
+        return (await self._call(agent, model, Header(op="probe"), {}))[0].independent
+
+    async def run_on(self, agent: AgentProcess, model: ModelFile, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """An agent that dies on its first word after idling may have been dying already, which nobody can tell
         from outside: a fresh one is asked once more."""
-        agent = await self._acquire(model, warm=False)
         reused = agent.idle_since > 0
         try:
             return (await self._call(agent, model, Header(op="run"), inputs))[1]
         except AgentCrashed:
             if not reused:
                 raise
-        agent = await self._acquire(model, warm=False)
+        agent = await self.acquire(model)
         return (await self._call(agent, model, Header(op="run"), inputs))[1]
 
     async def warm_up(self, model: ModelFile) -> None:
         """Makes sure that an agent holds the model and has run once. Raises as `run`."""
         if not self.is_warm(model.cid):
-            self._release(await self._acquire(model, warm=True), healthy=True)
+            self._release(await self.acquire(model, warm=True), healthy=True)
 
     async def inspect(self, model: ModelFile, *, trial: bool = True) -> Schema:
         """What the model says of itself: loads it and, for a ``trial``, runs it once, in an agent that is ended afterwards.
         Raises as `run`."""
-        await self._make_room()
+        await self._make_room(model.cid)
         agent, reply = await self._start(model, check=trial)
         self._busy.add(agent)
         self._release(agent, healthy=False)
@@ -131,17 +186,29 @@ class AgentPool:
     def is_warm(self, cid: str) -> bool:
         return any(a.model == cid for a in self._idle) or any(a.model == cid for a in self._busy)
 
+    @property
+    def confinement(self) -> Confinement:
+        """What holds agents, by the latest that told; before the first, what this system has."""
+        return self._confinement
+
+    def has_room(self) -> bool:
+        """An agent could be started without ending another."""
+        return len(self._idle) + len(self._busy) + sum(self._starting.values()) < self._settings.max_agents
+
     def statistics(self) -> dict[str, Any]:
         return {
             "idle": len(self._idle),
             "busy": len(self._busy),
-            "starting": self._starting,
+            "starting": sum(self._starting.values()),
             "limit": self._settings.max_agents,
             "started": self._started,
             "crashes": self._crashes,
             "killed": self._killed,
             "cold_calls": self._cold,
             "warm_calls": self._warm,
+            "batching": self._batching.statistics(),
+            "frameworks": self._frameworks.statistics(),
+            "sandbox": self._confinement.summary(),
             "refused_models": self._health.refused(trio.current_time()),
             "agents": [{"pid": a.pid, "model_cid": a.model, "busy": a in self._busy, "calls": a.calls} for a in [*self._idle, *self._busy]],
         }
@@ -169,17 +236,25 @@ class AgentPool:
 
     # --- who holds what --------------------------------------------------------------------------
 
-    async def _acquire(self, model: ModelFile, *, warm: bool) -> AgentProcess:
+    async def acquire(self, model: ModelFile, *, warm: bool = False) -> AgentProcess:
         """An agent that holds the model and is marked busy."""
-        agent = self._take_idle(model.cid)
-        if agent is None:
-            await self._make_room()
-            agent, _ = await self._start(model, warm=warm)
-            self._cold += 1
+        while (agent := self._take_idle(model.cid)) is None:
+            if self._may_have_another(model.cid):
+                await self._make_room(model.cid)
+                agent, _ = await self._start(model, warm=warm)
+                self._cold += 1
+                break
+            await self._room.park()
         else:
             self._warm += 1
         self._busy.add(agent)
         return agent
+
+    def _may_have_another(self, cid: str) -> bool:
+        if self._batching.asking(cid):  # which takes milliseconds
+            return False
+        most = self._settings.per_model or max(1, (os.cpu_count() or 1) // self._settings.threads)
+        return sum(a.model == cid for a in (*self._idle, *self._busy)) + self._starting.get(cid, 0) < most
 
     def _take_idle(self, cid: str) -> AgentProcess | None:
         for agent in reversed(self._idle):
@@ -191,14 +266,14 @@ class AgentPool:
                 return self._take_idle(cid)
         return None
 
-    async def _make_room(self) -> None:
+    async def _make_room(self, cid: str) -> None:
         """Returns when one more agent may be started; its place is taken (``_starting``)."""
-        while len(self._idle) + len(self._busy) + self._starting >= self._settings.max_agents:
+        while len(self._idle) + len(self._busy) + sum(self._starting.values()) >= self._settings.max_agents:
             if self._idle:
-                self._end(self._idle.pop(0))
+                self._evict()
             else:
                 await self._room.park()
-        self._starting += 1
+        self._starting[cid] = self._starting.get(cid, 0) + 1
 
     async def _start(self, model: ModelFile, *, warm: bool = False, check: bool = False) -> tuple[AgentProcess, Header]:
         """A new agent with the model loaded; gives the taken place up if that fails."""
@@ -208,14 +283,18 @@ class AgentPool:
             await trio.sleep(self._health.delay(model.cid, trio.current_time()))
             self._check_memory(model)
             with trio.move_on_after(self._settings.start_timeout) as scope:
-                memory = max(model.memory, self._settings.memory_base + int(self._settings.memory_per_model_byte * model.size))
-                agent = await AgentProcess.start(self._spawner, self._settings, self._folder, memory)
-                self._started += 1
-                agent.model = model.cid
-                header = Header(op="load", path=str(model.path), format=model.format, about=model.about, warm=warm, check=check)
+                server = await self._server(model.format)
+                began = trio.current_time()
+                agent = await self._launch(server, model)
+                rows = self._batching.possible(model)
+                header = Header(op="load", path=str(model.path), format=model.format, about=model.about, warm=warm, check=check, rows=rows)
                 reply, _ = await agent.call(header, {}, self._settings.max_reply_bytes)
                 if reply.op == "error":
                     raise _failure(reply)
+                if reply.independent is not None:
+                    self._batching.learn(model.cid, reply.independent)
+                self._confinement = reply.confinement or self._confinement
+                agent.load_seconds = trio.current_time() - began
                 good = True
                 return agent, reply
             assert scope.cancelled_caught
@@ -223,21 +302,65 @@ class AgentPool:
         except AgentDied as e:
             raise self._crashed(model, str(e)) from e
         finally:
-            self._starting -= 1
+            self._starting[model.cid] -= 1
+            if not self._starting[model.cid]:
+                del self._starting[model.cid]
             if not good:
                 if agent is not None:
                     self._end(agent)
-                self._room.unpark()
+                self._room.unpark_all()
+
+    async def _server(self, format: str) -> ServerProcess:
+        """Raises `AgentDied`."""
+        try:
+            return await self._frameworks.get(format)
+        except ServerDied as e:
+            raise AgentDied(str(e)) from e
+
+    async def _launch(self, server: ServerProcess, model: ModelFile) -> AgentProcess:
+        """Raises `AgentDied`."""
+        s = self._settings
+        self._count += 1
+        policy = AgentPolicy(
+            mode=s.sandbox,
+            read=(*self._libraries, str(model.path)),
+            scratch=str(self._folder / f"agent-{self._count}"),
+            devices=devices((model.format,)),
+            memory=max(model.memory, s.memory_base + int(s.memory_per_model_byte * model.size)),
+            file_bytes=s.file_bytes or WRITABLE.get(sys.platform, 0),
+            open_files=s.open_files,
+            processes=s.most_threads,
+        )
+        agent = await AgentProcess.start(server, AgentOptions(policy=policy, threads=s.threads, format=model.format), s.share_from)
+        self._started += 1
+        agent.model, agent.memory = model.cid, policy.memory
+        return agent
 
     def _check_memory(self, model: ModelFile) -> None:
         """Ends idle agents while memory is short. Raises `ResourceExhausted`."""
-        reason = self._admit(model.format, model.size)
-        if reason is not None and self._idle:
-            for agent in self._idle:
-                self._end(agent)
-            self._idle.clear()
-        elif reason is not None:
-            raise ResourceExhausted(f"no agent can be started: {reason}", hint="Try another node, or later.", retry_after=1.0)
+        freed = 0
+        while (reason := self._admit(model.format, model.size, freed)) is not None:
+            if not self._idle:
+                raise ResourceExhausted(f"no agent can be started: {reason}", hint="Try another node, or later.", retry_after=1.0)
+            freed += self._evict()
+
+    def relieve(self, short: int) -> None:
+        """Memory is short by so many bytes: idle agents go, least valuable first."""
+        while short > 0 and self._idle:
+            short -= self._evict()
+            self._room.unpark_all()
+            self._on_change()
+
+    def _evict(self) -> int:
+        """Ends the least valuable idle agent; returns the bytes that it held."""
+        facts = [AgentFacts(a.load_seconds, a.calls, a.idle_since, a.used) for a in self._idle]
+        agent = self._idle.pop(least_valuable(facts, trio.current_time()))
+        self._end(agent)
+        return agent.used
+
+    def release(self, agent: AgentProcess) -> None:
+        """An agent that was acquired and not used."""
+        self._release(agent, healthy=True)
 
     def _release(self, agent: AgentProcess, *, healthy: bool) -> None:
         self._busy.discard(agent)
@@ -246,7 +369,7 @@ class AgentPool:
             self._idle.append(agent)
         else:
             self._end(agent)
-        self._room.unpark()
+        self._room.unpark_all()
         self._on_change()
 
     def _end(self, agent: AgentProcess) -> None:
@@ -259,17 +382,31 @@ class AgentPool:
         while True:
             await trio.sleep(self._settings.idle_seconds / 4)
             limit = trio.current_time() - self._settings.idle_seconds
-            while self._idle and self._idle[0].idle_since <= limit:
-                self._end(self._idle.pop(0))
-                self._room.unpark()
+            for agent in [a for a in self._idle if a.idle_since <= limit and not self.keep(a.model)]:
+                self._idle.remove(agent)
+                self._end(agent)
+                self._room.unpark_all()
                 self._on_change()
+            self._frameworks.end_unused(limit)
 
-
-def _make_empty(folder: Path) -> None:
-    """The agents' working directory: nothing in it, nothing can be put there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(PermissionError):
-        folder.chmod(0o500)
+    async def _watch(self) -> None:
+        """Ends agents that hold more than they may: what the system's limits do not count (shared memory, and everything on
+        systems that limit little) is found here."""
+        while True:
+            await trio.sleep(self._settings.watch_interval)
+            agents = [*self._idle, *self._busy]
+            if not agents:
+                continue
+            used = await trio.to_thread.run_sync(usage, [a.pid for a in agents])
+            for agent in agents:
+                look = used.get(agent.pid)
+                if look is None:
+                    continue
+                agent.used = look.memory
+                if look.memory > agent.memory:
+                    agent.stop_for(f"the agent used more than its {agent.memory >> 20} MiB of memory and was ended")
+                elif look.threads > self._settings.most_threads:
+                    agent.stop_for(f"the agent started more than {self._settings.most_threads} threads and was ended")
 
 
 def _specs(items: tuple[SchemaItem, ...]) -> tuple[TensorSpec, ...]:
@@ -281,6 +418,8 @@ def _failure(reply: Header) -> DimError:
     match reply.kind:
         case "input":
             return InvalidArgument(reply.message, hint="Compare the inputs with the model's schema.")
+        case "unconfined":
+            return FailedPrecondition(reply.message, hint="Set daemon.sandbox to best, or use another node.")
         case "rejected":
             return FailedPrecondition(f"the model cannot be loaded: {reply.message}")
         case "memory":

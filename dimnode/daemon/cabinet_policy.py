@@ -6,6 +6,7 @@ A policy is a JSON object; every field may be left out::
      "clients": ["principal", ...],      for whom (default: anyone)
      "outputs": "rows" | "aggregates",   what may leave the node (default: rows)
      "min_rows": 10,                     least rows of a task (default: 1, for aggregates 10)
+     "sandbox": true,                    only on a node that confines its agents in every respect
      "expires": "2030-01-31T00:00:00Z"}  or seconds since the epoch; a time without a zone is UTC
 
 ``aggregates``: only a mean or class counts over the rows leave the node. An output without the batch axis (new
@@ -33,6 +34,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     clients: tuple[str, ...] | None = None
     outputs: str = "rows"
     min_rows: int = 1
+    sandbox: bool = False
     expires: float | None = None
     """Seconds since the epoch."""
 
@@ -82,6 +84,12 @@ def _min_rows(value: Any) -> int:
     return value
 
 
+def _sandbox(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")  # noqa: TRY004 - as for every other value
+    return value
+
+
 def _expires(value: Any) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0:
         return float(value)
@@ -95,11 +103,18 @@ def _expires(value: Any) -> float:
     raise ValueError("must be an ISO 8601 time or seconds since the epoch")
 
 
-_CHECKS = {"models": _names, "clients": _names, "outputs": _outputs, "min_rows": _min_rows, "expires": _expires}
+_CHECKS = {"models": _names, "clients": _names, "outputs": _outputs, "min_rows": _min_rows, "sandbox": _sandbox, "expires": _expires}
 
 
-def enforce_access(policy: Policy, *, cabinet: str, model_cid: str, model_id: str, principal: str, reduce: str, now: float) -> None:
-    """Before any data is read. ``model_id``: as the manifest has it. Raises `PermissionDenied`."""
+def enforce_access(
+    policy: Policy, *, cabinet: str, model_cid: str, model_id: str, principal: str, reduce: str, now: float, confined: bool = True
+) -> None:
+    """Before any data is read. ``model_id``: as the manifest has it; ``confined``: agents are kept from everything that they could be
+    kept from. Raises `PermissionDenied`."""
+    if policy.sandbox and not confined:
+        raise _denied(
+            cabinet, "allows only agents in a complete sandbox, which this node does not have", "`dimnode doctor` says what is missing."
+        )
     if policy.expires is not None and now >= policy.expires:
         raise _denied(cabinet, "has expired")
     if policy.clients is not None and principal not in policy.clients:

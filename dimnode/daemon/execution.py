@@ -43,6 +43,8 @@ class Execution:
     """Its attempt, once that is durable."""
     error: DimError | None = None
     """Why there is no attempt to tell of; passes if it can be written down later."""
+    rides: bool = False
+    """It runs beside another task for the same model and needs no slot of its own."""
     watchers: int = 0
     why: Why = ""
     started: float = 0.0

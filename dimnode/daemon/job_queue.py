@@ -9,6 +9,7 @@ priorities go in order of arrival, and a low task is overtaken only by what came
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -16,6 +17,8 @@ from dimnode.errors import InvalidArgument, ResourceExhausted
 
 T = TypeVar("T")
 LEVELS = {"critical": 0, "high": 1, "normal": 2, "low": 3}
+FRONT = 4
+LOOKED_AT = 512
 SMOOTHING = 0.2
 """Weight of the latest task in the average that estimates waiting times."""
 
@@ -92,6 +95,21 @@ class JobQueue(Generic[T]):
                 self._served += 1
                 return ticket
         return None
+
+    def waiting(self) -> Iterator[T]:
+        """Items that wait, in no order; of a long queue only some."""
+        return (e[2].item for e in self._heap[:LOOKED_AT] if e[2].state == "waiting")
+
+    def pop_like(self, likes: Callable[[T], bool], most: int) -> list[Ticket[T]]:
+        """Up to ``most`` waiting tickets whose items are liked, the best placed first, as if popped. Looks at the front of the queue
+        only, so that a long one costs no more."""
+        front = heapq.nsmallest(FRONT * most, (e for e in self._heap[:LOOKED_AT] if e[2].state == "waiting"), key=lambda e: e[:2])
+        liked = [ticket for _, _, ticket in front if likes(ticket.item)][:most]
+        for ticket in liked:
+            ticket.state = "served"
+            self._waiting[ticket.priority] -= 1
+            self._served += 1
+        return liked
 
     def cancel(self, ticket: Ticket[T]) -> bool:
         """Whether it was still waiting. Its place is free at once."""

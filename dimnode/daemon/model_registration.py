@@ -63,7 +63,7 @@ class ModelRegistration:
             size = (await trio.to_thread.run_sync(file.stat)).st_size
             self.check_size(size)
             schema = await self._pool.inspect(
-                ModelFile(f"file:{file}", kind, file, size, _about(said), said.needs.memory), trial=said.trial
+                ModelFile(f"file:{file}", kind, file, size, about=_about(said), memory=said.needs.memory), trial=said.trial
             )
             with store_errors("the model"):
                 cid, size = await self._store.add_file(file)
@@ -87,7 +87,9 @@ class ModelRegistration:
             kind = await trio.to_thread.run_sync(model_formats.recognise, path)
             if format and format != kind:
                 raise InvalidArgument(f"the artifact is {kind}, not {format}")
-            schema = await self._pool.inspect(ModelFile(cid, kind, path, size, _about(said), said.needs.memory), trial=said.trial)
+            schema = await self._pool.inspect(
+                ModelFile(cid, kind, path, size, about=_about(said), memory=said.needs.memory), trial=said.trial
+            )
         return await self._publish(said.id, cid, kind, size, said, schema, sign=False)
 
     async def trial(self, file: ModelFile, manifest: ModelManifest) -> Mapping[str, Any]:

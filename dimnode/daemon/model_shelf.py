@@ -103,6 +103,10 @@ class ModelShelf:
             raise InvalidArgument("the manifest describes another model than the order names")
         return found
 
+    def known(self, manifest_cid: str) -> ModelManifest | None:
+        """The manifest, if this node has it at hand."""
+        return self._manifests.get(manifest_cid)
+
     async def fetched(self, manifest: ModelManifest, manifest_cid: str) -> None:
         """A model has come from elsewhere: it is listed as long as the cache has it."""
         own = any(r.cid == manifest.cid for r in self._own.values())

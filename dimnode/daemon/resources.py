@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import platform
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 import trio
 
+from dimnode.daemon import gpus
+from dimnode.daemon.gpus import Gpu
 from dimnode.domain.node import Capabilities
 
 MEMORY_FACTOR = 3
@@ -30,12 +33,27 @@ class Snapshot:
     cpu: float
     """0..1 over all cores, since the last look."""
     disk_free: int
+    gpus: tuple[Gpu, ...] = ()
 
 
 def take_snapshot(folder: Path) -> Snapshot:
     """Blocks for some milliseconds: call it in a thread."""
     memory = psutil.virtual_memory()
-    return Snapshot(memory.total, memory.available, psutil.cpu_percent(None) / 100, psutil.disk_usage(str(folder)).free)
+    return Snapshot(memory.total, available_memory(memory.available), psutil.cpu_percent(None) / 100, psutil.disk_usage(str(folder)).free)
+
+
+def available_memory(machine: int) -> int:
+    """Bytes that this process and its children may still take: what the machine has, or less under a limit of its own (a container, a
+    systemd unit). Blocks for some microseconds. See the kernel's cgroup-v2, "Memory Interface Files"."""
+    try:
+        here = Path("/proc/self/cgroup").read_text().rpartition("0::")[2].partition("\n")[0].lstrip("/")
+        folder = Path("/sys/fs/cgroup") / here
+        most = (folder / "memory.max").read_text().strip()
+        if most == "max":
+            return machine
+        return max(0, min(machine, int(most) - int((folder / "memory.current").read_text())))
+    except (OSError, ValueError):
+        return machine
 
 
 def estimate_memory(format: str, size: int) -> int:
@@ -58,8 +76,10 @@ def _mib(n: int) -> int:
     return n >> 20
 
 
-def capabilities(loaders: tuple[str, ...]) -> Capabilities:
+def capabilities(loaders: tuple[str, ...], sandbox: tuple[str, ...] = (), gpus: tuple[Gpu, ...] = ()) -> Capabilities:
     return Capabilities(
+        sandbox=sandbox,
+        gpus=tuple(g.name for g in gpus),
         os=platform.system().lower(),
         arch=platform.machine().lower(),
         cpus=psutil.cpu_count() or 1,
@@ -68,14 +88,32 @@ def capabilities(loaders: tuple[str, ...]) -> Capabilities:
     )
 
 
+class Reservations:
+    """Memory promised to what is just starting, which no look at the machine has seen yet. It counts until the second look."""
+
+    def __init__(self) -> None:
+        self._before = self._now = 0
+
+    @property
+    def total(self) -> int:
+        return self._before + self._now
+
+    def add(self, nbytes: int) -> None:
+        self._now += nbytes
+
+    def looked(self) -> None:
+        self._before, self._now = self._now, 0
+
+
 class ResourceMonitor:
     """Keeps a recent `Snapshot`; the looking is done in a thread."""
 
-    def __init__(self, folder: Path, *, interval: float, on_change: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, folder: Path, *, interval: float, on_change: Callable[[], None] = lambda: None, cards: tuple[Gpu, ...] = ()) -> None:
         self._folder = folder
         self._interval = interval
         self._on_change = on_change
         self._latest: Snapshot | None = None
+        self._gpus = cards
 
     @property
     def latest(self) -> Snapshot:
@@ -84,13 +122,19 @@ class ResourceMonitor:
         return self._latest
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        self._latest = await trio.to_thread.run_sync(take_snapshot, self._folder)
+        self._latest = await self._look()
         task_status.started()
         while True:
             await trio.sleep(self._interval)
             try:
-                self._latest = await trio.to_thread.run_sync(take_snapshot, self._folder)
+                self._latest = await self._look()
             except OSError as e:  # the node's disk may be out of reach for a while: what was seen last holds
                 _log.warning("memory and disk could not be looked at", extra={"reason": type(e).__name__})
                 continue
             self._on_change()
+
+    async def _look(self) -> Snapshot:
+        """Cards come and go with the machine only: which there are is asked once, their memory each time."""
+        if self._gpus and sys.platform != "darwin":
+            self._gpus = await trio.to_thread.run_sync(gpus.look)
+        return replace(await trio.to_thread.run_sync(take_snapshot, self._folder), gpus=self._gpus)

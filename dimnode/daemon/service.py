@@ -7,7 +7,8 @@ agent, and what comes out is reduced and published.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +19,12 @@ from dimnode.daemon import cabinet_policy, model_about
 from dimnode.daemon.agents import AgentPool, ModelFile
 from dimnode.daemon.cabinets import Cabinets
 from dimnode.daemon.execution import Execution
+from dimnode.daemon.gpus import Gpu
 from dimnode.daemon.model_cache import ModelCache
 from dimnode.daemon.model_registration import ModelRegistration
 from dimnode.daemon.model_shelf import ModelShelf, Verify
-from dimnode.daemon.resources import ResourceMonitor, capabilities, estimate_memory, refusal
+from dimnode.daemon.prewarmer import Known, Prewarmer
+from dimnode.daemon.resources import Reservations, ResourceMonitor, capabilities, estimate_memory, refusal
 from dimnode.daemon.settings import DaemonSettings
 from dimnode.daemon.task_inputs import Gathered, gather
 from dimnode.daemon.task_outputs import leave
@@ -54,18 +57,23 @@ class Daemon:
         settings: DaemonSettings,
         price: float = 1.0,
         boot: str = "",
+        cards: tuple[Gpu, ...] = (),
         on_change: Callable[[Change], None] = lambda change: None,
         verify: Verify = verify_with_peer_id,
     ) -> None:
-        """``folder``: the node's home. ``on_change`` is called on the loop and must be quick. ``verify`` checks the
-        signatures of manifests."""
+        """``folder``: the node's home. ``on_change`` is called on the loop and must be quick. ``cards``: the machine's
+        graphics processors. ``verify`` checks the signatures of manifests."""
         self.more_stats: Callable[[], Mapping[str, Any]] = dict
         """What other parts of the node add to `stats`."""
         self._signer, self._clock, self._store = signer, clock, store
         self._folder, self._settings, self._price, self._boot = folder, settings, price, boot
         self.on_change = on_change
-        self._resources = ResourceMonitor(folder, interval=settings.resource_interval, on_change=lambda: self.on_change("load"))
-        self._pool = AgentPool(settings.agents, folder / "agents", admit=self._no_memory, on_change=lambda: self.on_change("models"))
+        self._resources = ResourceMonitor(folder, interval=settings.resource_interval, on_change=self._looked, cards=cards)
+        self._cards = cards
+        self._promised = Reservations()
+        self._pool = AgentPool(
+            settings.agents, folder / "agents", private=folder, admit=self._no_memory, on_change=lambda: self.on_change("models")
+        )
         self._cache = ModelCache(
             store, folder / "models", max_bytes=settings.cache_bytes, fetch_timeout=settings.fetch_timeout,
             admit=self._no_disk, on_change=lambda: self.on_change("models"),
@@ -75,8 +83,12 @@ class Daemon:
         self._cabinets = Cabinets(folder, cache_bytes=settings.cabinet_cache_bytes, on_change=lambda: self.on_change("cabinets"))
         self._tasks = Tasks(
             signer=signer, clock=clock, journal=journal, settings=settings, work=self._work,
-            refusal=self._no_room, on_change=lambda: self.on_change("load"),
+            refusal=self._no_room, on_change=lambda: self.on_change("load"), company=self._company,
         )  # fmt: skip
+        self._prewarmer = Prewarmer(
+            settings.prewarm, warm=self._warm, is_warm=self._pool.is_warm, room=self._pool.has_room, models=self.models, queued=self._queued,
+        )  # fmt: skip
+        self._pool.keep = self._prewarmer.keeps
         self._stop = trio.Event()
 
     # --- life ------------------------------------------------------------------------------------
@@ -100,7 +112,7 @@ class Daemon:
                 await self._shelf.open()
                 await self._registration.open()
                 await self._cabinets.open()
-                for part in (self._resources.run, self._cache.run, self._pool.run_pool, self._tasks.run):
+                for part in (self._resources.run, self._cache.run, self._pool.run_pool, self._tasks.run, self._prewarmer.run):
                     await nursery.start(part)
                 task_status.started()
                 await self._stop.wait()
@@ -146,6 +158,7 @@ class Daemon:
         execution.stage("fetching")
         manifest = await self._shelf.manifest(order.manifest_cid, order.providers, order.model_cid)
         self._check_policy(order, manifest)
+        self._prewarmer.used(Known(order.model_cid, order.manifest_cid, tuple(order.providers)))
         gathered = await gather(order, manifest, self._store, self._cabinets, self._settings)
         if order.cabinet is not None:
             cabinet_policy.enforce_content(
@@ -154,15 +167,25 @@ class Daemon:
             )  # fmt: skip
         async with self._file(manifest, order.manifest_cid, order.providers) as file:
             execution.stage("running")
-            outputs = await self._pool.run(file, gathered.arrays)
+            # a model may mix the rows that it gets: only those of one client, and none of a cabinet, are ever put together
+            owner = None if order.cabinet is not None else order.principal
+            outputs = await self._pool.run(file, gathered.arrays, owner)
         values = await leave(order, manifest, outputs, gathered.rows, self._store, self._settings.inline_bytes)
         return self._completed(execution, gathered, values)
+
+    def _company(self, order: TaskOrder) -> Hashable | None:
+        """Which tasks may share an inference: see `AgentPool.run`."""
+        manifest = self._shelf.known(order.manifest_cid)
+        if order.cabinet is not None or manifest is None or not self._pool.batches(manifest.cid):
+            return None
+        return (order.model_cid, order.manifest_cid, order.principal)
 
     def _check_policy(self, order: TaskOrder, manifest: ModelManifest) -> None:
         if order.cabinet is not None:
             cabinet_policy.enforce_access(
                 self._cabinets.policy(order.cabinet.name), cabinet=order.cabinet.name, model_cid=manifest.cid, model_id=manifest.id,
                 principal=order.principal, reduce=order.reduce, now=self._clock.wall(),
+                confined=self._pool.confinement.complete,
             )  # fmt: skip
 
     def _completed(self, execution: Execution, gathered: Gathered, values: dict[str, tensors.TensorValue]) -> Attempt:
@@ -205,17 +228,37 @@ class Daemon:
         self._registration.check_size(manifest.size)
         async with self._cache.use(manifest.cid, manifest.format, manifest.size, providers) as path:
             await self._shelf.fetched(manifest, manifest_cid)
-            yield ModelFile(manifest.cid, manifest.format, path, manifest.size, model_about.of_manifest(manifest), manifest.needs.memory)
+            yield ModelFile(
+                manifest.cid,
+                manifest.format,
+                path,
+                manifest.size,
+                batchable=batchable(manifest),
+                about=model_about.of_manifest(manifest),
+                memory=manifest.needs.memory,
+            )
 
     async def prewarm(self, model_cid: str, manifest_cid: str, providers: Sequence[str]) -> bool:
         """Fetches and loads the model and runs it once. False if that cannot be done now."""
         try:
-            manifest = await self._shelf.manifest(manifest_cid, providers, model_cid)
-            async with self._file(manifest, manifest_cid, providers) as file:
-                await self._pool.warm_up(file)
+            await self._warm(Known(model_cid, manifest_cid, tuple(providers)))
         except DimError:
             return False
         return True
+
+    async def _warm(self, known: Known) -> None:
+        manifest = await self._shelf.manifest(known.manifest_cid, known.providers, known.cid)
+        async with self._file(manifest, known.manifest_cid, known.providers) as file:
+            await self._pool.warm_up(file)
+
+    def _queued(self) -> Mapping[Known, int]:
+        return Counter(Known(o.model_cid, o.manifest_cid, tuple(o.providers)) for o in self._tasks.queued())
+
+    def _looked(self) -> None:
+        """At what the machine has: idle agents give memory back when it is short."""
+        self._promised.looked()
+        self._pool.relieve(self._settings.min_free_memory - self._resources.latest.memory_free)
+        self.on_change("load")
 
     async def add_model_file(
         self, path: Path, *, id: str, licence: str, batch_axis: int | None, form: str = "", sign: bool = False,
@@ -262,10 +305,17 @@ class Daemon:
         """Own, built-in and cached ones."""
         return self._shelf.refs(self._cache.cids(), self._pool.is_warm)
 
+    def needed_blocks(self) -> tuple[str, ...]:
+        """CIDs of the models that this node tells others about, and of their manifests."""
+        cids = {*self._cache.cids(), *(ref.cid for ref in self.models()), *(ref.manifest_cid for ref in self.models())}
+        return tuple(sorted(cids))
+
     # --- what others may know --------------------------------------------------------------------
 
     def capabilities(self) -> Capabilities:
-        return capabilities(available_loaders())
+        confinement = self._pool.confinement
+        kept_from = tuple(name for name in confinement.__struct_fields__ if name not in confinement.missing())
+        return capabilities(available_loaders(), kept_from, self._cards)
 
     def disk_free(self) -> int:
         """Bytes, as of the last look."""
@@ -285,11 +335,13 @@ class Daemon:
     def stats(self) -> Mapping[str, Any]:
         latest = self._resources.latest
         return {
+            "riding": self._tasks.riding,
             "boot": self._boot,
             "running": self._tasks.running,
             "kept": self._tasks.kept(),
             "queue": msgspec.to_builtins(self._tasks.statistics()),
             "agents": self._pool.statistics(),
+            "prewarmed": {"models": self._prewarmer.warmed, "failed": self._prewarmer.failed},
             "cache": self._cache.statistics(),
             "resources": msgspec.to_builtins(latest),
             "counters": dict(self._tasks.counters),
@@ -302,10 +354,24 @@ class Daemon:
         s = self._settings
         return refusal(self._resources.latest, memory=0, disk=0, min_memory=s.min_free_memory, min_disk=s.min_free_disk)
 
-    def _no_memory(self, format: str, size: int) -> str | None:
-        s = self._settings
-        return refusal(self._resources.latest, memory=estimate_memory(format, size), disk=0, min_memory=s.min_free_memory, min_disk=0)
+    def _no_memory(self, format: str, size: int, freed: int) -> str | None:
+        s, memory = self._settings, estimate_memory(format, size)
+        needed = memory + self._promised.total - freed
+        reason = refusal(self._resources.latest, memory=needed, disk=0, min_memory=s.min_free_memory, min_disk=0)
+        if reason is None:
+            self._promised.add(memory)
+        return reason
 
     def _no_disk(self, size: int) -> str | None:
         s = self._settings
         return refusal(self._resources.latest, memory=0, disk=size, min_memory=0, min_disk=s.min_free_disk)
+
+
+def batchable(manifest: ModelManifest) -> bool:
+    """Whether rows of several requests could be put together, as far as the manifest tells."""
+    numeric = all(t.dtype in tensors.NUMERIC_DTYPES for t in manifest.inputs)
+    return (
+        numeric
+        and len(manifest.batched_inputs()) == len(manifest.inputs) > 0
+        and len(manifest.batched_outputs()) == len(manifest.outputs) > 0
+    )

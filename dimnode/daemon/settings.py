@@ -6,6 +6,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dimnode.daemon.batching import BatchSettings
+from dimnode.daemon.sandbox.report import Mode
+
 GIB = 1 << 30
 MIB = 1 << 20
 
@@ -28,6 +31,19 @@ class AgentSettings:
     file_bytes: int = 0
     """Largest file that an agent may write: none."""
     open_files: int = 256
+    most_threads: int = 256
+    """Threads of one agent's process."""
+    sandbox: Mode = "best"
+    """``require``: no agent works that is not confined in every respect; ``best``: as far as the system goes."""
+    fork: bool = True
+    """Agents are forked from a server that has their framework already (Linux only); else each starts anew."""
+    per_model: int = 0
+    """Agents that hold the same model, at the most; 0: as many as the cores allow with ``threads`` each."""
+    share_from: int = 256 * 1024
+    """Tensors of a call go through shared memory from so many bytes on; 0: never."""
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    watch_interval: float = 0.25
+    """Seconds between looks at the memory and threads of agents."""
     max_reply_bytes: int = 1 * GIB
     """Outputs of one inference, all together."""
     backoff_first: float = 0.1
@@ -38,6 +54,19 @@ class AgentSettings:
     refuse_seconds: float = 60.0
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     """Environment variables for agents besides the few they need."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrewarmSettings:
+    most: int = 0
+    """Models kept warm ahead of need; 0: none."""
+    interval: float = 5.0
+    pinned: tuple[str, ...] = ()
+    """Ids or CIDs."""
+    half_life: float = 600.0
+    """Seconds after which a use counts half."""
+    frequent: float = 2.0
+    """Uses, decayed, from which on a model is warmed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,4 +107,5 @@ class DaemonSettings:
     """Seconds until the marks of delivered attempts are cleared from the journal, those of that time together."""
     remembered_models: int = 1024
     """Manifests, and models listed as held."""
+    prewarm: PrewarmSettings = field(default_factory=PrewarmSettings)
     agents: AgentSettings = field(default_factory=AgentSettings)

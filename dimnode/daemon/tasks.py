@@ -8,7 +8,7 @@ down (the disk is full) is kept in memory and tried again. An attempt that no ca
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Hashable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 
@@ -44,8 +44,9 @@ class Tasks:
         work: Callable[[Execution], Awaitable[Attempt]],
         refusal: Callable[[], str | None],
         on_change: Callable[[], None],
+        company: Callable[[TaskOrder], Hashable | None] = lambda order: None,
     ) -> None:
-        """``work`` runs a task that has its slot; ``refusal`` says why none can be taken now, or None."""
+        """``company``: tasks for which it returns the same can run as one; None: alone. ``work`` runs a task that has its slot; ``refusal`` says why none can be taken now, or None."""
         self._peer_id, self._clock, self._journal, self._settings = signer.peer_id, clock, journal, settings
         self._work, self._refusal, self._on_change = work, refusal, on_change
         self._queue: JobQueue[Execution] = JobQueue(capacity=settings.queue_capacity, aging=settings.aging_seconds, slots=settings.slots)
@@ -61,6 +62,9 @@ class Tasks:
         self._cancelled: dict[Place, Ballot] = {}
         """Cancelled before they came: a cancel may overtake its order."""
         self.running = 0
+        self.riding = 0
+        """Tasks that run beside others, without a slot."""
+        self._company = company
         self._nursery: trio.Nursery | None = None
         self._left = trio.Event()
         self.counters = dict.fromkeys(COUNTED, 0)
@@ -173,6 +177,10 @@ class Tasks:
     def waiting(self) -> int:
         return len(self._queue)
 
+    def queued(self) -> Iterator[TaskOrder]:
+        """Orders that wait, in no order; of many only some."""
+        return (e.order for e in self._queue.waiting())
+
     # --- acceptance ------------------------------------------------------------------------------
 
     async def _accept(self, order: TaskOrder) -> Execution:
@@ -281,8 +289,23 @@ class Tasks:
             if ticket is None:
                 return
             self.running += 1
-            ticket.item.started = self._clock.wall()
-            ticket.item.turn.set()
+            self._begin(ticket.item)
+            self._take_along(ticket.item)
+
+    def _begin(self, execution: Execution) -> None:
+        execution.started = self._clock.wall()
+        execution.turn.set()
+
+    def _take_along(self, first: Execution) -> None:
+        """Waiting tasks that run together with this one cost no slot."""
+        most = self._settings.agents.batch.most_requests - 1
+        key = self._company(first.order) if most and len(self._queue) else None
+        if key is None:
+            return
+        for ticket in self._queue.pop_like(lambda e: self._company(e.order) == key, most):
+            ticket.item.rides = True
+            self.riding += 1
+            self._begin(ticket.item)
 
     async def _execute(self, execution: Execution, attempt: Attempt | None = None) -> None:
         """From the queue to the journal, whatever happens in between. ``attempt``: how it ended already."""
@@ -300,7 +323,8 @@ class Tasks:
             return await self._attempt(execution)
         finally:
             if execution.ticket is not None and not self._queue.cancel(execution.ticket):
-                self.running -= 1
+                self.riding -= execution.rides
+                self.running -= not execution.rides
                 self._queue.finished(self._clock.monotonic() - begun)
             self._dispatch()
 

@@ -20,6 +20,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     gpus: tuple[str, ...] = ()
     loaders: tuple[str, ...] = ()
     """Formats this node can run, of `dimnode.domain.model.FORMATS`."""
+    sandbox: tuple[str, ...] = ()
+    """What agents are kept from, as far as the node's system can: ``files``, ``network``, ``processes``, ``privileges``, ``limits``."""
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):

@@ -137,6 +137,8 @@ class SealEntry(msgspec.Struct, frozen=True, kw_only=True, tag="seal"):
     round: int
     attempts: dict[str, str]
     """Task key -> entry id of the attempt that the aggregate covers."""
+    plan: str = ""
+    """Entry id of the plan that these tasks are of: two sides of a partition may have made one each."""
 
 
 class OutcomeEntry(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):

@@ -13,6 +13,7 @@ from dimnode.orchestrator.takeover import Ask, Inquiry, ask_over
 from dimnode.orchestrator.task_calls import TaskCalls
 from dimnode.orchestrator.task_runner import TaskRunner
 from dimnode.orchestrator.values import Compute, Values, in_thread
+from dimnode.orchestrator.warming import WarmAhead
 from dimnode.ports import Clock, DaemonClient, Models, Registry, Signer
 from dimnode.records.table import RecordTable
 from p2p.identity import verify as verify_with_peer_id
@@ -44,7 +45,9 @@ def build_orchestrator(
     selector = Selector(registry, models)
     calls = TaskCalls(table, client, selector, settings, verify)
     runner = TaskRunner(table, calls, models, selector, values, clock, settings)
-    coordinator = Coordinator(table, runner, selector, models, registry, store, values, clock, settings, compute)
+    coordinator = Coordinator(
+        table, runner, selector, models, registry, store, values, clock, settings, compute, WarmAhead(client, models, selector, settings)
+    )
     admission = Admission(swarm, registry, models, selector, values, clock, settings)
     inquiry = Inquiry(table, ask, settings, verify)
     return Orchestrator(

@@ -16,7 +16,7 @@ import trio
 
 from dimnode.core.job_view import JobView
 from dimnode.domain.record import Ballot, Claim, StatusEntry
-from dimnode.errors import DimError, Fenced
+from dimnode.errors import DimError, Fenced, Unavailable
 from dimnode.orchestrator.settings import OrchestratorSettings
 from dimnode.orchestrator.takeover import NOTHING, Findings, Inquiry
 from dimnode.ports import Clock
@@ -25,7 +25,7 @@ from dimnode.records.table import RecordTable
 log = structlog.get_logger(__name__)
 
 Sync = Callable[[Sequence[str]], Awaitable[None]]
-"""Learns what the live seats and other holders know of these jobs."""
+"""Learns what the live seats and other holders know of these jobs. Raises `DimError` if it cannot be stored here."""
 Seats = Callable[[], Collection[tuple[str, str]]]
 """(peer, boot) of the live seats, this node's included."""
 
@@ -97,13 +97,13 @@ class Ownership:
 
     async def run(self) -> None:
         """Takes up what this node has to when its term begins, and keeps the age of what it holds, until cancelled."""
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                nursery.start_soon(self._take_up)
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
                 nursery.start_soon(self._keep_ages)
-        finally:
-            self._nursery = None
+                await self._take_up()
+            finally:
+                self._nursery = None  # before the nursery is closed: nobody starts anything in it any more
 
     async def _take_up(self) -> None:
         """Jobs of earlier starts and terms of this node. Those that no live seat drives come as offers. What cannot be
@@ -159,8 +159,12 @@ class Ownership:
         return {j for j in wanted if j in self._held}
 
     async def _take_batch(self, jobs: Sequence[str], sync_timeout: float, handed_by: str) -> None:
-        with trio.move_on_after(sync_timeout):
-            await self._sync(jobs)
+        try:
+            with trio.move_on_after(sync_timeout):
+                await self._sync(jobs)
+        except DimError as e:
+            log.error("jobs.not_taken_up", jobs=len(jobs), code=e.code.value, reason=e.message)
+            return
         views = [self._table.view(j) for j in jobs if self._table.holds(j)]
         claims = {v.job: self._claim(v) for v in views if self._claimable(v, handed_by)}
         if not claims:
@@ -168,8 +172,8 @@ class Ownership:
         try:
             with trio.CancelScope(shield=True):  # what is durable is also known here
                 await self._table.extend([(job, [claim]) for job, claim in claims.items()], copies_first=True)
-        except Fenced as e:
-            log.info("jobs.owned_elsewhere", reason=e.message)
+        except (Fenced, Unavailable) as e:  # some of them; the table knows which
+            log.info("jobs.not_all_taken", reason=e.message)
         except DimError as e:
             log.error("jobs.not_taken_up", jobs=len(claims), code=e.code.value, reason=e.message)
             return
@@ -181,6 +185,10 @@ class Ownership:
         self._nursery.start_soon(self._begin, [self._hold(c.job, c.ballot, c.elapsed) for c in taken])
 
     async def _begin(self, taken: Sequence[Held]) -> None:
+        if self._table.copies.insists():
+            # Most voters fence the former owner now. What they acknowledged to it before is found on one of them.
+            with trio.move_on_after(self._settings.sync_timeout):
+                await self._sync([h.job for h in taken])
         findings = await self._inquiry.run({h.job: h.ballot for h in taken})
         for held in taken:
             held.findings = findings.get(held.job, NOTHING)
@@ -215,10 +223,10 @@ class Ownership:
         """Driven no longer: it has ended, or is another's; or this node was fenced without being shown by whom, and claims
         it again after a while. Decisions that were not durable are forgotten."""
         held = self._held.pop(job, None)
-        if held is None or not self._table.holds(job) or self._table.view(job).terminal:
+        if held is None or not self._table.holds(job):
             return
         self._table.forsake(job)
-        if self._table.view(job).owner != held.ballot:
+        if not self._table.view(job).terminal and self._table.view(job).owner != held.ballot:
             log.info("job.let_go", job=job, epoch=self._table.view(job).epoch)
             self._table.copies.drop([job])
 

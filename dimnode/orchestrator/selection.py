@@ -80,6 +80,10 @@ class Selector:
             if self._sent[peer] <= 0:
                 del self._sent[peer]
 
+    def has_warm(self, peer: str, cid: str) -> bool:
+        """Whether the node says that it has the model loaded."""
+        return any(m.cid == cid and m.warm for v in self._registry.find(peer) for m in v.heartbeat.models)
+
     # --- choosing ---
 
     def choose(self, plan: TaskPlan, ref: ModelRef, manifest: ModelManifest, budget: float | None, avoid: Iterable[str] = ()) -> Choice:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -28,6 +29,8 @@ from dimnode.records.table import RecordTable
 from p2p.ipfs.api import ContentError, ContentStore
 
 log = structlog.get_logger(__name__)
+LOOKS_AT_ONCE = 16
+"""Ended jobs of a list whose voters are asked at the same time."""
 
 
 class Orchestrator:
@@ -57,6 +60,7 @@ class Orchestrator:
         self._store = store
         self._clock = clock
         self._settings = settings
+        self._seats = seats
         self._held = Ownership(me, boot, table, inquiry, clock, settings, sync=sync, seats=seats, drive=self._enqueue)
         """Unfinished jobs that this orchestrator drives or will drive."""
         self._waiting: list[tuple[int, int, Held]] = []
@@ -78,20 +82,34 @@ class Orchestrator:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Takes up this node's unfinished jobs, accepts and drives jobs until cancelled. Then the nodes are left at their work:
-        it belongs to the next owner."""
+        it belongs to the next owner. Raises `ResourceExhausted` when the disk is full for long and others hold seats."""
         self._accepting = True
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                nursery.start_soon(self._held.run)
-                task_status.started()
-                await self._drive_jobs(nursery)
+                try:
+                    nursery.start_soon(self._held.run)
+                    nursery.start_soon(self._leave_when_full)
+                    task_status.started()
+                    await self._drive_jobs(nursery)
+                finally:
+                    self._accepting = False
+                    self._nursery = None
         finally:
-            self._accepting = False
-            self._nursery = None
             self._held.let_all_go()
             self._scopes.clear()
             self._waiting.clear()
+
+    async def _leave_when_full(self) -> None:
+        """An owner that cannot write ends no job. Others can take its jobs, unless it is the only seat."""
+        s = self._settings
+        room_at = self._clock.monotonic()
+        while True:
+            await trio.sleep(s.full_check)
+            if await self._table.has_room() or not any(peer != self._me for peer, _ in self._seats()):
+                room_at = self._clock.monotonic()
+            elif self._clock.monotonic() - room_at >= s.full_patience:
+                raise ResourceExhausted("the disk is full", hint="Free some space: until then other nodes orchestrate.")
 
     def stop_accepting(self) -> None:
         self._accepting = False
@@ -184,7 +202,8 @@ class Orchestrator:
         answers: dict[str, Accepted | Exception] = {}
         while wanted:
             for job in await self._accepted([j for j, p in wanted.items() if p.repeatable]):
-                answers[job] = Accepted(job, 1 + self._table.copies.others(job))
+                owned_and_short = job in self._held and not self._table.copies.enough(job)
+                answers[job] = _unacknowledged() if owned_and_short else Accepted(job, 1 + self._table.copies.others(job))
             missing = {j: p for j, p in wanted.items() if j not in answers}
             theirs = {j: self._arriving[j] for j in missing if j in self._arriving}
             if mine := [p for j, p in missing.items() if j not in theirs]:
@@ -206,7 +225,7 @@ class Orchestrator:
         answers: dict[str, Accepted | Exception] = {}
         try:
             with trio.CancelScope(shield=True), self._held.arriving([p.job for p in new]):
-                demanding = [p for p in new if p.min_copies > 1]
+                demanding = [p for p in new if p.min_copies > 1 or self._table.copies.insists()]
                 short = await self._copy_first(demanding)
                 answers.update(short)
                 ready = [p for p in new if p.job not in short]
@@ -216,6 +235,8 @@ class Orchestrator:
                 )
                 for p, count in zip(ready, counts, strict=True):
                     answers[p.job] = Accepted(p.job, count or 1 + self._table.copies.others(p.job))
+                    if count is not None and not self._table.copies.enough(p.job):
+                        answers[p.job] = _unacknowledged()  # it may become so: the same job sent again is told
                     if count is not None:  # else another seat has it, and drives it
                         self._counters["accepted"] += 1
                         self._enqueue(self._held.accepted(p.job, Ballot(1, self._me, self._boot)))
@@ -229,16 +250,26 @@ class Orchestrator:
         """Jobs that insist on copies are claimed, which is to say accepted, only when they have them: the refusals of those
         that have not. Their cores stay where they are and are never driven; the same job sent again tries again."""
         short: dict[str, Accepted | Exception] = {}
-        for p in demanding:
-            (count,) = await self._table.create([(p.job, [p.core])], wanted=p.min_copies - 1, blocks={p.job: p.blocks})
-            if count is not None and count < p.min_copies:
-                self._counters["refused"] += 1
-                short[p.job] = Unavailable(
-                    f"the job has {count} of the {p.min_copies} durable copies that it asks for",
-                    hint="Try again when more nodes are there, or ask for fewer (`min_copies`).",
-                    retry_after=1.0,
-                )
+        for least in sorted({p.min_copies for p in demanding}):
+            alike = [p for p in demanding if p.min_copies == least]
+            wanted = least - 1 if least > 1 else None
+            counts = await self._table.create([(p.job, [p.core]) for p in alike], wanted=wanted, blocks={p.job: p.blocks for p in alike})
+            for p, count in zip(alike, counts, strict=True):
+                self._judge(p, count, short)
         return short
+
+    def _judge(self, p: Prepared, count: int | None, short: dict[str, Accepted | Exception]) -> None:
+        if count is None:
+            return
+        if not self._table.copies.enough(p.job):
+            short[p.job] = _unacknowledged()
+        elif count < p.min_copies:
+            short[p.job] = Unavailable(
+                f"the job has {count} of the {p.min_copies} durable copies that it asks for",
+                hint="Try again when more nodes are there, or ask for fewer (`min_copies`).",
+                retry_after=1.0,
+            )
+        self._counters["refused"] += p.job in short
 
     async def _prepare(self, form: JobForm, principal: str) -> Prepared | Exception:
         try:
@@ -267,7 +298,20 @@ class Orchestrator:
             views = [self._table.view(j) for j in self._table.active[-limit:]]
         else:
             views = [v for v in await self._table.recent(limit) if v.status != "deleted"]
-        return [await self.get(v.job) for v in views]
+        if not self._table.copies.insists():
+            return [await self.get(v.job) for v in views]
+        found: dict[str, JobDocument] = {}
+        limit_at_once = trio.CapacityLimiter(LOOKS_AT_ONCE)
+
+        async def look(job: str) -> None:
+            async with limit_at_once:
+                with suppress(NotFound, Unavailable):
+                    found[job] = await self.get(job)
+
+        async with trio.open_nursery() as nursery:
+            for v in views:
+                nursery.start_soon(look, v.job)
+        return [found[v.job] for v in views if v.job in found]
 
     async def watch(self, job_id: str) -> AsyncGenerator[JobDocument, None]:
         seen, version = await self._visible(job_id), 0
@@ -343,6 +387,10 @@ class Orchestrator:
         seen = await self._table.load(job_id)
         if seen.status == "deleted":
             raise NotFound(f"job {job_id} is not known here", hint="`dimnode jobs` lists the jobs.")
+        if seen.terminal and not await self._table.copies.counts(job_id):
+            raise Unavailable(
+                f"the end of job {job_id} is not acknowledged by a majority of the voters", hint="Try again.", retry_after=1.0
+            )
         return seen
 
 
@@ -353,3 +401,11 @@ def _no_result(seen: JobView) -> DimError:
         return FailedPrecondition(f"job {seen.job} was {seen.status} and has no result")
     code = Code(error.code) if error.code in Code.__members__ else Code.FAILED_PRECONDITION
     return DimError(f"job {seen.job} {seen.status}: {error.message}", code=code, hint=error.hint)
+
+
+def _unacknowledged() -> Unavailable:
+    return Unavailable(
+        "a majority of the voters has not acknowledged the job",
+        hint="Try again, with the same `idempotency_key` if there is one: this orchestrator may be cut off from the others.",
+        retry_after=1.0,
+    )

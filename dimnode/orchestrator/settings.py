@@ -32,12 +32,22 @@ class OrchestratorSettings:
     replan_cost: float = 0.0005
     """Seconds that waiting jobs let pass, times their number, before they look again at a changed swarm: so that many
     of them leave time for the others."""
+    warm_ahead: bool = True
+    """Nodes get the models of a chained job's later steps ready while the first one runs."""
+    warm_most: int = 8
+    """Steps of one job, at the most."""
+    warm_timeout: float = 120.0
+    """Seconds for one of them."""
     max_tasks_per_job: int = 64
     """Tasks of one job that are dispatched at once."""
     claims_at_once: int = 256
     """Unfinished jobs that are claimed in one transaction, and asked for in one request, when they are taken over."""
     claim_retry: float = 5.0
     """Seconds before claims that could not be written, or that somebody else's seems to outdo, are tried again."""
+    full_check: float = 1.0
+    """Seconds between two looks whether the journal takes entries."""
+    full_patience: float = 5.0
+    """Seconds for which a full disk is borne while others hold seats; then this one is given up."""
     sync_timeout: float = 2.0
     """Seconds given to learn what others know of jobs before they are taken over when a term begins."""
     sync_offered: float = 0.3

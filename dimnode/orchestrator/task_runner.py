@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import msgspec
 import structlog
@@ -20,12 +19,13 @@ from dimnode.core.job_view import AttemptFact, JobView
 from dimnode.domain.model import ModelManifest, ModelRef
 from dimnode.domain.record import Assign, Attempt, Ballot, SignedEntry, Void
 from dimnode.domain.task import TaskOrder
-from dimnode.errors import Code, DimError, Fenced, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted, TaskFailed, Unavailable
+from dimnode.errors import Code, DimError, Fenced, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted, Unavailable
 from dimnode.orchestrator.inputs import cabinet_of, inputs_of
-from dimnode.orchestrator.selection import Selector
+from dimnode.orchestrator.selection import Choice, Selector
 from dimnode.orchestrator.settings import OrchestratorSettings
 from dimnode.orchestrator.takeover import unanswered
 from dimnode.orchestrator.task_calls import Call, TaskCalls, problem_of
+from dimnode.orchestrator.tries import Failed, Refused, Tries, Unreached, given_up
 from dimnode.orchestrator.values import Values
 from dimnode.orchestrator.work import OutputGone, Seek, Work
 from dimnode.ports import Clock, Models
@@ -38,42 +38,6 @@ _MENDABLE = frozenset({Code.UNAVAILABLE, Code.INTERNAL, Code.DEADLINE_EXCEEDED, 
 """Failures of a call that another node, or another try, may not have."""
 _INPUT_GONE = frozenset({Code.UNAVAILABLE, Code.DATA_LOSS, Code.NOT_FOUND})
 """What a node says that could not get an input."""
-
-
-@dataclass(slots=True)
-class _Tries:
-    """What was tried for one task so far."""
-
-    failed_nodes: list[str] = field(default_factory=list[str])
-    adopt: list[Assign] = field(default_factory=list[Assign])
-    """Assignments of a former owner that may still run, the best last."""
-    closed: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
-    """(node, attempt) that came to nothing without an answer: not sent again."""
-    last: DimError | None = None
-    refusals: int = 0
-    refused: set[str] = field(default_factory=set[str])
-    """Assignments, by entry id, that their nodes did not take."""
-    unwilling: set[str] = field(default_factory=set[str])
-    """Nodes that do not believe that this one holds a seat (one that just won it is not known everywhere yet), or that cannot
-    be reached: others are better."""
-    unreached_since: float | None = None
-    """Since when no node that was tried could be reached."""
-
-
-class _Refused(Exception):
-    """The node did not take the task, or not now."""
-
-    def __init__(self, error: DimError) -> None:
-        super().__init__(error.message)
-        self.error = error
-
-
-class _Unreached(_Refused):
-    """The node lives, as far as anybody knows, and the order did not get there: the task has not been tried."""
-
-
-class _Failed(_Refused):
-    """The attempt came to nothing; another may not."""
 
 
 class TaskRunner:
@@ -185,32 +149,32 @@ class TaskRunner:
         tries = self._tries(work, seek)
         retries = work.form.form.retries if work.form.form.retries is not None else self._settings.retries
         if len(tries.failed_nodes) > retries:
-            raise _given_up(plan, tries)
+            raise given_up(plan, tries)
         while True:
             assign = await self._adoptable(work, seek, tries)
             node = assign.node if assign is not None else await self._place(work, seek, tries)
             try:
                 return await self._attempt(work, seek, node, tries, deadline)
-            except _Failed as failed:
+            except Failed as failed:
                 error = tries.last = failed.error
                 tries.failed_nodes.append(node)
                 log.info("task.attempt_failed", job=work.job, task=plan.key, node=node, code=error.code.value, reason=error.message)
                 if len(tries.failed_nodes) > retries:
-                    raise _given_up(plan, tries) from None
-            except _Refused as refused:
+                    raise given_up(plan, tries) from None
+            except Refused as refused:
                 self._note_wait(work, plan, node, tries, refused)
             await trio.sleep(self._backoff(len(tries.failed_nodes) + tries.refusals))
 
-    def _note_wait(self, work: Work, plan: TaskPlan, node: str, tries: _Tries, refused: _Refused) -> None:
+    def _note_wait(self, work: Work, plan: TaskPlan, node: str, tries: Tries, refused: Refused) -> None:
         """No attempt was made: the task waits, for as long as its job may. One that the job can do without waits less for nodes
         out of reach: raises `Unavailable` then."""
         tries.last = refused.error
         tries.refusals += 1
-        busy, unreached = isinstance(refused.error, ResourceExhausted), isinstance(refused, _Unreached)
+        busy, unreached = isinstance(refused.error, ResourceExhausted), isinstance(refused, Unreached)
         why = "is busy" if busy else "cannot be reached" if unreached else "does not take tasks from this orchestrator"
         work.waiting[plan.key] = f"node {self._selector.name(node)}, which {why}"
-        if not busy:
-            tries.unwilling.add(node)
+        tries.unwilling.pop(node, None)
+        tries.unwilling[node] = None
         if not unreached:
             tries.unreached_since = None
             return
@@ -219,7 +183,7 @@ class TaskRunner:
         if plan.optional and now - tries.unreached_since >= self._settings.optional_wait:
             raise Unavailable(f"no node that could run task {plan.key} can be reached")
 
-    def _tries(self, work: Work, seek: Seek) -> _Tries:
+    def _tries(self, work: Work, seek: Seek) -> Tries:
         key = seek.plan.key
         failed = [f.attempt for f in self._table.view(work.job).failed.get(key, ()) if f.id not in work.excused]
         adopt = [
@@ -227,13 +191,13 @@ class TaskRunner:
             *(a for a in work.findings.silent.get(key, ()) if self._selector.state(a.node) in ("alive", None)),
             *work.findings.running.get(key, ()),
         ]
-        return _Tries(
+        return Tries(
             failed_nodes=[a.node for a in failed],
             adopt=[a for a in adopt if a.task_key == seek.key(a.node)],
             last=problem_of(failed[-1]) if failed else None,
         )
 
-    async def _adoptable(self, work: Work, seek: Seek, tries: _Tries) -> Assign | None:
+    async def _adoptable(self, work: Work, seek: Seek, tries: Tries) -> Assign | None:
         """The next assignment of a former owner to go on with."""
         while tries.adopt:
             assign = tries.adopt.pop()
@@ -262,7 +226,7 @@ class TaskRunner:
                 work.waiting[plan.key] = f"model {plan.model}: {e.message}"
             await self._wait(work, version)
 
-    async def _place(self, work: Work, seek: Seek, tries: _Tries) -> str:
+    async def _place(self, work: Work, seek: Seek, tries: Tries) -> str:
         """The best node now; waits for one to appear. The tasks of one job go to different nodes where there are
         enough; a node that failed this task is taken again only if there is no other."""
         plan, ref, manifest = seek.plan, seek.ref, seek.manifest
@@ -275,6 +239,8 @@ class TaskRunner:
             choice = self._selector.choose(plan, ref, manifest, budget, avoid=no_good | taken)
             if choice.node in no_good and taken:
                 choice = self._selector.choose(plan, ref, manifest, budget, avoid=no_good)
+            if choice.node in tries.unwilling:
+                choice = self._in_turn(seek, tries, budget) or choice
             if choice.node is not None and not work.place.held:
                 await work.place.retake()  # which may take a while: the swarm is looked at again
                 continue
@@ -294,6 +260,16 @@ class TaskRunner:
             with trio.move_on_after(patience):
                 await self._wait(work, version)
 
+    def _in_turn(self, seek: Seek, tries: Tries, budget: float | None) -> Choice | None:
+        """No node is left that has not refused: the one that did so longest ago. The best of them, which a full disk makes idle, may
+        be the last to change its mind."""
+        no_good = {*tries.failed_nodes, *tries.unwilling}
+        for node in tries.unwilling:
+            choice = self._selector.choose(seek.plan, seek.ref, seek.manifest, budget, avoid=no_good - {node})
+            if choice.node == node:
+                return choice
+        return None
+
     async def _wait(self, work: Work, version: int) -> None:
         work.stuck += 1
         work.lend_if_stuck()
@@ -305,8 +281,8 @@ class TaskRunner:
 
     # --- one attempt ---
 
-    async def _attempt(self, work: Work, seek: Seek, node: str, tries: _Tries, deadline: float) -> AttemptFact:
-        """Raises `_Refused`, `_Failed`, `OutputGone`, or what no other node could mend."""
+    async def _attempt(self, work: Work, seek: Seek, node: str, tries: Tries, deadline: float) -> AttemptFact:
+        """Raises `Refused`, `Failed`, `OutputGone`, or what no other node could mend."""
         assign_id, assign = await self._assigned(work, seek, node, tries)
         order = self._order(work, seek, assign, deadline)
         call = Call(lambda: self._note_heard(work, tries, assign_id, assign))
@@ -315,21 +291,21 @@ class TaskRunner:
             fact = self._calls.judge(order, node, entry)
         except (ResourceExhausted, PermissionDenied) as e:
             self._note_refusal(work, tries, assign_id, e)
-            raise _Refused(e) from None
+            raise Refused(e) from None
         except DimError as e:
             if isinstance(e, Fenced) or e.code not in _MENDABLE:
                 raise
             if isinstance(e, Unavailable) and not call.accepted and self._there(node):
-                raise _Unreached(e) from None
+                raise Unreached(e) from None
             tries.closed.add((node, assign.attempt))
-            raise _Failed(e) from None
+            raise Failed(e) from None
         if fact.attempt.status == "completed":
             return fact
         problem = problem_of(fact.attempt)
         if not (fact.attempt.retryable or fact.attempt.status == "cancelled"):
             raise problem
         await self._check_inputs(work, seek, fact, problem)
-        raise _Failed(problem)
+        raise Failed(problem)
 
     async def _answer(self, work: Work, seek: Seek, node: str, order: TaskOrder, call: Call) -> SignedEntry:
         """If the connection breaks while a node works on the task, it still does: it is asked again until it answers, or is
@@ -360,7 +336,7 @@ class TaskRunner:
         """Whether the task's own time is up."""
         return order.timeout is not None and trio.current_time() >= sent + order.timeout
 
-    async def _assigned(self, work: Work, seek: Seek, node: str, tries: _Tries) -> tuple[str, Assign]:
+    async def _assigned(self, work: Work, seek: Seek, node: str, tries: Tries) -> tuple[str, Assign]:
         """The assignment of this task to this node, durable: the one that the node has not answered yet, or a new one."""
         view = self._table.view(work.job)
         task, key = seek.plan.key, seek.key(node)
@@ -419,13 +395,13 @@ class TaskRunner:
         if owner != work.ballot:
             raise Fenced(f"job {work.job} has a new owner", hint="It goes on there.")
 
-    def _note_heard(self, work: Work, tries: _Tries, assign_id: str, assign: Assign) -> None:
+    def _note_heard(self, work: Work, tries: Tries, assign_id: str, assign: Assign) -> None:
         work.waiting.pop(assign.task, None)
         if assign_id in tries.refused:
             tries.refused.discard(assign_id)
             self._table.note(work.job, msgspec.structs.replace(assign, at=self._clock.wall()))
 
-    def _note_refusal(self, work: Work, tries: _Tries, assign_id: str, why: DimError) -> None:
+    def _note_refusal(self, work: Work, tries: Tries, assign_id: str, why: DimError) -> None:
         """For people, who would think that the node works on it; once is enough."""
         if assign_id not in tries.refused:
             tries.refused.add(assign_id)
@@ -486,12 +462,3 @@ def _done(work: Work, key: str) -> Attempt:
 
 def _others(placed: Mapping[str, str], task: str) -> dict[str, str]:
     return {t: peer for t, peer in placed.items() if t != task}
-
-
-def _given_up(plan: TaskPlan, tries: _Tries) -> DimError:
-    last = tries.last
-    nodes = len(set(tries.failed_nodes))
-    return TaskFailed(
-        f"task {plan.key} failed {len(tries.failed_nodes)} times on {nodes} node{'s' if nodes != 1 else ''}; last: {last.message if last else ''}",
-        hint=(last.hint if last else "") or "`dimnode describe JOB` lists every attempt.",
-    )

@@ -5,7 +5,7 @@ Checking a signature takes 0.1 ms and holds the interpreter's lock, so a thread 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -27,9 +27,11 @@ class Admitted:
     """Of the first that was refused."""
 
 
-async def admit(gate: RecordGate, job: str, entries: Sequence[SignedEntry], record: Record | None, *, whole: bool) -> Admitted:
+async def admit(
+    gate: RecordGate, job: str, entries: Sequence[SignedEntry], record: Record | None, *, whole: bool, unwritten: Container[str] = ()
+) -> Admitted:
     """``whole``: an owner's decisions belong together, all or none. Else the sound ones are taken: a copy may hold what
-    another version of DIM let in."""
+    another version of DIM let in. ``unwritten``: ids of what the record has in memory only."""
     new: dict[str, SignedEntry] = {}
     refused, reason = 0, ""
     await trio.lowlevel.checkpoint()
@@ -37,7 +39,7 @@ async def admit(gate: RecordGate, job: str, entries: Sequence[SignedEntry], reco
         if n % AT_ONCE == 0:
             await trio.lowlevel.checkpoint()
         try:
-            if gate.check(job, entry, record):
+            if gate.check(job, entry, record, unwritten):
                 new[entry.id] = entry
         except EntryRefused as e:
             if whole:

@@ -19,14 +19,13 @@ from dimnode.core.job_record import Record, Verify
 from dimnode.core.job_view import JobView
 from dimnode.core.records_sync import Agenda, Quarrels, heirs, missing
 from dimnode.domain import codec
-from dimnode.errors import DimError
+from dimnode.errors import DimError, ResourceExhausted
 from dimnode.ports import Clock, JobDigest, Journal, NodeView, Registry
 from dimnode.records.blocks import blocks_here
 from dimnode.records.exchange import ExchangeSettings, RecordExchange
 from dimnode.records.messages import BLOCKS, COMPARE, BlocksAnswer, BlocksRequest, CompareAnswer, CompareItem, CompareRequest, JobEntries
 from dimnode.records.table import RecordTable
 from p2p.api import Network, NetworkError
-from p2p.groups import collapse
 from p2p.identity import verify as verify_with_peer_id
 from p2p.ipfs.api import ContentStore
 
@@ -45,8 +44,9 @@ class AntiEntropySettings:
     """Copies on other nodes (``jobs.replicas``)."""
     copies_on: frozenset[str] = frozenset()
     """Peer ids that may hold copies; empty: all members."""
-    quarrel_pause: float = 60.0
-    """Seconds for which two copies that stay different are left alone."""
+    quarrel_first: float = 5.0
+    """Seconds for which two copies that stay different are left alone; doubled each time."""
+    quarrel_longest: float = 300.0
     sync_at_once: int = 4
     """Nodes that `AntiEntropy.sync_now` compares with at the same time."""
     blocks_timeout: float = 30.0
@@ -83,7 +83,7 @@ class AntiEntropy:
         self._rng = rng or random.Random()  # noqa: S311 - no secret
         self._exchange = RecordExchange(network, table, clock, s.exchange, swarm=swarm, verify=verify)
         self._agenda = Agenda(s.items)
-        self._quarrels = Quarrels(s.quarrel_pause)
+        self._quarrels = Quarrels(s.quarrel_first, s.quarrel_longest)
         self._counts: Counter[str] = Counter()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -100,12 +100,15 @@ class AntiEntropy:
         """Compares these jobs with these peers at once and merges, for at most ``timeout`` seconds: before a node that was
         away does anything with them. A job that is not here at all is fetched from whoever has it. Raises
         `ResourceExhausted` when the disk is full; peers that do not answer are passed over."""
-        with collapse(), trio.move_on_after(timeout):
+        with trio.move_on_after(timeout):
+            full: list[DimError] = []
             async with trio.open_nursery() as nursery:
                 limit = trio.CapacityLimiter(self._settings.sync_at_once)
                 for peer in dict.fromkeys(peers):
                     if peer != self._network.peer_id:
-                        nursery.start_soon(self._sync, peer, tuple(dict.fromkeys(jobs)), limit)
+                        nursery.start_soon(self._sync, peer, tuple(dict.fromkeys(jobs)), limit, full)
+            if full:
+                raise full[0]
 
     def statistics(self) -> Mapping[str, int]:
         """``rounds``, ``failed`` ones, records ``compared``; entries ``taken``, ``refused`` and ``sent``."""
@@ -131,7 +134,7 @@ class AntiEntropy:
         self._agenda.turned([d.job for d in page], asked)
         return digests | {d.job: d for d in page}
 
-    async def _sync(self, peer: str, jobs: Sequence[str], limit: trio.CapacityLimiter) -> None:
+    async def _sync(self, peer: str, jobs: Sequence[str], limit: trio.CapacityLimiter, full: list[DimError]) -> None:
         async with limit:
             try:
                 for start in range(0, len(jobs), self._settings.items):
@@ -141,6 +144,8 @@ class AntiEntropy:
             except (NetworkError, codec.CodecError) as e:
                 self._counts["failed"] += 1
                 log.info("records.not_compared", peer=peer, reason=str(e))
+            except ResourceExhausted as e:  # of this node, whoever is asked
+                full.append(e)
 
     async def _compare(self, peer: str, items: Sequence[CompareItem]) -> None:
         now = self._clock.monotonic()
@@ -184,14 +189,15 @@ class AntiEntropy:
     # --- who shall have what
 
     def _keep(self, job: str, peer: str, states: Mapping[str, NodeView]) -> bool:
-        """Whether the peer shall hold a copy, as far as this node has to see to it: an owner that is there sees to its own."""
+        """Whether the peer shall hold a copy, as far as this node has to see to it: an owner that is there sees to its own. An owner
+        that does not have it shall, or nobody would drive it: its disk was full, say, when the copies had its claim already."""
         if not self._table.holds(job):
             return peer in self._heirs(job, states)
         seen: JobView = self._table.view(job)
         owner = seen.owner
         there = states.get(owner.peer) if owner is not None else None
         if owner is not None and there is not None and there.state in ("alive", "suspect") and there.heartbeat.boot == owner.boot:
-            return owner.peer == self._network.peer_id and peer in self._responsible(job)
+            return peer == owner.peer or (owner.peer == self._network.peer_id and peer in self._responsible(job))
         return peer in self._heirs(job, states)
 
     def _heirs(self, job: str, states: Mapping[str, NodeView]) -> Collection[str]:

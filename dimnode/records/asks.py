@@ -43,8 +43,8 @@ class Ask:
         """Set when it is settled."""
         self._waiter = waiter
 
-    def settle(self, others: int) -> None:
-        self._close(Copied(self.job, others))
+    def settle(self, others: int, *, enough: bool = True) -> None:
+        self._close(Copied(self.job, others, enough=enough))
 
     def fence(self, ballot: Ballot, proof: Sequence[SignedEntry]) -> None:
         self._close(Copied(self.job, 0, ballot, proof))

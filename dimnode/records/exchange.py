@@ -91,7 +91,7 @@ class RecordExchange:
         good: list[tuple[str, Sequence[SignedEntry]]] = []
         for t in told:
             record = records.get(t.job)
-            admitted = await admit(self._gate, t.job, t.entries, record, whole=False)
+            admitted = await admit(self._gate, t.job, t.entries, record, whole=False, unwritten=self._table.unwritten(t.job))
             if admitted.refused:
                 self.counts["refused"] += admitted.refused
                 log.warning("records.refused", peer=peer, job=t.job, entries=admitted.refused, reason=admitted.reason)

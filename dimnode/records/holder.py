@@ -150,7 +150,7 @@ class RecordHolder:
         """What may be stored of it, or why nothing."""
         if record is None and not begins(sent.entries):
             return StoreResult(job=sent.job, status="incomplete")
-        admitted = await admit(self._gate, sent.job, sent.entries, record, whole=not merge)
+        admitted = await admit(self._gate, sent.job, sent.entries, record, whole=not merge, unwritten=self._table.unwritten(sent.job))
         if admitted.reason:
             log.warning("records.refused", peer=peer, job=sent.job, entries=admitted.refused, reason=admitted.reason)
             if not admitted.entries:

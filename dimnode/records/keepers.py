@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 from dimnode.core.copy_placement import Candidate, choose
+from dimnode.core.electorate import others_needed
 from dimnode.ports import NodeView, Registry
 from dimnode.records.links import Link
 from p2p.api import Network
@@ -16,13 +17,21 @@ class Keepers:
     """``links`` are those made so far: a node without one may be tried."""
 
     def __init__(
-        self, network: Network, registry: Registry, allowed: Collection[str], links: Mapping[str, Link], now: Callable[[], float]
+        self,
+        network: Network,
+        registry: Registry,
+        allowed: Collection[str],
+        links: Mapping[str, Link],
+        now: Callable[[], float],
+        voters: Callable[[], Collection[str]] = tuple,
     ) -> None:
+        """``voters``: most of these are to have a copy; nobody if it does not matter."""
         self._network = network
         self._registry = registry
         self._allowed = frozenset(allowed)
         self._links = links
         self._now = now
+        self._voters = voters
         self._candidates: tuple[Candidate, ...] = ()
         self._own_hosts: frozenset[str] = frozenset()
         self.members: frozenset[str] = frozenset()
@@ -58,9 +67,9 @@ class Keepers:
         open_ = [c for c in self._candidates if self._open(c.peer) and fit(c.peer)]
         fast = [c for c in open_ if not self._slow(c.peer)]
         me = self._network.peer_id
-        chosen = choose(job, wanted, fast, me, self._own_hosts, self._allowed, keep or held_by)
-        if len(chosen) < wanted and len(fast) < len(open_):
-            chosen = choose(job, wanted, open_, me, self._own_hosts, self._allowed, {*chosen, *held_by})
+        chosen = self._choose(job, wanted, fast, me, self._own_hosts, keep or held_by)
+        if len(fast) < len(open_) and (len(chosen) < wanted or self.too_few_voters(chosen)):
+            chosen = self._choose(job, wanted, open_, me, self._own_hosts, {*chosen, *held_by})
         return chosen
 
     def responsible(self, job: str, wanted: int, owner: str) -> tuple[str, ...]:
@@ -69,7 +78,24 @@ class Keepers:
         if owner != self._network.peer_id:
             host = self._network.remote_host(owner)
             hosts = frozenset() if host is None else frozenset({host})
-        return choose(job, wanted, self._candidates, owner, hosts, self._allowed)
+        return self._choose(job, wanted, self._candidates, owner, hosts)
+
+    def _choose(
+        self, job: str, wanted: int, candidates: Collection[Candidate], owner: str, hosts: Collection[str], held_by: Collection[str] = ()
+    ) -> tuple[str, ...]:
+        """As many voters as a majority needs beside the owner, then others."""
+        voters = self._voters()
+        needed = others_needed(voters, owner)
+        if not needed:
+            return choose(job, wanted, candidates, owner, hosts, self._allowed, held_by)
+        first = choose(job, needed, [c for c in candidates if c.peer in voters], owner, hosts, self._allowed, held_by)
+        rest = [c for c in candidates if c.peer not in first]
+        return (*first, *choose(job, max(0, wanted - len(first)), rest, owner, hosts, self._allowed, held_by))
+
+    def too_few_voters(self, chosen: Collection[str]) -> bool:
+        """To make a majority of the electorate with this node."""
+        voters = self._voters()
+        return len(frozenset(voters).intersection(chosen)) < others_needed(voters, self._network.peer_id)
 
     def _candidate(self, view: NodeView) -> Candidate:
         beat = view.heartbeat

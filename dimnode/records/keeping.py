@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -66,12 +66,15 @@ class Keeping:
         verify: Verify = verify_with_peer_id,
         free: Callable[[], int] | None = None,
         rng: random.Random | None = None,
+        voters: Callable[[], Collection[str]] = tuple,
     ) -> None:
+        """``voters``: the electorate in election mode ``majority``: what most of it has not acknowledged does not count."""
         self._settings = s = settings
         self._elector = elector
+        self._voters = voters
         self.table = RecordTable(journal, signer, settings=s.table)
         self._holder = RecordHolder(network, self.table, journal, store, clock, s.holder, swarm=swarm, verify=verify, free=free)
-        self.replicator = Replicator(network, self.table, journal, registry, store, clock, s.replicator, verify=verify)
+        self.replicator = Replicator(network, self.table, journal, registry, store, clock, s.replicator, verify=verify, voters=voters)
         self.table.copies = self.replicator
         self._anti_entropy = AntiEntropy(
             network, self.table, journal, registry, store, clock, s.anti_entropy,
@@ -98,7 +101,7 @@ class Keeping:
 
     async def sync(self, jobs: Sequence[str]) -> None:
         """Learns what the live seats and the likely holders know of these jobs, before a seat drives them."""
-        peers = dict.fromkeys(s.peer for s in self._elector.seats())
+        peers = dict.fromkeys([*(s.peer for s in self._elector.seats()), *self._voters()])
         for job in jobs:
             if len(peers) >= self._settings.sync_peers:
                 break

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 import structlog
 import trio
 
+from dimnode.core.electorate import others_needed
 from dimnode.core.job_copies import JobCopies
 from dimnode.core.job_record import EntryRefused, Verify, check_entry
 from dimnode.domain.record import Ballot, Claim, Core, OutcomeEntry, SignedEntry
 from dimnode.errors import DimError
 from dimnode.ports import Clock, Copied, Journal, Registry, Written
+from dimnode.records.acknowledgements import Acknowledgements
 from dimnode.records.asks import Ask, Waiter
 from dimnode.records.hand_over import HandOver, HandOverSettings
 from dimnode.records.keepers import Keepers
@@ -73,6 +75,8 @@ class _Job:
     crowded: bool = False
     """It would have more copies if the nodes had room in their queues."""
     ending: bool = False
+    ended: bool = False
+    """This node wrote its end."""
     accepting: bool = False
     """Its first claim is being written: any other claim fences it."""
 
@@ -91,7 +95,9 @@ class Replicator:
         settings: ReplicatorSettings | None = None,
         *,
         verify: Verify = verify_with_peer_id,
+        voters: Callable[[], Collection[str]] = tuple,
     ) -> None:
+        """``voters``: the electorate, if decisions count only when most of it has them; else nobody."""
         self._network = network
         self._table = table
         self._registry = registry
@@ -99,7 +105,9 @@ class Replicator:
         self._settings = s = settings or ReplicatorSettings()
         self._verify = verify
         self._links: dict[str, Link] = {}
-        self._keepers = Keepers(network, registry, s.copies_on, self._links, clock.monotonic)
+        self._voters = voters
+        self._ends = Acknowledgements(network, table, clock, voters, s.patience, verify)
+        self._keepers = Keepers(network, registry, s.copies_on, self._links, clock.monotonic, voters)
         self._hand_over = HandOver(network, table, journal, store, self._keepers, s.hand_over)
         self._jobs: dict[str, _Job] = {}
         self._short: dict[str, None] = {}
@@ -136,18 +144,38 @@ class Replicator:
             await self._wait(waiter, asks)
         finally:
             self._settle(asks)
-        return [a.copied or Copied(a.job, 0) for a in asks]
+        return [a.copied or Copied(a.job, 0, enough=not self._needed()) for a in asks]
 
     def others(self, job: str) -> int:
         state = self._jobs.get(job)
         return state.copies.up_to(state.copies.length) if state is not None else 0
+
+    def insists(self) -> bool:
+        return bool(self._voters())
+
+    def enough(self, job: str) -> bool:
+        state = self._jobs.get(job)
+        return self._counts(state.copies, state.copies.length) if state is not None else not self._needed()
+
+    async def counts(self, job: str) -> bool:
+        state = self._jobs.get(job)
+        if state is not None and state.ended and self.enough(job):
+            return True
+        return await self._ends.counts(job)
+
+    def _needed(self) -> int:
+        return others_needed(self._voters(), self._network.peer_id)
+
+    def _counts(self, copies: JobCopies, length: int) -> bool:
+        needed = self._needed()
+        return not needed or copies.voters_up_to(length, self._voters()) >= needed
 
     def drop(self, jobs: Sequence[str]) -> None:
         for job in jobs:
             self._short.pop(job, None)
             if state := self._jobs.pop(job, None):
                 for ask in state.asks:
-                    ask.settle(state.copies.up_to(ask.length, ask.blocks))
+                    self._close(ask, state)
 
     # --- for others
 
@@ -182,7 +210,7 @@ class Replicator:
     # --- a write
 
     def _take(self, w: Written, wanted: int | None, waiter: Waiter) -> Ask:
-        replicas = max(self._settings.replicas, wanted or 0)
+        replicas = max(self._settings.replicas, wanted or 0, self._needed())
         state = self._jobs.get(w.job)
         if state is None:
             state = self._jobs[w.job] = _Job(JobCopies(replicas))
@@ -195,6 +223,7 @@ class Replicator:
         state.accepting = w.new
         state.unsettled += w.entries
         if any(isinstance(e.body(), OutcomeEntry) for e in w.entries):
+            state.ended = True
             self._let_go_later(w.job, state)
         ask = Ask(w.job, length, self._settings.replicas if wanted is None else wanted, w.blocks, waiter)
         state.asks.append(ask)
@@ -223,22 +252,27 @@ class Replicator:
                 self._review(ask.job, state)
 
     def _settle_entries(self, asks: Sequence[Ask]) -> None:
-        self._settle([a for a in asks if (state := self._jobs.get(a.job)) and state.copies.up_to(a.length) < a.wanted])
+        self._settle([a for a in asks if (state := self._jobs.get(a.job)) and not self._has_all(a, state, blocks=())])
 
     def _settle(self, asks: Sequence[Ask]) -> None:
         """Nobody waits for these any longer: they get what there is."""
         for ask in asks:
             if ask.copied is None and (state := self._jobs.get(ask.job)):
-                ask.settle(state.copies.up_to(ask.length, ask.blocks))
+                self._close(ask, state)
                 state.asks.remove(ask)
+
+    def _close(self, ask: Ask, state: _Job) -> None:
+        ask.settle(state.copies.up_to(ask.length, ask.blocks), enough=self._counts(state.copies, ask.length))
+
+    def _has_all(self, ask: Ask, state: _Job, blocks: Collection[str]) -> bool:
+        return state.copies.up_to(ask.length, blocks) >= ask.wanted and self._counts(state.copies, ask.length)
 
     def _review(self, job: str, state: _Job) -> None:
         """Settles what has enough copies, or has nothing to wait for."""
         copies = state.copies
         for ask in tuple(state.asks):
-            others = copies.up_to(ask.length, ask.blocks)
-            if others >= ask.wanted or not (copies.under_way(ask.length) or state.crowded):
-                ask.settle(others)
+            if self._has_all(ask, state, ask.blocks) or not (copies.under_way(ask.length) or state.crowded):
+                self._close(ask, state)
                 state.asks.remove(ask)
 
     # --- who gets what
@@ -247,7 +281,7 @@ class Replicator:
         """Sends what is missing to the job's copies; to others where those do not take it."""
         copies, keepers = state.copies, self._keepers
         keep = [t for t in copies.targets if keepers.takes(t) and copies.fit(t, self._clock.monotonic())]
-        if len(keep) < copies.wanted and self._start is not None:
+        if (len(keep) < copies.wanted or keepers.too_few_voters(keep)) and self._start is not None:
             now = self._clock.monotonic()
             copies.targets = keepers.pick(job, copies.wanted, keep, copies.holders(), lambda p: copies.fit(p, now))
         sent = [self._send(job, state, peer) for peer in copies.targets]

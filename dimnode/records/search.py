@@ -47,7 +47,7 @@ class RecordSearch:
         self._verify = verify
 
     async def __call__(self, job: str) -> bool:
-        """Whether the record is here now."""
+        """Whether the record is here now. Raises what `RecordTable.merge` raises."""
         alive = [v.heartbeat.peer_id for v in self._registry.alive()]
         order = [p for p in rendezvous(job, alive) if p != self._network.peer_id][: self._settings.most]
         for start in range(0, len(order), self._settings.at_once):
@@ -56,20 +56,23 @@ class RecordSearch:
         return False
 
     async def _ask(self, job: str, peers: Sequence[str]) -> bool:
+        fit: dict[str, SignedEntry] = {}
         async with trio.open_nursery() as nursery:
             for peer in peers:
-                nursery.start_soon(self._fetch, job, peer)
+                nursery.start_soon(self._fetch, job, peer, fit)
+        if fit:
+            await self._table.merge(job, list(fit.values()))
         return await self._table.exists(job)
 
-    async def _fetch(self, job: str, peer: str) -> None:
+    async def _fetch(self, job: str, peer: str, fit: dict[str, SignedEntry]) -> None:
         try:
             data = await self._network.request(peer, FETCH, codec.encode(FetchRequest(jobs=(job,))), timeout=self._settings.timeout)
             answer = codec.decode(data, FetchAnswer)
         except (NetworkError, codec.CodecError):
             return
         for found in answer.jobs:
-            if found.job == job and (entries := self._fit(job, found.entries)):
-                await self._table.merge(job, entries)
+            if found.job == job:
+                fit.update((e.id, e) for e in self._fit(job, found.entries))
 
     def _fit(self, job: str, entries: Sequence[SignedEntry]) -> list[SignedEntry]:
         fit: list[SignedEntry] = []

@@ -17,8 +17,11 @@ import trio
 from dimnode.core.job_record import DIGEST_BYTES, Record, id_bits
 from dimnode.core.job_view import JobView, view
 from dimnode.domain.record import Attempt, Ballot, Body, Claim, OutcomeEntry, SignedEntry
-from dimnode.errors import Fenced, NotFound
+from dimnode.errors import DimError, Fenced, NotFound, Unavailable
 from dimnode.ports import Copied, Copies, Journal, Signer, Written
+from dimnode.records.disk import EntryDisk, PendingWrite
+from dimnode.records.memory import KeptRecord, RecordMemory
+from dimnode.records.no_copies import NoCopies
 from dimnode.security.signing import sign_entry
 from p2p.groups import collapse
 
@@ -46,34 +49,6 @@ class Merged:
     """A higher ballot is known: nothing was stored."""
 
 
-class NoCopies:
-    """`dimnode.ports.Copies` of a node without others."""
-
-    async def write(self, jobs: Sequence[Written], *, wanted: int | None = None) -> list[Copied]:
-        del wanted
-        await trio.lowlevel.checkpoint()
-        return [Copied(w.job, 0) for w in jobs]
-
-    def others(self, job: str) -> int:
-        del job
-        return 0
-
-    def drop(self, jobs: Sequence[str]) -> None:
-        del jobs
-
-
-class _Job:
-    __slots__ = ("changed", "ending", "noted", "record", "version")
-
-    def __init__(self, record: Record) -> None:
-        self.record = record
-        self.noted: list[SignedEntry] = []
-        """Entries that the journal does not have yet."""
-        self.version = 0
-        self.changed = trio.Event()
-        self.ending = trio.Lock()
-
-
 class RecordTable:
     """Records by job id. Unfinished jobs stay in memory; finished ones in an LRU (the latest stays in any case)."""
 
@@ -82,15 +57,12 @@ class RecordTable:
         self._signer = signer
         self.copies: Copies = copies or NoCopies()
         self._settings = settings or TableSettings()
-        self._sizes: dict[str, int] = {}
-        """Of the finished jobs in memory."""
-        self._bytes = 0
-        self._active: dict[str, _Job] = {}
-        self._finished: OrderedDict[str, _Job] = OrderedDict()
+        self._memory = RecordMemory(self._settings.keep_finished, self._settings.keep_finished_bytes)
         self._version = 0
         self._changed = trio.Event()
         self._dirty: set[str] = set()
         self._lately: OrderedDict[str, None] = OrderedDict()
+        self._disk = EntryDisk(journal)
 
     async def open(self) -> None:
         """Reads the unfinished records of the journal."""
@@ -104,10 +76,10 @@ class RecordTable:
     @property
     def active(self) -> tuple[str, ...]:
         """Unfinished jobs, oldest first, whoever owns them."""
-        return tuple(self._active)
+        return tuple(self._memory.active)
 
     def active_views(self) -> Iterable[JobView]:
-        return [view(j.record) for j in self._active.values()]
+        return [view(j.record) for j in self._memory.active.values()]
 
     async def load(self, job: str) -> JobView:
         """Raises `NotFound`."""
@@ -130,7 +102,7 @@ class RecordTable:
         away = await self._journal.load_many(missing) if (missing := [job for job in jobs if not self.holds(job)]) else {}
         found: dict[str, Record] = {}
         for job in jobs:
-            state = self._active.get(job) or self._finished.get(job)
+            state = self._memory.get(job)
             if state is None and job in away:
                 state = self._take_in(job, away[job])
             if state is not None:
@@ -143,9 +115,14 @@ class RecordTable:
         noted = reduce(lambda bits, i: bits ^ id_bits(i), {e.id for e in state.noted if e.id in state.record}, 0)
         return (int.from_bytes(state.record.digest, "big") ^ noted).to_bytes(DIGEST_BYTES, "big")
 
+    def unwritten(self, job: str) -> frozenset[str]:
+        """Ids of the entries that are in memory and not in the journal, as far as is known."""
+        state = self._memory.get(job)
+        return frozenset(e.id for e in state.noted) if state is not None else frozenset()
+
     def holds(self, job: str) -> bool:
         """Whether it is in memory."""
-        return job in self._active or job in self._finished
+        return job in self._memory
 
     async def exists(self, job: str) -> bool:
         try:
@@ -187,7 +164,7 @@ class RecordTable:
     ) -> list[int | None]:
         """Newly accepted jobs, all in one transaction. Returns the number of copies of each, this node's included; None
         for a job that another seat accepted before: then its record is here, and nothing of this one."""
-        pending = [_Pending(job, [sign_entry(b, self._signer) for b in bodies], []) for job, bodies in jobs]
+        pending = [PendingWrite(job, [sign_entry(b, self._signer) for b in bodies], []) for job, bodies in jobs]
         written = [Written(p.job, p.all, new=True, blocks=(blocks or {}).get(p.job, ())) for p in pending]
         copied = await self._write(pending, written, wanted)
         counts: list[int | None] = []
@@ -196,11 +173,24 @@ class RecordTable:
                 self._settle(p.job, p.entries)
                 counts.append(1 + c.others)
             else:
-                theirs = {e.id for e in c.entries}
-                await self._journal.discard(p.job, [e.id for e in p.entries if e.id not in theirs])
                 await self.merge(p.job, c.entries)
+                theirs = {e.id for e in c.entries}
+                await self._discard(p.job, [e.id for e in p.entries if e.id not in theirs])
                 counts.append(None)
         return counts
+
+    async def _discard(self, job: str, ids: Collection[str]) -> None:
+        """In the journal, and in memory, where they may have come from there. Others that have got them give them back."""
+        await self._journal.discard(job, list(ids))
+        state = self._memory.get(job)
+        if state is None or not any(i in state.record for i in ids):
+            return
+        state.record = Record(job, [e for e in state.record.entries() if e.id not in ids])
+        if (seen := view(state.record)).core is None:
+            self._memory.pop(job)
+        else:
+            self._memory.file(job, state, finished=seen.terminal)
+        self._tell(state, job)
 
     def note(self, job: str, body: Body) -> None:
         """Sign and add now; durable with the next `append`. For what may be lost in a crash, and for what has
@@ -214,8 +204,8 @@ class RecordTable:
 
     def forsake(self, job: str) -> None:
         """This node does not drive the job any more: what it decided and did not make durable is forgotten. Facts that others
-        signed stay."""
-        state = self._active.get(job) or self._finished.get(job)
+        signed stay; what is with a copy comes back from there."""
+        state = self._memory.get(job)
         if state is None:
             return
         mine = {e.id for e in state.noted if e.author == self._signer.peer_id and not isinstance(e.body(), Attempt)}
@@ -235,23 +225,30 @@ class RecordTable:
         """`append` for several jobs, here in one transaction. ``copies_first``: durable
         on the copies before here, for what may not be written at all if somebody else owns a job by now (claims, ends).
         Returns the number of copies of each, this node's included. Raises `Fenced` if that is so for any; with
-        ``copies_first`` the others are written all the same."""
-        pending = [_Pending(job, [sign_entry(b, self._signer) for b in bodies], self._take_noted(job)) for job, bodies in jobs]
+        ``copies_first`` the others are written all the same, and `Unavailable` if too few copies acknowledged any
+        (`dimnode.ports.Copied.enough`): that one is not written here and does not count."""
+        pending = [PendingWrite(job, [sign_entry(b, self._signer) for b in bodies], self._take_noted(job)) for job, bodies in jobs]
         written = [Written(p.job, p.all, blocks=(blocks or {}).get(p.job, ())) for p in pending]
         try:
             if copies_first:
                 copied = await self.copies.write(written, wanted=wanted)
-                await self._journal.append([e for p, c in zip(pending, copied, strict=True) if c.fenced is None for e in p.all])
+                # What was noted before a decision that does not count is with the copies all the same, so it is kept here, too.
+                kept = ((p.all if c.enough else p.noted) for p, c in zip(pending, copied, strict=True) if c.fenced is None)
+                await self._disk.append([e for entries in kept for e in entries])
             else:
                 copied = await self._write(pending, written, wanted)
         except BaseException:
             for p in pending:
-                self._give_back(p)
+                if not p.durable:
+                    self._give_back(p)
+                elif self.holds(p.job):  # whoever waited was cancelled: memory says what the disk says
+                    self._settle(p.job, p.entries)
             raise
         return await self._written(pending, copied, copies_first=copies_first)
 
-    async def _write(self, pending: Sequence[_Pending], written: Sequence[Written], wanted: int | None) -> list[Copied]:
-        """Here and on the copies at the same time."""
+    async def _write(self, pending: Sequence[PendingWrite], written: Sequence[Written], wanted: int | None) -> list[Copied]:
+        """Here and on the copies at the same time. What is being written here is not interrupted: what is durable is also in
+        memory."""
         copied: list[Copied] = []
 
         async def copy() -> None:
@@ -260,12 +257,31 @@ class RecordTable:
         with collapse():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(copy)
-                await self._journal.append([e for p in pending for e in p.all])
+                await self._make_durable(pending)
         return copied
 
-    async def _written(self, pending: Sequence[_Pending], copied: Sequence[Copied], *, copies_first: bool) -> list[int]:
+    async def _make_durable(self, pending: Sequence[PendingWrite]) -> None:
+        """Not interrupted, or nobody would know whether it is on the disk. Whoever was cancelled meanwhile hears of that, not of
+        a disk that failed."""
+        failed: DimError | None = None
+        with trio.CancelScope(shield=True):
+            try:
+                await self._disk.append([e for p in pending for e in p.all])
+            except DimError as e:
+                failed = e
+        if failed is not None:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            raise failed
+        for p in pending:
+            p.durable = True
+
+    async def _written(self, pending: Sequence[PendingWrite], copied: Sequence[Copied], *, copies_first: bool) -> list[int]:
         fenced: Copied | None = None
+        short = 0
         for p, c in zip(pending, copied, strict=True):
+            if copies_first and c.fenced is None and not c.enough:
+                short += 1
+                continue
             if c.fenced is not None:
                 fenced = c
                 if copies_first:
@@ -277,17 +293,23 @@ class RecordTable:
             owner = fenced.fenced
             assert owner is not None
             raise Fenced(f"ballot {owner.n} of {owner.peer} owns job {fenced.job}", hint="Its owner goes on with it.")
+        if short:
+            raise Unavailable(
+                f"{short} of {len(pending)} decisions were not acknowledged by a majority of the voters",
+                hint="It is tried again as long as this node holds a seat.",
+                retry_after=1.0,
+            )
         return [1 + c.others for c in copied]
 
     def _take_noted(self, job: str) -> list[SignedEntry]:
-        state = self._active.get(job) or self._finished.get(job)
+        state = self._memory.get(job)
         if state is None:
             return []
         noted, state.noted = state.noted, []
         return noted
 
-    def _give_back(self, pending: _Pending) -> None:
-        state = self._active.get(pending.job) or self._finished.get(pending.job)
+    def _give_back(self, pending: PendingWrite) -> None:
+        state = self._memory.get(pending.job)
         if state is not None:
             state.noted = [*pending.noted, *state.noted]
 
@@ -313,12 +335,13 @@ class RecordTable:
         away = await self._journal.load_many(missing) if (missing := [job for job, _ in jobs if not self.holds(job)]) else {}
         new: dict[str, list[SignedEntry]] = {}
         for job, entries in jobs:
-            state = self._active.get(job) or self._finished.get(job)
+            state = self._memory.get(job)
             known = state.record if state is not None else frozenset(e.id for e in away.get(job, ()))
-            new[job] = [e for e in entries if e.id not in known]
+            unwritten = self.unwritten(job)
+            new[job] = [e for e in entries if e.id not in known or e.id in unwritten]
         fenced: Mapping[str, Ballot] = {}
         if under or any(new.values()):
-            fenced = await self._journal.append([e for entries in new.values() for e in entries], under=under, fresh=fresh)
+            fenced = await self._disk.append([e for entries in new.values() for e in entries], under=under, fresh=fresh)
         return [
             Merged(job, job not in fenced and self._absorb(job, away.get(job, ()), found), fenced.get(job)) for job, found in new.items()
         ]
@@ -327,7 +350,7 @@ class RecordTable:
         """What has just become durable, into memory. ``away``: what the journal had of a job that was not in memory."""
         if not new:
             return False
-        state = self._active.get(job) or self._finished.get(job)
+        state = self._memory.get(job)
         before = state.record.version if state is not None else -1
         if state is None and (state := self._take_in(job, away) if away else None) is None:
             state = self._take_in(job, (*away, *new))
@@ -341,8 +364,7 @@ class RecordTable:
         """Removes records for good, here only: whoever follows them finds them unknown. Raises what `Journal.forget` raises."""
         await self._journal.forget(jobs)
         for job in jobs:
-            state = self._active.pop(job, None) or self._finished.pop(job, None)
-            self._bytes -= self._sizes.pop(job, 0)
+            state = self._memory.pop(job)
             if state is not None:
                 self._tell(state, job)
             self._dirty.discard(job)
@@ -360,7 +382,7 @@ class RecordTable:
     async def wait_ended(self, job: str) -> None:
         """Returns when the job is terminal."""
         await trio.lowlevel.checkpoint()
-        while (state := self._active.get(job)) is not None:
+        while (state := self._memory.active.get(job)) is not None:
             await state.changed.wait()
 
     @property
@@ -384,24 +406,29 @@ class RecordTable:
         """Jobs whose records changed here, the latest first: as many as are remembered."""
         return tuple(reversed(self._lately))
 
+    async def has_room(self) -> bool:
+        """Whether the journal takes entries."""
+        return await self._disk.has_room()
+
     # --- inside
 
     def _settle(self, job: str, entries: Sequence[SignedEntry]) -> None:
         """Durable entries into memory; what they compact away the journal has dropped by itself."""
         self._apply(job, entries)
         state = self._known(job)
-        state.noted = [e for e in state.noted if e.id in state.record]
+        settled = {e.id for e in entries}
+        state.noted = [e for e in state.noted if e.id in state.record and e.id not in settled]
 
     def _apply(self, job: str, entries: Sequence[SignedEntry]) -> None:
         """A view costs more than an entry: only an outcome or a claim can make a job finished or unfinished."""
-        state = self._active.get(job) or self._finished.get(job) or _Job(Record(job))
+        state = self._memory.get(job) or KeptRecord(Record(job))
         for entry in entries:
             state.record.add(entry)
         if not self.holds(job) or any(isinstance(e.body(), (OutcomeEntry, Claim)) for e in entries):
-            self._file(job, state, finished=view(state.record).terminal)
+            self._memory.file(job, state, finished=view(state.record).terminal)
         self._tell(state, job)
 
-    def _tell(self, state: _Job, job: str) -> None:
+    def _tell(self, state: KeptRecord, job: str) -> None:
         state.version += 1
         state.changed.set()
         state.changed = trio.Event()
@@ -414,61 +441,34 @@ class RecordTable:
         self._changed.set()
         self._changed = trio.Event()
 
-    def _file(self, job: str, state: _Job, *, finished: bool) -> None:
-        if not finished:
-            if self._finished.pop(job, None) is not None:
-                self._bytes -= self._sizes.pop(job)
-            self._active[job] = state
-            return
-        self._active.pop(job, None)
-        self._finished[job] = state
-        self._finished.move_to_end(job)
-        size = state.record.size
-        self._bytes += size - self._sizes.get(job, 0)
-        self._sizes[job] = size
-        s = self._settings
-        while len(self._finished) > s.keep_finished or (self._bytes > s.keep_finished_bytes and len(self._finished) > 1):
-            oldest, _ = self._finished.popitem(last=False)
-            self._bytes -= self._sizes.pop(oldest)
-
-    def _known(self, job: str) -> _Job:
-        state = self._active.get(job) or self._finished.get(job)
+    def _known(self, job: str) -> KeptRecord:
+        state = self._memory.get(job)
         if state is None:
             raise _unknown(job)
         return state
 
-    async def _find(self, job: str) -> _Job:
+    async def _find(self, job: str) -> KeptRecord:
         state = await self._find_any(job)
         if state is None:
             raise _unknown(job)
         return state
 
-    async def _find_any(self, job: str) -> _Job | None:
+    async def _find_any(self, job: str) -> KeptRecord | None:
         """None if there is nothing at all, or only what this node signed when it ran tasks for another owner."""
-        state = self._active.get(job) or self._finished.get(job)
+        state = self._memory.get(job)
         if state is not None:
             return state
         entries = await self._journal.load(job)
-        return self._active.get(job) or self._finished.get(job) or self._take_in(job, entries)
+        return self._memory.get(job) or self._take_in(job, entries)
 
-    def _take_in(self, job: str, entries: Sequence[SignedEntry]) -> _Job | None:
-        state = _Job(Record(job, entries))
+    def _take_in(self, job: str, entries: Sequence[SignedEntry]) -> KeptRecord | None:
+        state = KeptRecord(Record(job, entries))
         seen = view(state.record)
         if seen.core is None and seen.status != "deleted":
             return None
         state.version = 1
-        self._file(job, state, finished=seen.terminal)
+        self._memory.file(job, state, finished=seen.terminal)
         return state
-
-
-class _Pending:
-    __slots__ = ("all", "entries", "job", "noted")
-
-    def __init__(self, job: str, entries: list[SignedEntry], noted: list[SignedEntry]) -> None:
-        self.job = job
-        self.entries = entries
-        self.noted = noted
-        self.all = [*noted, *entries]
 
 
 def _unknown(job: str) -> NotFound:

@@ -3,6 +3,7 @@ orchestrators."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from dimnode.rpc import documents
@@ -12,6 +13,8 @@ from dimnode.rpc.roaming import ClientSettings, Connection
 from dimnode.rpc.v1 import node_pb2 as npb
 from dimnode.rpc.v1.node_pb2_grpc import NodeStub
 
+TRANSFER = 3600.0
+"""Seconds for a file of any size."""
 __all__ = ["ClientSettings", "ClientTls", "NodeClient"]
 
 
@@ -35,6 +38,14 @@ class NodeClient:
 
     def invite(self) -> str:
         return self._connection.call("Invite", npb.InviteRequest()).invite
+
+    def electorate(self) -> dict[str, Any]:
+        return from_struct(self._connection.call("GetElectorate", npb.GetElectorateRequest()).electorate)
+
+    def change_electorate(self, peer: str, action: str, timeout: float = 60.0) -> dict[str, Any]:
+        """``action``: add or remove. ``timeout`` covers the wait for the version before and for this one."""
+        request = npb.ChangeElectorateRequest(peer=peer, action=action)
+        return from_struct(self._connection.call("ChangeElectorate", request, timeout=timeout).electorate)
 
     def nodes(self) -> list[dict[str, Any]]:
         answer = self._connection.call("ListNodes", npb.ListRegistryRequest())
@@ -75,3 +86,36 @@ class NodeClient:
     def cabinets(self) -> list[dict[str, Any]]:
         answer = self._connection.call("ListCabinets", npb.ListCabinetsRequest())
         return [documents.cabinet_from_proto(c) for c in answer.cabinets]
+
+    # --- the content store; paths as above, ``timeout`` covers all of a transfer
+
+    def add_content(self, path: str, *, pin: bool = True, reason: str = "", timeout: float = TRANSFER) -> dict[str, Any]:
+        return self._content("AddContent", npb.AddContentRequest(path=path, pin=pin, reason=reason), timeout)
+
+    def get_content(self, cid: str, path: str, timeout: float = TRANSFER) -> dict[str, Any]:
+        return self._content("GetContent", npb.GetContentRequest(cid=cid, path=path), timeout)
+
+    def pin_content(self, cid: str, *, direct: bool = False, reason: str = "", timeout: float = TRANSFER) -> dict[str, Any]:
+        return self._content("PinContent", npb.PinContentRequest(cid=cid, direct=direct, reason=reason), timeout)
+
+    def unpin_content(self, cid: str) -> dict[str, Any]:
+        return self._content("UnpinContent", npb.UnpinContentRequest(cid=cid))
+
+    def pins(self) -> dict[str, Any]:
+        return self._content("ListPins", npb.ListPinsRequest())
+
+    def collect_garbage(self, timeout: float = TRANSFER) -> dict[str, Any]:
+        return self._content("CollectGarbage", npb.CollectGarbageRequest(), timeout)
+
+    def export_archive(self, cids: Sequence[str], path: str, timeout: float = TRANSFER) -> dict[str, Any]:
+        return self._content("ExportArchive", npb.ExportArchiveRequest(cids=cids, path=path), timeout)
+
+    def import_archive(self, path: str, *, pin: bool = True, reason: str = "", timeout: float = TRANSFER) -> dict[str, Any]:
+        return self._content("ImportArchive", npb.ImportArchiveRequest(path=path, pin=pin, reason=reason), timeout)
+
+    def store_statistics(self) -> dict[str, Any]:
+        return self._content("StoreStatistics", npb.StoreStatisticsRequest())
+
+    def _content(self, method: str, request: Any, timeout: float | None = None) -> dict[str, Any]:
+        answer = self._connection.call(method, request) if timeout is None else self._connection.call(method, request, timeout=timeout)
+        return from_struct(answer.document)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import trio
 
 from dimnode.errors import FailedPrecondition, FieldProblem, InvalidArgument
-from dimnode.ports import NodeApi
+from dimnode.node_ports import NodeApi
 from dimnode.rpc import convert, documents
 from dimnode.rpc.bridge import Bridge
 from dimnode.rpc.dispatch import Call, Service
@@ -34,6 +34,14 @@ class NodeService:
 
     async def Invite(self, _request: Any, _call: Call) -> Any:  # noqa: N802
         return pb.InviteResponse(invite=self._api.invite())
+
+    async def GetElectorate(self, _request: Any, _call: Call) -> Any:  # noqa: N802
+        return pb.ElectorateResponse(electorate=convert.to_struct(self._api.electorate()))
+
+    async def ChangeElectorate(self, request: Any, _call: Call) -> Any:  # noqa: N802
+        if not request.peer:
+            raise _bad("peer", "is missing")
+        return pb.ElectorateResponse(electorate=convert.to_struct(await self._api.change_electorate(request.peer, request.action)))
 
     async def ListNodes(self, _request: Any, _call: Call) -> Any:  # noqa: N802
         return pb.ListRegistryResponse(nodes=[documents.node_to_proto(n) for n in self._api.nodes()])
@@ -66,6 +74,37 @@ class NodeService:
 
     async def ListCabinets(self, _request: Any, _call: Call) -> Any:  # noqa: N802
         return pb.ListCabinetsResponse(cabinets=[documents.cabinet_to_proto(c) for c in self._api.cabinets()])
+
+    async def AddContent(self, request: Any, _call: Call) -> Any:  # noqa: N802
+        return _content(await self._api.content.add(_path(request), pin=request.pin, reason=request.reason))
+
+    async def GetContent(self, request: Any, _call: Call) -> Any:  # noqa: N802
+        return _content(await self._api.content.get(request.cid, _path(request)))
+
+    async def PinContent(self, request: Any, _call: Call) -> Any:  # noqa: N802
+        return _content(await self._api.content.pin(request.cid, direct=request.direct, reason=request.reason))
+
+    async def UnpinContent(self, request: Any, _call: Call) -> Any:  # noqa: N802
+        return _content(await self._api.content.unpin(request.cid))
+
+    async def ListPins(self, _request: Any, _call: Call) -> Any:  # noqa: N802
+        return _content(await self._api.content.pins())
+
+    async def CollectGarbage(self, _request: Any, _call: Call) -> Any:  # noqa: N802
+        return _content(await self._api.content.collect())
+
+    async def ExportArchive(self, request: Any, _call: Call) -> Any:  # noqa: N802
+        return _content(await self._api.content.export_archive(tuple(request.cids), _path(request)))
+
+    async def ImportArchive(self, request: Any, _call: Call) -> Any:  # noqa: N802
+        return _content(await self._api.content.import_archive(_path(request), pin=request.pin, reason=request.reason))
+
+    async def StoreStatistics(self, _request: Any, _call: Call) -> Any:  # noqa: N802
+        return _content(await self._api.content.statistics())
+
+
+def _content(document: Mapping[str, Any]) -> Any:
+    return pb.ContentResponse(document=convert.to_struct(document))
 
 
 def _name(request: Any) -> str:

@@ -28,6 +28,7 @@ from dimnode.domain import codec
 from dimnode.domain.node import Beat, Seat
 from dimnode.errors import DimError, FailedPrecondition
 from dimnode.ports import Clock, Journal, Registry
+from dimnode.swarm.seat_watch import SeatWatch
 from p2p.api import Network, NetworkError, RemoteFault
 
 log = structlog.get_logger(__name__)
@@ -50,7 +51,7 @@ class ElectorSettings:
     """Beats of others answered at once."""
 
 
-class SwarmElector:
+class SwarmElector(SeatWatch):
     def __init__(
         self,
         network: Network,
@@ -67,6 +68,7 @@ class SwarmElector:
     ) -> None:
         """``start``: whether there may be others to find, see `dimnode.core.election`. ``on_quarantine`` is called when
         this node's disk turns out to be a copy, or to have been rolled back: learn anew, take a new store id."""
+        super().__init__()
         self._network = network
         self._registry = registry
         self._journal = journal
@@ -79,9 +81,6 @@ class SwarmElector:
         self._in_flight: set[str] = set()
         self._on_quarantine = on_quarantine
         self._hurry = trio.Event()
-        self._changed = trio.Event()
-        self._holders: frozenset[tuple[int, str, str]] = frozenset()
-        self._version = 0
         self._sent = 0
         self._failed = 0
         self._peer_events = network.peer_events()
@@ -102,31 +101,11 @@ class SwarmElector:
     def term(self) -> int:
         return self._election.n
 
-    async def wait_seat(self) -> Seat:
-        await trio.lowlevel.checkpoint()
-        while (seat := self._election.mine()) is None:
-            await self._changed.wait()
-        return seat
-
-    async def wait_lost(self, seat: Seat) -> None:
-        await trio.lowlevel.checkpoint()
-        while (mine := self._election.mine()) is not None and (mine.seat, mine.n) == (seat.seat, seat.n):
-            await self._changed.wait()
-
     def advertise(self, grpc: str, local_only: bool) -> None:
         self._election.advertise(grpc, local_only)
 
     def tell_load(self, jobs: int) -> None:
         self._election.tell_load(jobs)
-
-    def changed(self) -> int:
-        return self._version
-
-    async def wait_changed(self, since: int) -> int:
-        await trio.lowlevel.checkpoint()
-        while self._version <= since:
-            await self._changed.wait()
-        return self._version
 
     async def release(self) -> None:
         actions = self._election.release(self._clock.monotonic())
@@ -225,18 +204,6 @@ class SwarmElector:
                     continue
             self._look()
             self._wake()
-
-    def _look(self) -> None:
-        """Whether the holders that this node sees are others than before."""
-        holders = frozenset((s.seat, s.peer, s.boot) for s in self.seats())
-        if holders != self._holders:
-            self._holders = holders
-            self._version += 1
-            self._wake()
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
 
     async def _persist(self, nursery: trio.Nursery, n: int) -> None:
         try:

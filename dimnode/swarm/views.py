@@ -14,7 +14,7 @@ from dimnode.domain.model import ModelManifest, ModelRef, TensorSpec
 from dimnode.domain.node import Seat
 from dimnode.errors import AlreadyExists, DimError, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from dimnode.ports import Elector, Models, NodeView, Registry, TaskService
-from p2p.ipfs.api import BadCid, BlockMissing, ContentError, ContentStore, DiskFull, TooLarge
+from p2p.ipfs.api import BadCar, BadCid, BlockMissing, ContentError, ContentStore, DiskFull, TooLarge
 
 
 class SwarmViews:
@@ -176,6 +176,8 @@ def content_error(cid: str, error: ContentError) -> DimError:
             return NotFound(f"no reachable node has {cid}", hint="The node that has it may be down.")
         case TooLarge():
             return InvalidArgument(f"{cid} is larger than allowed")
+        case BadCar():
+            return InvalidArgument(str(error))
         case DiskFull():
             return ResourceExhausted("the disk of this node is full")
         case _:

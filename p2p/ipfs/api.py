@@ -1,12 +1,12 @@
 """The content store: everything large or lasting, by CID.
 
 CIDs are those of Kubo (``ipfs add --cid-version=1 --raw-leaves --chunker=size-262144``, ``ipfs dag put``).
-Backends: embedded (`p2p.ipfs.embedded`), memory (`p2p.ipfs.memory`).
+Backends: embedded (`p2p.ipfs.embedded`), kubo (`p2p.ipfs.kubo.store`), memory (`p2p.ipfs.memory`).
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,8 +34,16 @@ class TooLarge(ContentError):
     """Content is larger than the caller allows."""
 
 
+class BadCar(ContentError):
+    """Not a sound CAR archive, version 1, of blocks that DIM can use."""
+
+
 class DiskFull(ContentError):
     """The block store cannot write."""
+
+
+class StoreUnavailable(ContentError):
+    """The backend does not answer, or answers with a failure of its own; it may be tried again later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,53 @@ class StoreStatistics:
     served_bytes: int
     refused_blocks: int
     """Unsolicited or corrupt blocks that were offered."""
+    max_bytes: int = 0
+    """The store's bound; 0: none but the disk's."""
+    collected_blocks: int = 0
+    collected_bytes: int = 0
+    """Removed by garbage collections since the start."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreHealth:
+    ok: bool
+    backlog: int = 0
+    """Blocks and pins that wait to be handed over to the backend."""
+    problem: str = ""
+    """Why it is not ok, in words without paths or addresses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Why content stays."""
+
+    reason: str
+    recursive: bool = True
+    """The whole DAG, or only its root block."""
+    at: float = 0.0
+    """Wall clock of this node when it was pinned last; 0: before that was written down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a garbage collection did."""
+
+    blocks: int
+    """Removed."""
+    bytes: int
+    needed: int
+    """Blocks that are here and that pins or the caller need."""
+    recent: int
+    """Blocks that nobody needs and that stay for now, since they were written or used a moment ago."""
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What an archive had."""
+
+    roots: tuple[str, ...]
+    blocks: int
+    bytes: int
 
 
 class ContentStore(Protocol):
@@ -56,6 +111,10 @@ class ContentStore(Protocol):
 
     async def ok(self) -> bool:
         """Whether the backend can be used now."""
+        ...
+
+    def health(self) -> StoreHealth:
+        """The same as far as known, without asking anybody."""
         ...
 
     async def has(self, cid: str) -> bool:
@@ -101,12 +160,31 @@ class ContentStore(Protocol):
         """Make the whole DAG local; returns its content size in bytes."""
         ...
 
-    async def pin(self, cid: str, *, reason: str = "") -> None:
-        """Recursive pin, durable; the DAG must be local."""
+    def export_car(self, roots: Sequence[str], *, providers: Collection[str] = (), timeout: float = 30.0) -> AsyncGenerator[bytes, None]:
+        """A CAR archive, version 1, of whole DAGs; each block once, parents before children."""
+        ...
+
+    async def import_car(self, chunks: AsyncIterator[bytes], *, max_bytes: int | None = None) -> Imported:
+        """Store the blocks of an archive, each checked, durably. Nothing is pinned. Raises `BadCar`, `TooLarge`, `DiskFull`; blocks
+        that were sound until then stay until the next garbage collection."""
+        ...
+
+    async def pin(self, cid: str, *, reason: str = "", recursive: bool = True) -> None:
+        """Durable when it returns; what is pinned must be local: the whole DAG, or without ``recursive`` the block."""
         ...
 
     async def unpin(self, cid: str) -> None: ...
 
-    async def pins(self) -> dict[str, str]: ...
+    async def pins(self) -> dict[str, str]:
+        """Reasons by CID."""
+        ...
+
+    async def list_pins(self) -> dict[str, Pin]: ...
+
+    async def collect(self, needed: AsyncIterator[str], *, down_to: int = 0, grace: float | None = None) -> Collected:
+        """Remove blocks that neither a pin nor ``needed`` (roots of DAGs; what of them is not here does not matter)
+        reaches, those that were used longest ago first, until ``down_to`` bytes are left. Blocks in use now, or
+        written or used within ``grace`` seconds (default: the store's), stay. One collection at a time."""
+        ...
 
     def statistics(self) -> StoreStatistics: ...

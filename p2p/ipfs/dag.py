@@ -41,6 +41,8 @@ def visit(step: Step, data: bytes, settings: StoreSettings) -> Visited:
         raise BlockCorrupt("a DAG that is too deep")
     if step.cid.codec == cids.RAW:
         visited = Visited(data, (), len(data))
+    elif step.cid.codec == cids.DAG_PB and not step.part_of_file and unixfs.is_directory(data):
+        visited = Visited(b"", tuple(Step(link, None, step.depth + 1) for link in unixfs.links(data)), 0)
     elif step.cid.codec == cids.DAG_PB:
         node = unixfs.decode_node(data)
         children = tuple(Step(child.cid, child.size, step.depth + 1, part_of_file=True) for child in node.children)
@@ -93,7 +95,7 @@ class Walk:
         step = Step(root)
         top = visit(step, await self._need(root), self._settings)
         self._seen.add((root, None))
-        if root.codec == cids.DAG_PB:
+        if root.codec == cids.DAG_PB and top.size:
             self._budget = Budget(top.size, self._settings)
         self._push(top.children)
         if self._todo:

@@ -3,6 +3,8 @@
 ``blocks/<shard>/<cid>`` holds each block, the shard being the two characters before the last (as Kubo's
 flatfs does). A block is written to ``tmp/``, then renamed, so a name always stands for a whole block;
 after a power cut a block that was not fsynced may hold anything, so every read checks the hash.
+
+A file's time of modification is when its block was last written or used, to `touch_after` seconds.
 """
 
 from __future__ import annotations
@@ -12,11 +14,14 @@ import itertools
 import os
 import shutil
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from p2p.ipfs.api import DiskFull
+from p2p.ipfs import cid as cids
+from p2p.ipfs.api import BadCid, DiskFull
 from p2p.ipfs.cid import Cid
 from p2p.ipfs.unixfs import Block
 
@@ -31,14 +36,26 @@ def fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A block that is here."""
+
+    cid: Cid
+    size: int
+    age: float
+    """Seconds since it was written or used, about."""
+
+
 class DiskBlocks:
     """Safe for calls from several threads. ``bytes`` and ``blocks`` are kept up to date."""
 
-    def __init__(self, folder: Path, *, reserve_bytes: int, synced_memory: int) -> None:
+    def __init__(self, folder: Path, *, reserve_bytes: int, synced_memory: int, max_bytes: int = 0, touch_after: float = 60.0) -> None:
         self._root = folder / "blocks"
         self._tmp = folder / "tmp"
         self._bad = folder / "corrupt"
         self._reserve = reserve_bytes
+        self._max_bytes = max_bytes
+        self._touch_after = touch_after
         self._synced_memory = synced_memory
         self._synced: OrderedDict[str, None] = OrderedDict()
         self._shards: set[str] = set()
@@ -72,14 +89,17 @@ class DiskBlocks:
         except FileNotFoundError:
             return None
 
-    def get(self, cid: Cid) -> bytes | None:
-        """The verified block. A file that does not hash to its name is moved aside and reported as missing."""
+    def get(self, cid: Cid, *, touch: bool = True) -> bytes | None:
+        """The verified block. A file that does not hash to its name is moved aside and reported as missing.
+        ``touch``: this counts as a use."""
         path = self._path(cid)
         try:
             data = path.read_bytes()
         except FileNotFoundError:
             return None
         if cid.matches(data):
+            if touch:
+                self.touch(cid)
             return data
         self._set_aside(cid, path, len(data))
         return None
@@ -88,9 +108,9 @@ class DiskBlocks:
         """Blocks whose hashes are known to be right. ``durable``: on the disk when this returns, whoever
         wrote them before. Raises `DiskFull`."""
         blocks = list(blocks)
-        self._check_space(sum(len(block.data) for block in blocks))
         try:
             fresh = [block for block in blocks if not self._same(block)]
+            self._check_space(sum(len(block.data) for block in fresh))
             self._write(fresh, durable)
         except OSError as error:
             if error.errno in _FULL:
@@ -110,20 +130,48 @@ class DiskBlocks:
         self._fsync_shards(todo.values())
         self._remember(todo)
 
-    def remove(self, cid: Cid) -> None:
+    def touch(self, cid: Cid) -> None:
+        """The block is used now, if it is here."""
         path = self._path(cid)
-        with self._lock:
-            size = self.size(cid)
-            if size is not None:
-                path.unlink()
-                self._forget(cid, size)
+        try:
+            if time.time() - path.stat().st_mtime > self._touch_after:
+                os.utime(path)
+        except OSError:
+            return  # gone meanwhile, or a disk that cannot be written: an older time is a hint that is a little wrong
+
+    def shards(self) -> list[str]:
+        return sorted(self._shards.copy())
+
+    def inventory(self, shard: str) -> list[Kept]:
+        """What is here of one shard. Files with other names than CIDs are somebody else's. Safe while blocks come and go."""
+        now = time.time()
+        found: list[Kept] = []
+        for entry in os.scandir(self._root / shard):
+            try:
+                cid, stat = cids.parse(entry.name), entry.stat()
+            except (BadCid, FileNotFoundError):
+                continue
+            found.append(Kept(cid, stat.st_size, max(0.0, now - stat.st_mtime)))
+        return found
+
+    def remove(self, *removed: Cid) -> int:
+        """Blocks that are not here do not matter. Returns the bytes that are free now."""
+        freed = 0
+        for cid in removed:
+            with self._lock:
+                size = self.size(cid)
+                if size is not None:
+                    self._path(cid).unlink()
+                    self._forget(cid, size)
+                    freed += size
+        return freed
 
     def _path(self, cid: Cid) -> Path:
         return self._root / cid.text[-3:-1] / cid.text
 
     def _same(self, block: Block) -> bool:
         """Whether the block is here, whole; one that rotted on the disk is written again."""
-        return self.size(block.cid) == len(block.data) and self.get(block.cid) is not None
+        return self.size(block.cid) == len(block.data) and self.get(block.cid) is not None  # which is a use
 
     def _write(self, blocks: list[Block], durable: bool) -> None:
         for shard in {block.cid.text[-3:-1] for block in blocks} - self._shards:
@@ -180,5 +228,9 @@ class DiskBlocks:
         self.bytes -= size
 
     def _check_space(self, needed: int) -> None:
+        if not needed:
+            return
+        if self._max_bytes and self.bytes + needed > self._max_bytes:
+            raise DiskFull("the block store is as large as it may be")
         if shutil.disk_usage(self._root).free < needed + self._reserve:
             raise DiskFull("less space is left on the disk than the block store keeps free")

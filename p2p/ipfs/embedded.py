@@ -47,12 +47,13 @@ async def open_embedded(
             yield EmbeddedStore("embedded", blocks, None, settings)
             return
         link = Libp2pLink(host, PROTOCOL, max_message=settings.exchange.max_message, open_stream=open_stream)
-        peers = connected if connected is not None else _connected_to(host)
+        peers = connected if connected is not None else connected_to(host)
         async with open_exchange(link, blocks, settings.exchange, peers, may_serve) as exchange:
             yield EmbeddedStore("embedded", blocks, exchange, settings)
     finally:
         await blocks.close()
 
 
-def _connected_to(host: IHost) -> Callable[[], frozenset[str]]:
+def connected_to(host: IHost) -> Callable[[], frozenset[str]]:
+    """All peers that a host is connected to."""
     return lambda: frozenset(str(peer) for peer in host.get_connected_peers())

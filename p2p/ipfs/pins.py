@@ -6,11 +6,18 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-_SCHEMA = "CREATE TABLE IF NOT EXISTS pins (cid TEXT PRIMARY KEY, reason TEXT NOT NULL) WITHOUT ROWID"
-_PIN = "INSERT INTO pins VALUES (?, ?) ON CONFLICT (cid) DO UPDATE SET reason = excluded.reason"
+from p2p.ipfs.api import Pin
 
-Change = tuple[str, str | None]
-"""(CID, reason), or (CID, None) to unpin."""
+_SCHEMA = """CREATE TABLE IF NOT EXISTS pins (
+    cid TEXT PRIMARY KEY, reason TEXT NOT NULL, recursive INTEGER NOT NULL DEFAULT 1, at REAL NOT NULL DEFAULT 0
+) WITHOUT ROWID"""
+_LATER = {"recursive": "INTEGER NOT NULL DEFAULT 1", "at": "REAL NOT NULL DEFAULT 0"}
+"""Columns that files of the first version do not have."""
+_PIN = """INSERT INTO pins (cid, reason, recursive, at) VALUES (?, ?, ?, ?) ON CONFLICT (cid)
+    DO UPDATE SET reason = excluded.reason, recursive = excluded.recursive, at = excluded.at"""
+
+Change = tuple[str, Pin | None]
+"""(CID, pin), or (CID, None) to unpin."""
 
 
 class DiskPins:
@@ -19,7 +26,7 @@ class DiskPins:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connection: sqlite3.Connection | None = None
-        self._pins: dict[str, str] = {}
+        self._pins: dict[str, Pin] = {}
 
     def open(self) -> None:
         connection = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
@@ -27,8 +34,9 @@ class DiskPins:
             for pragma in ("journal_mode = WAL", "synchronous = FULL", "fullfsync = ON"):
                 connection.execute(f"PRAGMA {pragma}").close()
             connection.execute(_SCHEMA).close()
-            with closing(connection.execute("SELECT cid, reason FROM pins")) as rows:
-                self._pins = dict(rows)
+            _widen(connection)
+            with closing(connection.execute("SELECT cid, reason, recursive, at FROM pins")) as rows:
+                self._pins = {cid: Pin(reason, bool(recursive), at) for cid, reason, recursive, at in rows}
         except BaseException:
             connection.close()
             raise
@@ -44,20 +52,28 @@ class DiskPins:
         assert self._connection is not None, "open() comes first"
         self._connection.execute("BEGIN IMMEDIATE").close()
         try:
-            for cid, reason in changes:
-                if reason is None:
+            for cid, pin in changes:
+                if pin is None:
                     self._connection.execute("DELETE FROM pins WHERE cid = ?", (cid,)).close()
                 else:
-                    self._connection.execute(_PIN, (cid, reason)).close()
+                    self._connection.execute(_PIN, (cid, pin.reason, pin.recursive, pin.at)).close()
             self._connection.execute("COMMIT").close()
         except BaseException:
             self._connection.execute("ROLLBACK").close()
             raise
-        for cid, reason in changes:
-            if reason is None:
+        for cid, pin in changes:
+            if pin is None:
                 self._pins.pop(cid, None)
             else:
-                self._pins[cid] = reason
+                self._pins[cid] = pin
 
-    def all(self) -> dict[str, str]:
+    def all(self) -> dict[str, Pin]:
         return dict(self._pins)
+
+
+def _widen(connection: sqlite3.Connection) -> None:
+    with closing(connection.execute("PRAGMA table_info(pins)")) as rows:
+        known = {row[1] for row in rows}
+    for column, kind in _LATER.items():
+        if column not in known:
+            connection.execute(f"ALTER TABLE pins ADD COLUMN {column} {kind}").close()

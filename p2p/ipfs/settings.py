@@ -67,6 +67,14 @@ class StoreSettings:
     """Nodes of one DAG (4 TiB of full leaves)."""
     reserve_bytes: int = 64 * MIB
     """Space on the disk that the store leaves free."""
+    max_bytes: int = 0
+    """Bytes of blocks that the store holds at the most; 0: as many as the disk has room for."""
+    grace: float = 600.0
+    """Seconds that a block which nobody needs stays after it was written or used: whoever wrote it may be about to pin it."""
+    touch_after: float = 60.0
+    """A use is noted on the disk if the last one noted is older than so many seconds."""
+    collect_batch: int = 64
+    """Blocks removed in one go."""
     io_threads: int = 8
     synced_memory: int = 65_536
     """How many blocks are remembered as already on the disk."""

@@ -1,24 +1,27 @@
 """`ContentStore` over three seams: where blocks are kept, how peers are asked for them, and settings.
 
-The embedded and the memory store are this class with different parts.
+The embedded and the memory store are this class with different parts. Every write passes `_keep`, which keeps a garbage
+collection off the blocks and, when the store is full, asks whoever looks after it to make room.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Collection
-from contextlib import aclosing
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import ExitStack, aclosing
 from pathlib import Path
 from typing import Any, Protocol
 
 import trio
 
+from p2p.ipfs import car, dagcbor
 from p2p.ipfs import cid as cids
-from p2p.ipfs import dagcbor
-from p2p.ipfs.api import BadCid, BlockMissing, ContentError, StoreStatistics, TooLarge
+from p2p.ipfs.api import BadCid, BlockMissing, Collected, ContentError, DiskFull, Imported, Pin, StoreHealth, StoreStatistics, TooLarge
 from p2p.ipfs.blocks import Blocks
 from p2p.ipfs.cid import Cid
 from p2p.ipfs.dag import Budget, Step, Walk, visit
 from p2p.ipfs.export import read_pieces, write_whole
+from p2p.ipfs.garbage import Uses, collect, links
 from p2p.ipfs.settings import MAX_BLOCK, StoreSettings
 from p2p.ipfs.traffic import Traffic
 from p2p.ipfs.unixfs import Block, Layout
@@ -41,10 +44,20 @@ class Store:
         self._blocks = blocks
         self._exchange = exchange
         self._settings = settings
+        self._uses = Uses()
+        self._collecting = trio.Lock()
+        self._collected_blocks = self._collected_bytes = 0
+        self._full = False
+        """The last write found no room."""
+        self.make_room: Callable[[], Awaitable[bool]] | None = None
+        """Called when a write finds the store full, by the task that writes; whether it is worth another try."""
 
     async def ok(self) -> bool:
         await trio.lowlevel.checkpoint()
-        return True
+        return not self._full
+
+    def health(self) -> StoreHealth:
+        return StoreHealth(not self._full, problem="the store is full" if self._full else "")
 
     async def has(self, cid: str) -> bool:
         return await self._blocks.has(cids.parse(cid))
@@ -64,7 +77,7 @@ class Store:
     async def add_bytes(self, data: bytes, *, durable: bool = True) -> str:
         if len(data) <= self._settings.chunk:
             block = Block(cids.compute(cids.RAW, data), data)
-            await self._blocks.put([block], durable=durable)
+            await self._keep([block], durable)
             return block.cid.text
         async with aclosing(_once(data)) as pieces:
             cid, _ = await self._add(pieces, None, durable)
@@ -87,56 +100,114 @@ class Store:
 
     async def get_bytes(self, cid: str, *, providers: Collection[str] = (), timeout: float = 30.0, max_bytes: int = 1 << 30) -> bytes:
         parsed = cids.parse(cid)
-        data = await self._bounded_root(parsed, providers, timeout, max_bytes)
-        if parsed.codec == cids.RAW:
-            return data
-        await self.fetch(cid, providers=providers, timeout=timeout)
-        async with aclosing(self.iterate(cid, providers=providers, timeout=timeout)) as pieces:
-            return b"".join([piece async for piece in pieces])
+        with self._uses.of(parsed):
+            data = await self._bounded_root(parsed, providers, timeout, max_bytes)
+            if parsed.codec == cids.RAW:
+                return data
+            await self.fetch(cid, providers=providers, timeout=timeout)
+            async with aclosing(self.iterate(cid, providers=providers, timeout=timeout)) as pieces:
+                return b"".join([piece async for piece in pieces])
 
     async def iterate(self, cid: str, *, providers: Collection[str] = (), timeout: float = 30.0) -> AsyncGenerator[bytes, None]:
-        todo = [Step(_file_cid(cid), part_of_file=True)]
+        root = _file_cid(cid)
+        todo = [Step(root, part_of_file=True)]
         budget: Budget | None = None
-        while todo:
-            run = self._next_run(todo)
-            for step, data in zip(run, await self._load(run, providers, timeout), strict=True):
-                visited = visit(step, data, self._settings)
-                budget = budget or Budget(visited.size, self._settings)
-                budget.spend(1 + len(visited.children))
-                todo.extend(reversed(visited.children))
-                if visited.content:
-                    yield visited.content
+        with self._uses.of(root):
+            while todo:
+                run = self._next_run(todo)
+                for step, data in zip(run, await self._load(run, providers, timeout), strict=True):
+                    visited = visit(step, data, self._settings)
+                    budget = budget or Budget(visited.size, self._settings)
+                    budget.spend(1 + len(visited.children))
+                    todo.extend(reversed(visited.children))
+                    if visited.content:
+                        yield visited.content
 
     async def export_file(
         self, cid: str, path: Path, *, providers: Collection[str] = (), timeout: float = 30.0, max_bytes: int | None = None
     ) -> int:
-        await self._bounded_root(_file_cid(cid), providers, timeout, max_bytes)
-        await self.fetch(cid, providers=providers, timeout=timeout)
-        async with aclosing(self.iterate(cid, providers=providers, timeout=timeout)) as pieces:
-            return await write_whole(path, pieces)
+        root = _file_cid(cid)
+        with self._uses.of(root):
+            await self._bounded_root(root, providers, timeout, max_bytes)
+            await self.fetch(cid, providers=providers, timeout=timeout)
+            async with aclosing(self.iterate(cid, providers=providers, timeout=timeout)) as pieces:
+                return await write_whole(path, pieces)
 
     async def fetch(self, cid: str, *, providers: Collection[str] = (), timeout: float = 30.0) -> int:
         async def need(each: Cid) -> bytes:
             return await self._need(each, providers, timeout)
 
-        top = await Walk(need, self._blocks.size, self._settings).run(cids.parse(cid))
+        root = cids.parse(cid)
+        with self._uses.of(root):
+            top = await Walk(need, self._here, self._settings).run(root)
         return top.size
+
+    # Archives
+
+    async def export_car(
+        self, roots: Sequence[str], *, providers: Collection[str] = (), timeout: float = 30.0
+    ) -> AsyncGenerator[bytes, None]:
+        parsed = [cids.parse(root) for root in roots]
+        with ExitStack() as uses:
+            for root in parsed:
+                uses.enter_context(self._uses.of(root))
+            yield car.header(parsed)
+            todo, seen = parsed[::-1], set[Cid]()
+            budget = Budget(None, self._settings)
+            while todo:
+                cid = todo.pop()
+                if cid in seen:
+                    continue
+                seen.add(cid)
+                data = await self._need(cid, providers, timeout)
+                children = links(cid, data)
+                budget.spend(len(children))
+                todo.extend(child for child in reversed(children) if child not in seen)
+                yield car.section(cid, data)
+
+    async def import_car(self, chunks: AsyncIterator[bytes], *, max_bytes: int | None = None) -> Imported:
+        reader = car.CarReader()
+        written: list[Cid] = []
+        count = size = 0
+        with self._uses.hold(written):
+            async with aclosing(_batches(chunks, self._settings.chunk * self._settings.write_batch, max_bytes)) as batches:
+                async for batch in batches:
+                    blocks = await trio.to_thread.run_sync(reader.feed, batch)
+                    await self._keep(blocks, False, written)
+                    count += len(blocks)
+                    size += sum(len(block.data) for block in blocks)
+            roots = reader.close()
+            await self._blocks.sync(written)
+        return Imported(tuple(root.text for root in roots), count, size)
 
     # Keeping
 
-    async def pin(self, cid: str, *, reason: str = "") -> None:
+    async def pin(self, cid: str, *, reason: str = "", recursive: bool = True) -> None:
         root = cids.parse(cid)
-        walk = Walk(self._local, self._blocks.size, self._settings)
-        await walk.run(root)
-        await self._blocks.sync(walk.cids())
-        await self._blocks.pin(root, reason)
+        with self._uses.of(root):
+            found = await self._whole(root) if recursive else {root}
+            await self._local(root)
+            await self._blocks.sync(found)
+            await self._blocks.pin(root, Pin(reason, recursive, time.time()))
 
     async def unpin(self, cid: str) -> None:
         await self._blocks.pin(cids.parse(cid), None)
 
     async def pins(self) -> dict[str, str]:
         await trio.lowlevel.checkpoint()
+        return {cid: pin.reason for cid, pin in self._blocks.pins().items()}
+
+    async def list_pins(self) -> dict[str, Pin]:
+        await trio.lowlevel.checkpoint()
         return self._blocks.pins()
+
+    async def collect(self, needed: AsyncIterator[str], *, down_to: int = 0, grace: float | None = None) -> Collected:
+        grace = self._settings.grace if grace is None else grace
+        async with self._collecting:
+            done = await collect(self._blocks, self._uses, needed, down_to=down_to, grace=grace, batch=self._settings.collect_batch)
+        self._collected_blocks += done.blocks
+        self._collected_bytes += done.bytes
+        return done
 
     def statistics(self) -> StoreStatistics:
         blocks, size = self._blocks.count()
@@ -150,6 +221,9 @@ class Store:
             served_blocks=traffic.served_blocks,
             served_bytes=traffic.served_bytes,
             refused_blocks=traffic.refused_blocks,
+            max_bytes=self._settings.max_bytes,
+            collected_blocks=self._collected_blocks,
+            collected_bytes=self._collected_bytes,
         )
 
     # Parts
@@ -158,41 +232,75 @@ class Store:
         if len(data) > MAX_BLOCK:
             raise TooLarge(f"a DAG-CBOR block may have {MAX_BLOCK} bytes at most: store large parts as files")
         block = Block(cids.compute(cids.DAG_CBOR, data), data)
-        await self._blocks.put([block], durable=durable)
+        await self._keep([block], durable)
         return block.cid.text
 
+    async def _keep(self, blocks: list[Block], durable: bool, held: list[Cid] | None = None) -> None:
+        """Blocks with the right hashes go into the store; into ``held`` go those that must stay until more is written."""
+        mine: list[Cid] = []
+        with self._uses.hold(mine):
+            await self._uses.spare([block.cid for block in blocks], hold=mine)
+            if held is not None:
+                await self._uses.spare(mine, hold=held)
+            try:
+                await self._blocks.put(blocks, durable=durable)
+            except DiskFull:
+                self._full = True
+                if self.make_room is None or not await self.make_room():
+                    raise
+                await self._blocks.put(blocks, durable=durable)
+            self._full = False
+
     async def _add(self, pieces: AsyncIterator[bytes], max_bytes: int | None, durable: bool) -> tuple[str, int]:
+        """fsync comes at the end, for all of a file together."""
         layout = Layout()
         written: list[Cid] = []
-        async with aclosing(_batches(pieces, self._settings.chunk * self._settings.write_batch, max_bytes)) as batches:
-            async for batch in batches:
-                leaves = await trio.to_thread.run_sync(_leaves, batch, self._settings.chunk)
-                inner = [block for leaf in leaves for block in layout.add(leaf.cid, len(leaf.data))]
-                await self._write(leaves + inner, written)
-        root, size, rest = layout.finish()
-        await self._write(rest, written)
-        if durable:
-            await self._blocks.sync(written)
+        with self._uses.hold(written):
+            async with aclosing(_batches(pieces, self._settings.chunk * self._settings.write_batch, max_bytes)) as batches:
+                async for batch in batches:
+                    leaves = await trio.to_thread.run_sync(_leaves, batch, self._settings.chunk)
+                    inner = [block for leaf in leaves for block in layout.add(leaf.cid, len(leaf.data))]
+                    await self._keep(leaves + inner, False, written)
+            root, size, rest = layout.finish()
+            await self._keep(rest, False, written)
+            if durable:
+                await self._blocks.sync(written)
         return root.text, size
-
-    async def _write(self, blocks: list[Block], written: list[Cid]) -> None:
-        """fsync comes at the end, for all of a file together."""
-        await self._blocks.put(blocks, durable=False)
-        written.extend(block.cid for block in blocks)
 
     async def _need(self, cid: Cid, providers: Collection[str], timeout: float) -> bytes:
         """A block from here, else from peers; what is fetched is kept."""
+        await self._uses.spare([cid])
         data = await self._blocks.get(cid)
         if data is not None:
             return data
         if self._exchange is None:
             raise BlockMissing(f"{cid} is not here")
         data = await self._exchange.fetch_block(cid, providers, timeout)
-        await self._blocks.put([Block(cid, data)], durable=False)
+        await self._keep([Block(cid, data)], False)
         return data
 
+    async def _here(self, cid: Cid) -> int | None:
+        """The size of a block that is here and stays for now."""
+        await self._uses.spare([cid])
+        size = await self._blocks.size(cid)
+        if size is not None:
+            await self._blocks.touch(cid)
+        return size
+
+    async def _whole(self, root: Cid) -> set[Cid]:
+        """All blocks of a DAG. Raises `BlockMissing` if one is not here."""
+
+        async def here(cid: Cid) -> int | None:
+            await self._uses.spare([cid])
+            return await self._blocks.size(cid)
+
+        walk = Walk(self._local, here, self._settings)
+        await walk.run(root)
+        return walk.cids()
+
     async def _local(self, cid: Cid) -> bytes:
-        data = await self._blocks.get(cid)
+        await self._uses.spare([cid])
+        data = await self._blocks.get(cid, touch=False)
         if data is None:
             raise BlockMissing(f"{cid} is not here")
         return data

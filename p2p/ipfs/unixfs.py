@@ -17,6 +17,7 @@ from p2p.ipfs.protobuf import Malformed, bytes_field, fields, number_field
 MAX_LINKS = 174
 _TYPE_RAW = 0
 _TYPE_FILE = 2
+_DIRECTORIES = (1, 5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,22 @@ def decode_node(data: bytes) -> FileNode:
     if len(links) != len(sizes) or any(each < 1 for each in sizes) or sum(sizes) + len(inline) != size:
         raise BlockCorrupt("the sizes in a file node do not add up")
     return FileNode(tuple(map(Child, links, sizes)), size, inline)
+
+
+def is_directory(data: bytes) -> bool:
+    """Whether a dag-pb block is a folder, or a part of a large one, as Kubo makes them. DIM makes none; it passes them on."""
+    try:
+        return _decode_meta(_decode_dag_pb(data)[1])[0] in _DIRECTORIES
+    except (Malformed, BadCid):
+        return False
+
+
+def links(data: bytes) -> list[Cid]:
+    """What a dag-pb block links to, whatever kind of thing it is. Raises `BlockCorrupt`."""
+    try:
+        return [_decode_link(value) for number, value in fields(data) if number == 2 and not isinstance(value, int)]
+    except (Malformed, BadCid) as error:
+        raise BlockCorrupt(f"not a dag-pb node: {error}") from error
 
 
 def _decode_dag_pb(data: bytes) -> tuple[list[Cid], memoryview]:

@@ -19,6 +19,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="simulate this seed and print what happened")
     parser.add_argument("--nodes", type=int, default=0, help="how many (5 to 9, by the seed)")
     parser.add_argument("--scenario", default="", help="a scenario instead of the random walk")
+    parser.add_argument("--mode", choices=("available", "majority"), default="available", help="of the elections")
     parser.add_argument("--seeds", type=int, default=0, help="simulate so many seeds")
     parser.add_argument("--hours", type=float, default=0.0, help="simulate seeds for so long")
     parser.add_argument("--first", type=int, default=None, help="the first of them (default: by the clock)")
@@ -27,7 +28,7 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="with --seed: print everything that happened")
     args = parser.parse_args()
     if args.seed is not None:
-        return _one(Run(args.seed, args.nodes, args.scenario), everything=args.all)
+        return _one(Run(args.seed, args.nodes, args.scenario, args.mode), everything=args.all)
     return _many(args)
 
 
@@ -49,7 +50,8 @@ def _many(args: argparse.Namespace) -> int:
     done, cost, failed, counts = 0, 0.0, 0, Counter[str]()
     with farm(args.workers) as pool:
         for batch in _batches(iter(seeds), 40):
-            for report in perform_all(pool, (Run(seed, args.nodes, args.scenario) for seed in batch)):
+            runs = (Run(seed, args.nodes, args.scenario, args.mode) for seed in batch)
+            for report in perform_all(pool, runs, chunk=1 if args.nodes > 9 else 4):
                 done, cost = done + 1, cost + report.seconds
                 counts.update(report.counts)
                 if report.problem:

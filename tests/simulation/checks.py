@@ -63,12 +63,14 @@ class Checks:
         disks = self.disks_with(job.id)
         if len(disks) < job.copies:
             self._world.fail(f"{job.key} ({job.id}) was acknowledged with {job.copies} copies and is on {disks}")
+        self._by_majority(job, "was acknowledged")
 
     def shown(self, job: Job, status: str) -> None:
         """An end that a user was shown is on a disk. It does not change but to one that goes above it, once both sides of what
         was divided had time to tell each other."""
         if not any(self._view_of(n, job.id).outcome for n in self.disks_with(job.id)):
             self._world.fail(f"a user was shown that {job.key} ({job.id}) {status}, and no disk has that")
+        self._by_majority(job, f"was shown as {status}", ended=True)
         if self._world.calm and job.cancelled is not None and status != "cancelled":
             self._world.fail(f"{job.key} ({job.id}) was cancelled, acknowledged, and is shown as {status}")
         if status == "cancelled" and not job.cancel_asked:
@@ -82,12 +84,30 @@ class Checks:
             self._world.fail(f"no disk has {job.key} ({job.id}), acknowledged and unfinished, any more")
 
     def _one_holder_per_term(self) -> None:
-        if getattr(self._world.settings.node.election, "mode", "available") != "majority":
+        """Mode ``majority`` only. A paused node counts: it may wake at any moment and believe what its clock tells."""
+        if not self._world.by_majority:
             return
-        for name, node in self._world.nodes().items():
-            seat = node.elector.mine()
-            if seat is not None and (holder := self._seats.setdefault((seat.seat, seat.n), (name, node.boot))) != (name, node.boot):
-                self._world.fail(f"seat {seat.seat} of term {seat.n} is held by {holder} and {(name, node.boot)}")
+        leases: dict[int, str] = {}
+        for name, computer in self._world.computers.items():
+            seat = computer.node.elector.mine() if computer.node is not None else None
+            if seat is not None and leases.setdefault(seat.seat, name) != name:
+                self._world.fail(f"seat {seat.seat} is leased to {leases[seat.seat]} and to {name} at once")
+            if (
+                seat is not None
+                and computer.node is not None
+                and (holder := self._seats.setdefault((seat.seat, seat.n), (name, computer.node.boot))) != (name, computer.node.boot)
+            ):
+                self._world.fail(f"seat {seat.seat} of term {seat.n} is held by {holder} and {(name, computer.node.boot)}")
+
+    def _by_majority(self, job: Job, what: str, *, ended: bool = False) -> None:
+        """Mode ``majority``: what users were told is on most of the voters' disks, burnt ones included."""
+        w = self._world
+        if not w.by_majority:
+            return
+        disks = {n: w.computers[n].disk.journal for n in w.site.voters}
+        have = [n for n, d in disks.items() if job.id in d.cores and (not ended or view(d.records[job.id]).outcome)]
+        if 2 * len(have) <= len(w.site.voters):
+            w.fail(f"{job.key} ({job.id}) {what} and is on {have} of {len(w.site.voters)} voters")
 
     # --- when all is healed
 

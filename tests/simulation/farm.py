@@ -11,11 +11,14 @@ from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
+from dimnode.core.election_types import ElectionSettings
 from tests.simulation.checks import Event, Violation, describe
 from tests.simulation.walk import walk
 from tests.simulation.world import World, WorldSettings, open_world
 from tests.support.simulated_machine import simulate
+from tests.support.simulated_node import NodeSettings
 
 Play = Callable[[World], Awaitable[None]]
 HASHES = "0"
@@ -29,6 +32,8 @@ class Run:
     nodes: int = 0
     """0: 5 to 9, by the seed."""
     scenario: str = ""
+    mode: Literal["available", "majority"] = "available"
+    """Of the random walk's elections."""
 
     @property
     def size(self) -> int:
@@ -36,7 +41,7 @@ class Run:
 
     @property
     def command(self) -> str:
-        more = f" NODES={self.nodes}" if self.nodes else ""
+        more = (f" NODES={self.nodes}" if self.nodes else "") + (f" MODE={self.mode}" if self.mode != "available" else "")
         return f"make simulate SEED={self.seed}{more}" + (f" SCENARIO={self.scenario}" if self.scenario else "")
 
 
@@ -100,7 +105,7 @@ def _part(run: Run) -> tuple[Play, WorldSettings]:
         from tests.simulation.scenarios import SCENARIOS
 
         return SCENARIOS[run.scenario]
-    return walk, WorldSettings(nodes=run.size)
+    return walk, WorldSettings(nodes=run.size, node=NodeSettings(election=ElectionSettings(mode=run.mode)))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import trio
 
+from dimnode.core.election_types import ElectionSettings
 from tests.simulation.users import Job
 from tests.simulation.walk import heal_and_check
 from tests.simulation.world import World, WorldSettings
@@ -21,6 +22,9 @@ SCENARIOS: dict[str, Scenario] = {}
 FIVE = WorldSettings(nodes=5)
 SLOW = replace(FIVE, node=NodeSettings(run_seconds=(3.0, 5.0), run_failures=0.0))
 """Tasks take long enough to have things happen meanwhile."""
+
+
+MAJORITY = replace(SLOW, node=replace(SLOW.node, election=ElectionSettings(mode="majority")))
 
 
 def scenario(settings: WorldSettings = FIVE) -> Callable[[Callable[[World], Awaitable[None]]], Callable[[World], Awaitable[None]]]:
@@ -225,6 +229,35 @@ async def every_worker_of_a_job_restarts(world: World) -> None:
     await trio.sleep(1)
     owner = world.owner(job)
     world.restart(*(n for n in world.computers if n != owner))
+    await _ends(world, job, 60)
+    await heal_and_check(world)
+
+
+@scenario(MAJORITY)
+async def a_minority_loses_its_seats_and_acknowledges_nothing(world: World) -> None:
+    """That what is acknowledged or shown is on most of the voters' disks is checked all the time."""
+    job = await _begin(world)
+    owner = world.owner(job)
+    few = [owner, next(n for n in world.computers if n != owner)]
+    many = [n for n in world.computers if n not in few]
+    world.partition(few, many)
+    late = [world.users.submit() for _ in range(6)]
+    await world.until("the few hold no seat", lambda: world.seat_in(few) is None, 6)
+    await world.until("the many have claimed the job", lambda: world.owner_in(many, job) in many, 30)
+    for each in (job, *late):
+        await _ends(world, each, 60)
+    await heal_and_check(world)
+
+
+@scenario(MAJORITY)
+async def an_end_that_only_a_minority_has_is_not_shown(world: World) -> None:
+    """The owner ends the job in the moment in which it is cut off from most of the others."""
+    job = await _begin(world)
+    owner = world.owner(job)
+    few = [owner, next(n for n in world.copies(job))]
+    many = [n for n in world.computers if n not in few]
+    await trio.sleep(2.5)
+    world.partition(few, many)
     await _ends(world, job, 60)
     await heal_and_check(world)
 

@@ -119,7 +119,8 @@ def _acts(world: World) -> list[tuple[Callable[[], None], int]]:
                 world.fill_disk(name, full=False)
 
     def burn() -> None:
-        spare = len(world.computers) - len(world.destroyed) - 3
+        least = len(world.computers) // 2 + 1 if world.by_majority else 3
+        spare = len(world.computers) - len(world.destroyed) - least
         name = some_node()
         if spare > 0 and name is not None and world.checks.spared(name):
             world.destroy(name)

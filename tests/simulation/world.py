@@ -58,6 +58,7 @@ class World:
         self.site = Site(hub, self.rng, settings.node)
         self.trace: deque[tuple[float, str, str]] = deque(maxlen=REMEMBERED)
         self.counts: Counter[str] = Counter()
+        self.site.voters = tuple(map(_name, range(settings.nodes)))
         self.computers = {name: Computer(self.site, name, self.fail) for name in map(_name, range(settings.nodes))}
         for number, name in enumerate(self.computers):
             hub.hosts[name] = f"10.0.0.{number + 1}"
@@ -70,6 +71,10 @@ class World:
         self._calls: dict[SimulatedNode, set[trio.Event]] = {}
 
     # --- what happened
+
+    @property
+    def by_majority(self) -> bool:
+        return self.settings.node.election.mode == "majority"
 
     @property
     def calm(self) -> bool:

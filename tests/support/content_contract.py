@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from p2p.ipfs import cid as cids
-from p2p.ipfs.api import BadCid, BlockMissing, ContentStore, TooLarge
+from p2p.ipfs.api import BadCar, BadCid, BlockMissing, ContentStore, TooLarge
 from tests.support.unixfs_reference import CHUNK, pattern, reference
 
 Pair = tuple[ContentStore, ContentStore, str, str]
@@ -38,6 +38,21 @@ def absent(text: bytes = b"nobody has this") -> str:
 async def pieces(data: bytes, size: int) -> AsyncGenerator[bytes, None]:
     for start in range(0, len(data), size):
         yield data[start : start + size]
+
+
+async def nothing() -> AsyncGenerator[str, None]:
+    for cid in ():
+        yield cid
+
+
+async def some(*cids: str) -> AsyncGenerator[str, None]:
+    for cid in cids:
+        yield cid
+
+
+def link_to(cid: str) -> bytes:
+    """DAG-CBOR of a list with one link."""
+    return b"\x81\xd8\x2a\x58\x25\x00" + cids.parse(cid).binary
 
 
 class SingleContract:
@@ -141,6 +156,45 @@ class SingleContract:
         assert await store.pins() == {b: "model"}
         assert store.statistics().pins == 1
 
+    async def test_an_archive_of_several_roots_comes_back(self, store: ContentStore):
+        file, leaf = await store.add_bytes(pattern(3 * CHUNK + 5)), await store.add_bytes(b"leaf")
+        dag = await store.put_dag_bytes(link_to(leaf))
+        archive = b"".join([piece async for piece in store.export_car([file, dag, leaf])])
+        for size in (777, 100_000, len(archive)):
+            found = await store.import_car(pieces(archive, size))
+            assert (found.roots, found.blocks) == ((file, dag, leaf), 7)
+        assert await store.get_bytes(file) == pattern(3 * CHUNK + 5)
+        await store.pin(dag)
+        assert await store.get_bytes(leaf) == b"leaf"
+
+    async def test_an_archive_that_is_wrong_is_refused(self, store: ContentStore):
+        cid = await store.add_bytes(pattern(CHUNK + 1))
+        archive = b"".join([piece async for piece in store.export_car([cid])])
+        for wrong in (b"", archive[:-1], archive[:30], archive[:-1] + bytes((archive[-1] ^ 1,)), archive + b"\x05", b"\xff" * 100):
+            async with aclosing(pieces(wrong, 1000)) as chunks:
+                with pytest.raises(BadCar):
+                    await store.import_car(chunks)
+        async with aclosing(pieces(archive, 1000)) as chunks:
+            with pytest.raises(TooLarge):
+                await store.import_car(chunks, max_bytes=len(archive) - 1)
+        assert not await store.pins()
+
+    async def test_only_what_is_here_can_be_exported(self, store: ContentStore):
+        with pytest.raises(BlockMissing):
+            async for _ in store.export_car([absent()]):
+                pass
+        with pytest.raises(BadCid):
+            async for _ in store.export_car(["x"]):
+                pass
+
+    async def test_a_pin_may_be_direct(self, store: ContentStore):
+        cid = await store.add_bytes(pattern(CHUNK + 1))
+        await store.pin(cid, recursive=False)
+        assert [pin.recursive for pin in (await store.list_pins()).values()] == [False]
+        await store.pin(cid)
+        assert [pin.recursive for pin in (await store.list_pins()).values()] == [True]
+        assert store.health().ok
+
     async def test_statistics_count_what_is_stored(self, store: ContentStore):
         for _ in range(2):
             await store.add_bytes(pattern(CHUNK + 1))
@@ -148,6 +202,81 @@ class SingleContract:
         assert statistics.blocks == 3
         assert CHUNK + 1 < statistics.bytes < CHUNK + 300
         assert await store.ok()
+
+
+class GarbageContract:
+    """Of stores that look after their own garbage."""
+
+    async def test_a_direct_pin_holds_one_block(self, store: ContentStore):
+        data = pattern(2 * CHUNK)
+        cid = await store.add_bytes(data)
+        await store.pin(cid, reason="root only", recursive=False)
+        (pin,) = (await store.list_pins()).values()
+        assert (pin.reason, pin.recursive) == ("root only", False)
+        assert pin.at > 0
+        with pytest.raises(BlockMissing):
+            await store.pin(absent(), recursive=False)
+        done = await store.collect(nothing(), grace=0)
+        assert (done.blocks, done.bytes, done.needed) == (2, 2 * CHUNK, 1)
+        assert await store.has(cid)
+        with pytest.raises(BlockMissing):
+            await store.pin(cid)
+
+    async def test_a_collection_takes_what_nobody_needs_and_nothing_else(self, store: ContentStore):
+        pinned, needed, shared = pattern(3 * CHUNK), pattern(6 * CHUNK)[3 * CHUNK :], await store.add_bytes(b"shared")
+        keep, other = await store.add_bytes(pinned), await store.add_bytes(needed)
+        dag = await store.put_dag_bytes(link_to(shared))
+        garbage = [await store.add_bytes(b"garbage"), await store.add_bytes(b"g" * CHUNK + b"arbage"), await store.put_dag({"n": 1})]
+        await store.pin(keep, reason="model")
+        before = store.statistics()
+        done = await store.collect(some(other, dag, absent(), "no cid at all"), grace=0)
+        assert await store.get_bytes(keep) == pinned
+        assert await store.get_bytes(other) == needed
+        assert await store.get_bytes(shared) == b"shared"
+        for cid in garbage:
+            assert not await store.has(cid)
+        after = store.statistics()
+        assert (done.blocks, done.needed, done.recent) == (5, 4 + 4 + 2, 0)
+        assert before.bytes - after.bytes == done.bytes == after.collected_bytes
+        assert before.blocks - after.blocks == done.blocks == after.collected_blocks
+
+    async def test_what_was_written_or_used_a_moment_ago_stays(self, store: ContentStore):
+        cid = await store.add_bytes(b"about to be pinned")
+        done = await store.collect(nothing(), grace=60)
+        assert (done.blocks, done.recent) == (0, 1)
+        assert await store.has(cid)
+
+    async def test_what_was_unpinned_goes(self, store: ContentStore):
+        cid = await store.add_bytes(pattern(CHUNK + 1))
+        await store.pin(cid)
+        assert (await store.collect(nothing(), grace=0)).blocks == 0
+        await store.unpin(cid)
+        assert (await store.collect(nothing(), grace=0)).blocks == 3
+        assert store.statistics().bytes == 0
+
+    async def test_what_is_being_read_stays(self, store: ContentStore):
+        data = pattern(40 * CHUNK)
+        cid = await store.add_bytes(data)
+        got = b""
+        async with aclosing(store.iterate(cid)) as pieces:
+            async for piece in pieces:
+                if not got:
+                    assert (await store.collect(nothing(), grace=0)).blocks == 0
+                got += piece
+        assert got == data
+        assert (await store.collect(nothing(), grace=0)).blocks == 41
+
+    async def test_what_is_being_added_stays(self, store: ContentStore):
+        data = pattern(40 * CHUNK)
+
+        async def slowly() -> AsyncGenerator[bytes, None]:
+            for start in range(0, len(data), CHUNK):
+                yield data[start : start + CHUNK]
+                if start:
+                    await store.collect(nothing(), grace=0)
+
+        cid, _ = await store.add_stream(slowly())
+        assert await store.get_bytes(cid) == data
 
 
 class PairContract:

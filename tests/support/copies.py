@@ -144,7 +144,9 @@ class Holder:
 class Owner:
     """The node under test, with holders ``a``, ``b``, ``c``..."""
 
-    def __init__(self, hub: MemoryHub, peers: str = "abc", settings: ReplicatorSettings | None = None) -> None:
+    def __init__(
+        self, hub: MemoryHub, peers: str = "abc", settings: ReplicatorSettings | None = None, voters: tuple[str, ...] = ()
+    ) -> None:
         self.hub = hub
         self.network = hub.network("owner")
         self.journal = MemoryJournal()
@@ -152,7 +154,15 @@ class Owner:
         self.registry = FakeRegistry(["owner", *peers])
         self.store = MemoryStore()
         self.replicator = Replicator(
-            self.network, self.table, self.journal, self.registry, self.store, TrioClock(), settings, verify=fake_verify
+            self.network,
+            self.table,
+            self.journal,
+            self.registry,
+            self.store,
+            TrioClock(),
+            settings,
+            verify=fake_verify,
+            voters=lambda: voters,
         )
         self.table.copies = self.replicator
         self.holders = {p: Holder(hub, p) for p in peers}
@@ -172,10 +182,13 @@ class Owner:
 
 @asynccontextmanager
 async def an_owner(
-    peers: str = "abc", settings: ReplicatorSettings | None = None, delay: tuple[float, float] = (0.001, 0.002)
+    peers: str = "abc",
+    settings: ReplicatorSettings | None = None,
+    delay: tuple[float, float] = (0.001, 0.002),
+    voters: tuple[str, ...] = (),
 ) -> AsyncGenerator[Owner]:
     async with MemoryHub(seed=7, delay=delay) as hub, trio.open_nursery() as nursery:
-        owner = Owner(hub, peers, settings)
+        owner = Owner(hub, peers, settings, voters)
         await nursery.start(owner.replicator.run)
         yield owner
         nursery.cancel_scope.cancel()

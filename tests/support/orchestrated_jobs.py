@@ -33,10 +33,14 @@ def form(**changes: Any) -> JobForm:
 
 @asynccontextmanager
 async def running(
-    swarm: FakeSwarm, journal: MemoryJournal | None = None, keep: TableSettings | None = None, **settings: Any
+    swarm: FakeSwarm,
+    journal: MemoryJournal | None = None,
+    keep: TableSettings | None = None,
+    table: RecordTable | None = None,
+    **settings: Any,
 ) -> AsyncGenerator[Orchestrator]:
     journal = journal or MemoryJournal()
-    table = RecordTable(journal, identity("orchestrator"), settings=keep)
+    table = table or RecordTable(journal, identity("orchestrator"), settings=keep)
     await table.open()
     orchestrator = swarm.orchestrator(journal, OrchestratorSettings(**settings), table=table)
     async with trio.open_nursery() as nursery:

@@ -131,6 +131,17 @@ class FakeSwarm:
     def invite(self) -> str:
         return "dim:invite"
 
+    def electorate(self) -> Mapping[str, Any]:
+        voters = [{"peer_id": "p1", "name": "n", "state": "alive"}, {"peer_id": "p2", "name": "", "state": "unknown"}]
+        return {
+            "mode": "majority", "version": 2, "acts": True, "majority": 2, "quorum": False, "operator": "op", "operator_here": True, "voters": voters,
+        }  # fmt: skip
+
+    async def change_electorate(self, peer: str, action: str) -> Mapping[str, Any]:
+        if peer == "nobody":
+            raise NotFound("nobody is no voter")
+        return {**self.electorate(), "version": 3, "voters": [{"peer_id": peer, "name": action, "state": "alive"}]}
+
     async def node_stats(self, node: str) -> Mapping[str, Any]:
         return {"node": node, "queue": {"length": 0}}
 

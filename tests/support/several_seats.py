@@ -16,6 +16,7 @@ from dimnode.domain.record import Attempt, Ballot, Claim, Core, SignedEntry, Unk
 from dimnode.errors import DimError, NotFound, Unavailable
 from dimnode.orchestrator import Orchestrator, OrchestratorSettings, ask_over, build_orchestrator
 from dimnode.ports import Copied, Written
+from dimnode.records.no_copies import NoCopies
 from dimnode.records.offers import JobOffers
 from dimnode.records.questions import Questions
 from dimnode.records.table import RecordTable
@@ -39,7 +40,7 @@ class Journal(MemoryJournal):
         return done
 
 
-class Copies:
+class Copies(NoCopies):
     """To all other living nodes, which fence as the real ones do."""
 
     def __init__(self, seat: SeatNode) -> None:
@@ -136,14 +137,22 @@ class SeatNode:
         elector: Any = Elector(self.town, self)
         self.offers = JobOffers(self.network, self.table, elector, TrioClock(), lambda: self.orchestrator)
         Questions(self.network, self.table, self, lambda: self.orchestrator)
-        with trio.CancelScope() as self.scope:
-            await self.table.open()
-            async with trio.open_nursery() as nursery:
-                await nursery.start(self.offers.run)
-                self.town.seat(self)
-                with trio.CancelScope() as self.term:
-                    await self._lead(task_status)
-                await trio.sleep_forever()
+        self.scope = life = trio.CancelScope()
+        try:
+            with life:
+                await self._live(task_status)
+        except* DimError:
+            if not life.cancel_called:
+                raise  # else what was shielded found the disk of a crashed node gone
+
+    async def _live(self, task_status: trio.TaskStatus[None]) -> None:
+        await self.table.open()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.offers.run)
+            self.town.seat(self)
+            with trio.CancelScope() as self.term:
+                await self._lead(task_status)
+            await trio.sleep_forever()
 
     async def _lead(self, task_status: trio.TaskStatus[None]) -> None:
         orchestrator = self._orchestrator()

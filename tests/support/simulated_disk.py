@@ -10,7 +10,7 @@ import trio
 
 from dimnode.state.memory_journal import MemoryDisk, MemoryJournal
 from p2p.api import Network, NetworkError, RemoteFault
-from p2p.ipfs.api import BlockMissing, DiskFull
+from p2p.ipfs.api import BlockMissing, DiskFull, Pin
 from p2p.ipfs.blocks import BlocksInMemory
 from p2p.ipfs.cid import Cid
 from p2p.ipfs.settings import StoreSettings
@@ -30,7 +30,7 @@ class SimulatedDisk:
     sync: tuple[float, float] = (0.002, 0.02)
     journal: MemoryDisk = field(default_factory=MemoryDisk)
     blocks: dict[str, bytes] = field(default_factory=dict[str, bytes])
-    pins: dict[str, str] = field(default_factory=dict[str, str])
+    pins: dict[str, Pin] = field(default_factory=dict[str, Pin])
     busy_until: float = 0.0
 
     @property
@@ -97,9 +97,9 @@ class SimulatedBlocks(BlocksInMemory):
                 raise BlockMissing(f"{cid} is not here")
             self._disk.blocks[cid.text] = self._blocks[cid.text]
 
-    async def pin(self, cid: Cid, reason: str | None) -> None:
+    async def pin(self, cid: Cid, pin: Pin | None) -> None:
         await self._disk.synced()
-        await super().pin(cid, reason)
+        await super().pin(cid, pin)
         self._disk.pins = dict(self._pins)
 
 

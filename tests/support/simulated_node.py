@@ -17,6 +17,7 @@ from typing import Any, cast
 import trio
 
 from dimnode.core.election import ElectionSettings
+from dimnode.core.electorate import first
 from dimnode.core.load_sharing import LoadSharing
 from dimnode.core.membership import MembershipSettings
 from dimnode.daemon.settings import DaemonSettings
@@ -28,7 +29,10 @@ from dimnode.orchestrator.any_seat import AnySeat
 from dimnode.orchestrator.seat_questions import AskSettings
 from dimnode.ports import Clock
 from dimnode.records.keeping import Keeping, KeepingSettings
+from dimnode.security.electorate import sign_electorate
 from dimnode.swarm.elector import ElectorSettings, SwarmElector
+from dimnode.swarm.electorate import Electorates
+from dimnode.swarm.majority_elector import MajorityElector
 from dimnode.swarm.models import SwarmModels
 from dimnode.swarm.registry import RegistrySettings, SwarmRegistry
 from p2p.memory import MemoryHub, address_of
@@ -39,6 +43,7 @@ from tests.support.simulated_jobs import CATALOGUE
 from tests.support.simulated_machine import MACHINE, DriftingClock, Machine, in_place
 
 SWARM = "simulation"
+OPERATOR = "operator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,8 @@ class Site:
     settings: NodeSettings
     servers: dict[str, TaskServer] = field(default_factory=dict[str, TaskServer])
     """Of the nodes that are up."""
+    voters: tuple[str, ...] = ()
+    """The electorate of mode ``majority``."""
     ran: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
     """(job, task key) -> completed runs, of all nodes."""
 
@@ -112,9 +119,9 @@ class SimulatedNode:
         self.registry = SwarmRegistry(
             self.network, self.signer, clock, self._heartbeat(boots), s.membership, s.registry, verify=fake_verify
         )
-        self.elector = SwarmElector(
-            self.network, self.registry, self.journal, clock, s.election, s.elector, boot=self.boot, start="alone" if alone else "join"
-        )
+        self.lists = Electorates(self.network, self.journal, clock, swarm=SWARM, operator=OPERATOR, verify=fake_verify)
+        by_majority = s.election.mode == "majority"
+        self.elector = self._majority(s) if by_majority else self._available(s, alone)
         self.keeping = Keeping(
             swarm=SWARM,
             network=self.network,
@@ -129,6 +136,7 @@ class SimulatedNode:
             settings=s.keeping,
             verify=fake_verify,
             rng=random.Random(site.rng.random()),
+            voters=self.lists.voters if by_majority else tuple,
         )
         self.records = self.keeping.table
         self.models = SwarmModels(self.registry, self.store)
@@ -158,12 +166,23 @@ class SimulatedNode:
             await nursery.start(self.tasks.run)
             nursery.start_soon(self._tell_load)
             self.site.servers[self.peer] = self.server
+            await self.lists.open(sign_electorate(first(SWARM, self.site.voters, OPERATOR), FakeSigner(OPERATOR)))
             await nursery.start(self.registry.run)
             await nursery.start(self.keeping.run)
             await nursery.start(self.elector.run)
             nursery.start_soon(self.leadership.run)
             self.ready = True
             await trio.sleep_forever()
+
+    def _available(self, s: NodeSettings, alone: bool) -> SwarmElector:
+        start = "alone" if alone else "join"
+        return SwarmElector(self.network, self.registry, self.journal, self.clock, s.election, s.elector, boot=self.boot, start=start)
+
+    def _majority(self, s: NodeSettings) -> MajorityElector:
+        rng = random.Random(self.site.rng.random())
+        return MajorityElector(
+            self.network, self.registry, self.journal, self.clock, self.lists, s.election, s.elector, boot=self.boot, rng=rng
+        )
 
     def crashed(self) -> None:
         self.site.servers.pop(self.peer, None)

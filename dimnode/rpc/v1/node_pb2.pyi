@@ -28,6 +28,24 @@ class InviteResponse(_message.Message):
     invite: str
     def __init__(self, invite: _Optional[str] = ...) -> None: ...
 
+class GetElectorateRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ChangeElectorateRequest(_message.Message):
+    __slots__ = ("peer", "action")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    action: str
+    def __init__(self, peer: _Optional[str] = ..., action: _Optional[str] = ...) -> None: ...
+
+class ElectorateResponse(_message.Message):
+    __slots__ = ("electorate",)
+    ELECTORATE_FIELD_NUMBER: _ClassVar[int]
+    electorate: _struct_pb2.Struct
+    def __init__(self, electorate: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
 class ListRegistryRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -143,3 +161,73 @@ class ListCabinetsResponse(_message.Message):
     CABINETS_FIELD_NUMBER: _ClassVar[int]
     cabinets: _containers.RepeatedCompositeFieldContainer[_common_pb2.CabinetInfo]
     def __init__(self, cabinets: _Optional[_Iterable[_Union[_common_pb2.CabinetInfo, _Mapping]]] = ...) -> None: ...
+
+class ContentResponse(_message.Message):
+    __slots__ = ("document",)
+    DOCUMENT_FIELD_NUMBER: _ClassVar[int]
+    document: _struct_pb2.Struct
+    def __init__(self, document: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
+class AddContentRequest(_message.Message):
+    __slots__ = ("path", "pin", "reason")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    pin: bool
+    reason: str
+    def __init__(self, path: _Optional[str] = ..., pin: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class GetContentRequest(_message.Message):
+    __slots__ = ("cid", "path")
+    CID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    cid: str
+    path: str
+    def __init__(self, cid: _Optional[str] = ..., path: _Optional[str] = ...) -> None: ...
+
+class PinContentRequest(_message.Message):
+    __slots__ = ("cid", "reason", "direct")
+    CID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    DIRECT_FIELD_NUMBER: _ClassVar[int]
+    cid: str
+    reason: str
+    direct: bool
+    def __init__(self, cid: _Optional[str] = ..., reason: _Optional[str] = ..., direct: _Optional[bool] = ...) -> None: ...
+
+class UnpinContentRequest(_message.Message):
+    __slots__ = ("cid",)
+    CID_FIELD_NUMBER: _ClassVar[int]
+    cid: str
+    def __init__(self, cid: _Optional[str] = ...) -> None: ...
+
+class ListPinsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CollectGarbageRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ExportArchiveRequest(_message.Message):
+    __slots__ = ("cids", "path")
+    CIDS_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    cids: _containers.RepeatedScalarFieldContainer[str]
+    path: str
+    def __init__(self, cids: _Optional[_Iterable[str]] = ..., path: _Optional[str] = ...) -> None: ...
+
+class ImportArchiveRequest(_message.Message):
+    __slots__ = ("path", "pin", "reason")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    pin: bool
+    reason: str
+    def __init__(self, path: _Optional[str] = ..., pin: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class StoreStatisticsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

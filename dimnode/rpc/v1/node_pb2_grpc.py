@@ -44,6 +44,16 @@ class NodeStub:
                 request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.InviteRequest.SerializeToString,
                 response_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.InviteResponse.FromString,
                 _registered_method=True)
+        self.GetElectorate = channel.unary_unary(
+                '/dim.v1.Node/GetElectorate',
+                request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.GetElectorateRequest.SerializeToString,
+                response_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ElectorateResponse.FromString,
+                _registered_method=True)
+        self.ChangeElectorate = channel.unary_unary(
+                '/dim.v1.Node/ChangeElectorate',
+                request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ChangeElectorateRequest.SerializeToString,
+                response_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ElectorateResponse.FromString,
+                _registered_method=True)
         self.ListNodes = channel.unary_unary(
                 '/dim.v1.Node/ListNodes',
                 request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ListRegistryRequest.SerializeToString,
@@ -89,6 +99,51 @@ class NodeStub:
                 request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ListCabinetsRequest.SerializeToString,
                 response_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ListCabinetsResponse.FromString,
                 _registered_method=True)
+        self.AddContent = channel.unary_unary(
+                '/dim.v1.Node/AddContent',
+                request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.AddContentRequest.SerializeToString,
+                response_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.FromString,
+                _registered_method=True)
+        self.GetContent = channel.unary_unary(
+                '/dim.v1.Node/GetContent',
+                request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.GetContentRequest.SerializeToString,
+                response_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.FromString,
+                _registered_method=True)
+        self.PinContent = channel.unary_unary(
+                '/dim.v1.Node/PinContent',
+                request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.PinContentRequest.SerializeToString,
+                response_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.FromString,
+                _registered_method=True)
+        self.UnpinContent = channel.unary_unary(
+                '/dim.v1.Node/UnpinContent',
+                request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.UnpinContentRequest.SerializeToString,
+                response_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.FromString,
+                _registered_method=True)
+        self.ListPins = channel.unary_unary(
+                '/dim.v1.Node/ListPins',
+                request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ListPinsRequest.SerializeToString,
+                response_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.FromString,
+                _registered_method=True)
+        self.CollectGarbage = channel.unary_unary(
+                '/dim.v1.Node/CollectGarbage',
+                request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.CollectGarbageRequest.SerializeToString,
+                response_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.FromString,
+                _registered_method=True)
+        self.ExportArchive = channel.unary_unary(
+                '/dim.v1.Node/ExportArchive',
+                request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ExportArchiveRequest.SerializeToString,
+                response_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.FromString,
+                _registered_method=True)
+        self.ImportArchive = channel.unary_unary(
+                '/dim.v1.Node/ImportArchive',
+                request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ImportArchiveRequest.SerializeToString,
+                response_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.FromString,
+                _registered_method=True)
+        self.StoreStatistics = channel.unary_unary(
+                '/dim.v1.Node/StoreStatistics',
+                request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.StoreStatisticsRequest.SerializeToString,
+                response_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.FromString,
+                _registered_method=True)
 
 
 class NodeServicer:
@@ -102,6 +157,20 @@ class NodeServicer:
 
     def Invite(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetElectorate(self, request, context):
+        """Who votes in elections by majority.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeElectorate(self, request, context):
+        """One voter more or less; only where the operator's key is. Answers when the new list acts.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -165,6 +234,61 @@ class NodeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AddContent(self, request, context):
+        """The node's content store. Files are on the node's own machine, their paths absolute.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetContent(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PinContent(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnpinContent(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPins(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CollectGarbage(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportArchive(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportArchive(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StoreStatistics(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -177,6 +301,16 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.Invite,
                     request_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.InviteRequest.FromString,
                     response_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.InviteResponse.SerializeToString,
+            ),
+            'GetElectorate': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetElectorate,
+                    request_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.GetElectorateRequest.FromString,
+                    response_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ElectorateResponse.SerializeToString,
+            ),
+            'ChangeElectorate': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeElectorate,
+                    request_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ChangeElectorateRequest.FromString,
+                    response_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ElectorateResponse.SerializeToString,
             ),
             'ListNodes': grpc.unary_unary_rpc_method_handler(
                     servicer.ListNodes,
@@ -222,6 +356,51 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.ListCabinets,
                     request_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ListCabinetsRequest.FromString,
                     response_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ListCabinetsResponse.SerializeToString,
+            ),
+            'AddContent': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddContent,
+                    request_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.AddContentRequest.FromString,
+                    response_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.SerializeToString,
+            ),
+            'GetContent': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetContent,
+                    request_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.GetContentRequest.FromString,
+                    response_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.SerializeToString,
+            ),
+            'PinContent': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinContent,
+                    request_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.PinContentRequest.FromString,
+                    response_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.SerializeToString,
+            ),
+            'UnpinContent': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnpinContent,
+                    request_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.UnpinContentRequest.FromString,
+                    response_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.SerializeToString,
+            ),
+            'ListPins': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPins,
+                    request_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ListPinsRequest.FromString,
+                    response_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.SerializeToString,
+            ),
+            'CollectGarbage': grpc.unary_unary_rpc_method_handler(
+                    servicer.CollectGarbage,
+                    request_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.CollectGarbageRequest.FromString,
+                    response_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.SerializeToString,
+            ),
+            'ExportArchive': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportArchive,
+                    request_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ExportArchiveRequest.FromString,
+                    response_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.SerializeToString,
+            ),
+            'ImportArchive': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportArchive,
+                    request_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ImportArchiveRequest.FromString,
+                    response_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.SerializeToString,
+            ),
+            'StoreStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.StoreStatistics,
+                    request_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.StoreStatisticsRequest.FromString,
+                    response_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -278,6 +457,60 @@ class Node:
             '/dim.v1.Node/Invite',
             dimnode_dot_rpc_dot_v1_dot_node__pb2.InviteRequest.SerializeToString,
             dimnode_dot_rpc_dot_v1_dot_node__pb2.InviteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetElectorate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dim.v1.Node/GetElectorate',
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.GetElectorateRequest.SerializeToString,
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.ElectorateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeElectorate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dim.v1.Node/ChangeElectorate',
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.ChangeElectorateRequest.SerializeToString,
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.ElectorateResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -521,6 +754,249 @@ class Node:
             '/dim.v1.Node/ListCabinets',
             dimnode_dot_rpc_dot_v1_dot_node__pb2.ListCabinetsRequest.SerializeToString,
             dimnode_dot_rpc_dot_v1_dot_node__pb2.ListCabinetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddContent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dim.v1.Node/AddContent',
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.AddContentRequest.SerializeToString,
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetContent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dim.v1.Node/GetContent',
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.GetContentRequest.SerializeToString,
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinContent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dim.v1.Node/PinContent',
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.PinContentRequest.SerializeToString,
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnpinContent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dim.v1.Node/UnpinContent',
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.UnpinContentRequest.SerializeToString,
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPins(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dim.v1.Node/ListPins',
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.ListPinsRequest.SerializeToString,
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CollectGarbage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dim.v1.Node/CollectGarbage',
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.CollectGarbageRequest.SerializeToString,
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportArchive(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dim.v1.Node/ExportArchive',
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.ExportArchiveRequest.SerializeToString,
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportArchive(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dim.v1.Node/ImportArchive',
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.ImportArchiveRequest.SerializeToString,
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StoreStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dim.v1.Node/StoreStatistics',
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.StoreStatisticsRequest.SerializeToString,
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.FromString,
             options,
             channel_credentials,
             insecure,

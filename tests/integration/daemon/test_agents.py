@@ -27,7 +27,7 @@ X = np.ones((2, 4), np.float32)
 
 
 @asynccontextmanager
-async def running_pool(tmp_path: Path, admit=lambda format, size: None, **changes: Any) -> AsyncGenerator[AgentPool]:
+async def running_pool(tmp_path: Path, admit=lambda format, size, freed: None, **changes: Any) -> AsyncGenerator[AgentPool]:
     pool = AgentPool(replace(AGENTS, **changes), tmp_path / "agents", admit=admit)
     async with trio.open_nursery() as nursery:
         await nursery.start(pool.run_pool)
@@ -80,8 +80,10 @@ async def test_agents_see_next_to_nothing_of_the_node(tmp_path: Path, monkeypatc
         agent = psutil.Process(pids(pool)[0])
         assert "DIM_SECRET" not in agent.environ()
         assert os.getsid(agent.pid) == agent.pid
-        assert Path(agent.cwd()) == tmp_path / "agents"
-        assert not list((tmp_path / "agents").iterdir())
+        folder = Path(agent.cwd())
+        assert folder.parent == tmp_path / "agents"
+        assert list((tmp_path / "agents").iterdir()) == [folder]
+        assert not list(folder.iterdir())
         if sys.platform == "linux":
             assert agent.rlimit(psutil.RLIMIT_CORE) == (0, 0)
             assert agent.rlimit(psutil.RLIMIT_DATA)[0] >= AGENTS.memory_base
@@ -125,9 +127,10 @@ async def test_cancelling_a_call_kills_its_agent_even_if_it_hangs(tmp_path: Path
         with trio.move_on_after(1.0):
             await pool.run(model, {"x": np.ones(1, np.float32)})
         assert pool.statistics()["busy"] == 0
-        agents = [c for c in psutil.Process().children() if c.status() != psutil.STATUS_ZOMBIE and c.pid not in pids(pool)]
-        for agent in agents:
-            await gone(agent.pid)
+        servers = {f["pid"] for f in pool.statistics()["frameworks"].values()}
+        for process in psutil.Process().children(recursive=True):
+            if process.pid not in servers and process.pid not in pids(pool):
+                await gone(process.pid)
 
 
 async def test_repeated_crashes_refuse_the_model_for_a_while(tmp_path: Path) -> None:
@@ -180,7 +183,7 @@ async def test_errors_keep_the_agent(tmp_path: Path) -> None:
 
 
 async def test_without_memory_no_agent_is_started(tmp_path: Path) -> None:
-    async with running_pool(tmp_path, admit=lambda format, size: "not enough free memory") as pool:
+    async with running_pool(tmp_path, admit=lambda format, size, freed: "not enough free memory") as pool:
         with pytest.raises(ResourceExhausted, match="memory"):
             await pool.run(fast(tmp_path), {"x": X})
 

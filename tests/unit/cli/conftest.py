@@ -53,6 +53,18 @@ class FakeClient:
                 return {"peer_id": "p", "name": "anna", "swarm": "s", "role": "orchestrator", "term": 1, "orchestrators": [],
                         "listen": ["/x"], "grpc": None, "daemon_grpc": "h:1", "gateway": None, "peers": 0,
                         "ipfs": {"backend": "embedded", "ok": True}}  # fmt: skip
+            case "pins":
+                return {"pins": [{"cid": "bafk", "kind": "direct", "reason": "operator: x", "since": 1.0}, {"cid": "bafy", "kind": "recursive", "reason": "", "since": None}]}  # fmt: skip
+            case "add_content" | "get_content":
+                return {"cid": "bafk", "size": 3, "pinned": True}
+            case "pin_content" | "unpin_content":
+                return {"cid": "bafk", "kind": "recursive", "reason": "operator", "since": 1.0}
+            case "collect_garbage":
+                return {"blocks": 1, "bytes": 2, "needed": 3, "recent": 4}
+            case "export_archive" | "import_archive":
+                return {"roots": ["bafk"], "size": 9, "blocks": 1, "bytes": 3, "pinned": True}
+            case "store_statistics":
+                return {"backend": "embedded", "ok": True, "blocks": 1}
             case "invite":
                 return "dim1abc"
             case "nodes":
@@ -75,6 +87,13 @@ class FakeClient:
                 return {"id": "m", "cid": "bafy", "format": "mlx", "signed": False, "golden": True, "schema": False, "memory": 1 << 20}
             case "remove_model":
                 return {"removed": [{"id": "m", "cid": "bafy"}]}
+            case "electorate" | "change_electorate":
+                if "nobody" in args:
+                    raise NotFound("nobody is no voter")
+                peers = args[:1] or ("p1", "p2")
+                voters = [{"peer_id": p, "name": args[1] if args else "", "state": "alive"} for p in peers]
+                return {"mode": "majority", "version": 2.0, "acts": True, "majority": 2.0, "quorum": False, "operator": "op",
+                        "operator_here": True, "voters": voters}  # fmt: skip
             case "cabinets" | "add_cabinet":
                 cabinet = {"name": "c", "rows": 3, "columns": {"a": "float64"}, "format": "csv"}
                 return [cabinet] if name == "cabinets" else cabinet

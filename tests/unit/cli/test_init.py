@@ -57,8 +57,7 @@ def test_init_with_a_broken_identity(fresh: Shell) -> None:
         (("--set", "swarm.mdsn=1"), 2, "swarm.mdns"),
         (("--config", "/no/such.toml"), 2, "does not exist"),
         (("--profile", "x"), 2, "profile"),
-        (("--set", "ipfs.backend=kubo"), 1, "not served"),
-        (("--set", "election.mode=majority"), 1, "not served"),
+        (("--set", "auth.mode=token"), 1, "not served"),
     ],
 )
 def test_start_refuses_what_it_cannot_honour(fresh: Shell, argv: tuple[str, ...], exit_code: int, words: str) -> None:

@@ -13,7 +13,22 @@ from dimnode.home import Home
 from tests.unit.cli.conftest import Shell
 
 FORM = {"pattern": "chained", "config": {"pipeline": [{"step": 1, "model_id": "m"}]}}
-NODE_VERBS = [("status",), ("nodes",), ("stats",), ("invite",), ("model", "list"), ("cabinet", "list")]
+NODE_VERBS = [
+    ("status",),
+    ("nodes",),
+    ("stats",),
+    ("invite",),
+    ("model", "list"),
+    ("cabinet", "list"),
+    ("electorate", "list"),
+    ("ipfs", "pins"),
+    ("ipfs", "stat"),
+    ("ipfs", "gc"),
+    ("ipfs", "get", "bafk"),
+    ("ipfs", "pin", "bafk"),
+    ("ipfs", "unpin", "bafk"),
+    ("ipfs", "export", "bafk", "--out", "x.car"),
+]
 JOB_VERBS = [("jobs",), ("watch", "job-1"), ("cancel", "job-1"), ("describe", "job-1"), ("result", "job-1")]
 
 
@@ -205,15 +220,57 @@ def test_cabinet_add_sends_path_and_policy(shell: Shell, tmp_path: Path) -> None
     assert shell("cabinet", "add", "c", str(tmp_path / "d.csv"), "--policy", str(tmp_path / "p.json")).exit_code == 2
 
 
+def test_the_electorate_is_shown_and_changed(shell: Shell) -> None:
+    listed = shell.json("electorate", "list")
+    assert [v["peer_id"] for v in listed["voters"]] == ["p1", "p2"]
+    shown = shell("electorate", "list").stdout
+    assert "2 of 2 voters decide" in shown
+    assert "fewer than that answer" in shown
+    assert "add a third" in shown
+    assert [(v["peer_id"], v["name"]) for v in shell.json("electorate", "add", "p9")["voters"]] == [("p9", "add")]
+    assert shell.json("electorate", "remove", "p9")["voters"][0]["name"] == "remove"
+    assert shell.json("electorate", "remove", "nobody", exit_code=1)["error"]["code"] == "NOT_FOUND"
+
+
 def test_doctor_tells_of_node_and_settings(shell: Shell) -> None:
     checks = {c["check"]: c["ok"] for c in shell.json("doctor", exit_code=1)["checks"]}
     assert checks["node"]
     assert checks["settings"]
     assert not checks["orchestrators"]
+    assert not checks["electorate"]
     shell.home.clear_control()
     done = shell("doctor")
     assert "orchestrator.listen" in done.stdout
-    shell.home.config_path.write_text("[ipfs]\nbackend = 'kubo'\n")
+    shell.home.config_path.write_text("[auth]\nmode = 'token'\n")
     assert shell("doctor").exit_code == 1
     shell.home.config_path.write_text("[x]\n")
     assert shell("doctor").exit_code == 2
+
+
+def test_ipfs_verbs_hand_the_node_absolute_paths_and_all_options(shell: Shell, spec: str) -> None:
+    here = str(Path.cwd())
+    shell("ipfs", "add", spec, "--no-pin")
+    shell("ipfs", "get", "bafk")
+    shell("ipfs", "get", "bafk", "--out", "sub/x")
+    shell("ipfs", "pin", "bafk", "--direct", "--reason", "mine")
+    shell("ipfs", "import", spec, "--reason", "theirs")
+    shell("ipfs", "export", "a", "b", "--out", "x.car")
+    assert shell.client.asked == [
+        ("add_content", (spec,), {"pin": False, "reason": ""}),
+        ("get_content", ("bafk", f"{here}/bafk"), {}),
+        ("get_content", ("bafk", f"{here}/sub/x"), {}),
+        ("pin_content", ("bafk",), {"direct": True, "reason": "mine"}),
+        ("import_archive", (spec,), {"pin": True, "reason": "theirs"}),
+        ("export_archive", (("a", "b"), f"{here}/x.car"), {}),
+    ]
+
+
+def test_content_that_nobody_has_is_a_failure(shell: Shell) -> None:
+    shell.client.fails = NotFound("no reachable node has it")
+    assert shell("ipfs", "get", "bafk").exit_code == 1
+
+
+@pytest.mark.parametrize("argv", [("add",), ("add", "/no/such/file"), ("export", "x"), ("export", "--out", "x"), ("pin",), ("nothing",)])
+def test_wrong_usage_of_ipfs_verbs_is_2(shell: Shell, argv: tuple[str, ...]) -> None:
+    assert shell("ipfs", *argv).exit_code == 2
+    assert not shell.client.asked

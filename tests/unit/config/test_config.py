@@ -205,8 +205,6 @@ def test_defaults_are_served() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "ipfs.backend=kubo",
-        "election.mode=majority",
         "auth.mode=token",
         "tls.cert=x.pem",
         "orchestrator.listen=0.0.0.0:50051",

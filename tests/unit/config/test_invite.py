@@ -5,14 +5,18 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dimnode.core.electorate import first
 from dimnode.domain import codec
 from dimnode.errors import DimError, FailedPrecondition, InvalidArgument
 from dimnode.home import Home, new_key
 from dimnode.invite import Invite, Membership, make, parse, settle
+from dimnode.security.electorate import sign_electorate
+from p2p.identity import Identity, load
 
 PEER = "12D3KooWGRUoAaaGBPhSiuFZjNXZKEDDZZqVLwwMPcbW5nZcDkbr"
 ADDRESS = f"/ip4/127.0.0.1/tcp/4101/p2p/{PEER}"
@@ -76,7 +80,7 @@ def test_invite_may_not_name_odd_addresses() -> None:
 def test_new_home_gets_a_swarm_of_its_own(home: Home) -> None:
     member = join(home)
     assert member.swarm == "dim"
-    assert member == Membership("dim", home.swarm_key() or "", ())
+    assert member == Membership("dim", home.swarm_key() or "", (), home.operator())
     assert join(home) == member
 
 
@@ -143,3 +147,54 @@ def test_key_file_of_another_swarm(home: Home, tmp_path: Path) -> None:
 def test_bad_join(home: Home, text: str) -> None:
     with pytest.raises(DimError):
         join(home, text)
+
+
+# --- whose lists of voters are believed
+
+OPERATOR = Identity.generate()
+LISTED = sign_electorate(first("wards", [PEER], OPERATOR.peer_id), OPERATOR)
+WITH_LIST = msgspec.structs.replace(INVITE, operator=OPERATOR.peer_id, electorate=LISTED)
+
+
+def test_whoever_makes_the_swarm_has_the_operators_key_and_nobody_else_can_read_it(home: Home) -> None:
+    member = join(home)
+    assert member.operator == home.operator() == load(home.operator_key_path).peer_id
+    assert home.operator_key_path.stat().st_mode & 0o777 == 0o600
+    assert join(home).operator == member.operator
+
+
+def test_an_invite_tells_the_operator_and_the_voters_and_the_home_remembers_the_operator(home: Home) -> None:
+    assert parse(make(WITH_LIST)) == WITH_LIST
+    member = join(home, make(WITH_LIST))
+    assert (member.operator, member.electorate) == (OPERATOR.peer_id, LISTED)
+    assert not home.operator_key_path.exists()
+    assert join(home).operator == OPERATOR.peer_id
+
+
+def test_an_invite_with_a_list_that_its_operator_did_not_sign_is_refused() -> None:
+    forged = msgspec.structs.replace(WITH_LIST, operator=Identity.generate().peer_id)
+    foreign = msgspec.structs.replace(WITH_LIST, swarm="another")
+    for wrong in (forged, foreign):
+        with pytest.raises(InvalidArgument):
+            parse(make(wrong))
+
+
+def test_a_home_that_was_made_for_itself_and_joins_another_swarm_forgets_its_own_operator(home: Home) -> None:
+    own = join(home).operator
+    assert join(home, make(WITH_LIST)).operator == OPERATOR.peer_id != own
+
+
+def test_a_swarm_that_never_had_an_operator_tells_none(home: Home) -> None:
+    join(home)
+    assert join(home, make(INVITE)).operator is None
+    assert home.operator() is None
+
+
+def test_a_home_that_ran_takes_no_other_operator_and_learns_its_own_swarms_if_it_knew_none(home: Home) -> None:
+    join(home, make(INVITE))
+    home.mark_started()
+    assert join(home, make(WITH_LIST)).operator == OPERATOR.peer_id
+    other = Identity.generate()
+    signed = sign_electorate(first("wards", [PEER], other.peer_id), other)
+    with pytest.raises(FailedPrecondition, match="operator"):
+        join(home, make(msgspec.structs.replace(INVITE, operator=other.peer_id, electorate=signed)))

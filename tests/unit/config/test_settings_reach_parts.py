@@ -13,19 +13,27 @@ from dimnode.settings import Settings
 
 MEMBER = Membership(swarm="s", key="ab" * 32, bootstrap=())
 READ_ELSEWHERE = {
-    "node.name", "swarm.name", "swarm.key_file", "swarm.bootstrap", "election.eligible", "daemon.listen", "daemon.announce",
-    "cost.price", "logging.level", "logging.format", "auth.mode",
+    "node.name", "election.electorate", "swarm.name", "swarm.key_file", "swarm.bootstrap", "election.eligible", "daemon.listen", "daemon.announce",
+    "cost.price", "logging.level", "logging.format", "auth.mode", "ipfs.backend",
 }  # fmt: skip
 """Taken by the composition root or the command line as they are."""
 PLANNED = {
-    "election.mode", "election.electorate", "gateway.enabled", "gateway.listen", "ipfs.backend", "ipfs.api", "ipfs.gateway",
+    "gateway.enabled", "gateway.listen", "ipfs.gateway",
     "tls.cert", "tls.key", "tls.client_ca", "metrics.enabled",
 }  # fmt: skip
 """Documented as planned."""
 OTHER: dict[str, Any] = {
+    "ipfs.api": "unix:/run/kubo.sock",
+    "ipfs.api_auth": "bearer:x",
     "swarm.mdns": False,
     "election.beat": 0.6,
+    "election.mode": "majority",
+    "election.renew": 0.9,
+    "election.drift": 0.06,
     "daemon.slots": 77,
+    "daemon.sandbox": "require",
+    "orchestrator.warm_ahead": False,
+    "daemon.pinned": ["ocr"],
     "daemon.agent_threads": 77,
     "swarm.allow": ["12D3KooWAUp4xKZycTUQEMxfRGky8xyu7MsDS68HmF3BHibS6to3"],
     "election.allow": ["12D3KooWAUp4xKZycTUQEMxfRGky8xyu7MsDS68HmF3BHibS6to3"],
@@ -41,7 +49,7 @@ def parts(config: Config) -> str:
     s = Settings(config)
     made = (
         s.network(MEMBER), s.store(), s.channels(), s.certificates(), s.relay(), s.registry(), s.daemon(), s.membership(), s.election(),
-        s.rate_limit(), s.orchestrator(), s.leadership(), s.keeping(), s.ready_timeout(), s.load_interval(), config.node.drain,
+        s.lists(), s.kubo(), s.garbage(), s.rate_limit(), s.orchestrator(), s.leadership(), s.keeping(), s.ready_timeout(), s.load_interval(), config.node.drain,
     )  # fmt: skip
     return repr(made)
 

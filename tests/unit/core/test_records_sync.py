@@ -49,13 +49,22 @@ def test_the_latest_changes_come_first() -> None:
 # --- quarrels ------------------------------------------------------------------------------------
 
 
-def test_copies_that_stay_different_are_left_alone_for_a_while() -> None:
-    quarrels = Quarrels(60.0, most=3)
-    quarrels.add("p", "job-1", now=10.0)
-    assert quarrels.holds("p", "job-1", 69.0)
-    assert not quarrels.holds("q", "job-1", 69.0)
-    assert not quarrels.holds("p", "job-2", 69.0)
-    assert not quarrels.holds("p", "job-1", 70.0)
+def test_copies_that_stay_different_are_left_alone_longer_and_longer() -> None:
+    quarrels = Quarrels(10.0, 30.0)
+    now = 0.0
+    for pause in (10.0, 20.0, 30.0, 30.0):
+        quarrels.add("p", "job-1", now)
+        assert quarrels.holds("p", "job-1", now + pause - 1)
+        now += pause + 1
+        assert not quarrels.holds("p", "job-1", now)
+    assert not quarrels.holds("q", "job-1", 1.0)
+    assert not quarrels.holds("p", "job-2", 1.0)
+    quarrels.add("p", "job-1", now + 100)
+    assert not quarrels.holds("p", "job-1", now + 110)
+
+
+def test_the_oldest_quarrels_are_forgotten() -> None:
+    quarrels = Quarrels(60.0, 60.0, most=3)
     for n in range(5):
         quarrels.add("p", f"job-{n}", 100.0)
     assert [quarrels.holds("p", f"job-{n}", 101.0) for n in range(5)] == [False, False, True, True, True]

@@ -188,3 +188,14 @@ def test_small_aggregates_and_unreduced_outputs_are_denied() -> None:
     cabinet_policy.enforce_content(policy, rows=3, **{**asked, "reduce": "votes"})
     trusted = cabinet_policy.parse({"outputs": "aggregates", "min_rows": 3, "models": ["m"]})
     cabinet_policy.enforce_content(trusted, rows=3, **asked)
+
+
+def test_a_policy_can_demand_a_complete_sandbox() -> None:
+    asked = {"cabinet": "c", "model_cid": "m", "model_id": "m", "principal": "p", "reduce": "rows", "now": 0.0}
+    policy = cabinet_policy.parse({"sandbox": True})
+    cabinet_policy.enforce_access(policy, **asked, confined=True)
+    with pytest.raises(PermissionDenied, match="complete sandbox"):
+        cabinet_policy.enforce_access(policy, **asked, confined=False)
+    cabinet_policy.enforce_access(cabinet_policy.parse({"sandbox": False}), **asked, confined=False)
+    with pytest.raises(InvalidArgument, match="sandbox must be true or false"):
+        cabinet_policy.parse({"sandbox": "yes"})

@@ -105,3 +105,17 @@ def test_served_tickets_cannot_be_cancelled() -> None:
     ticket = q.push(1, "low", 0)
     assert q.pop() is ticket
     assert not q.cancel(ticket)
+
+
+@given(st.lists(st.tuples(PRIORITIES, st.booleans()), max_size=40), st.integers(1, 8))
+def test_company_is_taken_along_in_order_and_the_rest_stays_in_place(items: list[tuple[str, bool]], most: int) -> None:
+    q = queue()
+    for n, (priority, _) in enumerate(items):
+        q.push(n, priority, 0.0)
+    in_order = sorted(range(len(items)), key=lambda n: (LEVELS[items[n][0]], n))
+    front = in_order[: 4 * most]
+    taken = [t.item for t in q.pop_like(lambda n: items[n][1], most)]
+    assert taken == [n for n in front if items[n][1]][:most]
+    assert len(q) == len(items) - len(taken)
+    assert sorted(q.waiting()) == sorted(set(in_order) - set(taken))
+    assert drain(q) == [n for n in in_order if n not in taken]

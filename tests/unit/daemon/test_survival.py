@@ -9,24 +9,25 @@ from pathlib import Path
 import pytest
 import trio
 
-from dimnode.daemon import agent_process, resources
-from dimnode.daemon.agent_process import Spawner
+from dimnode.daemon import resources
+from dimnode.daemon import spawner as spawner_module
 from dimnode.daemon.resources import ResourceMonitor, take_snapshot
+from dimnode.daemon.spawner import Spawner
 
 
 async def test_a_start_that_fails_oddly_is_the_callers_and_the_next_one_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     spawner = Spawner()
-    real = agent_process._popen
+    real = spawner_module._popen
 
     def odd(*_: object) -> None:
         raise RuntimeError("not an OSError")
 
     ours, theirs = socket.socketpair()
     with ours, theirs, trio.fail_after(10):
-        monkeypatch.setattr(agent_process, "_popen", odd)
+        monkeypatch.setattr(spawner_module, "_popen", odd)
         with pytest.raises(RuntimeError, match="not an OSError"):
             await spawner.start(["true"], cwd=tmp_path, env={}, fd=theirs.fileno())
-        monkeypatch.setattr(agent_process, "_popen", real)
+        monkeypatch.setattr(spawner_module, "_popen", real)
         process = await spawner.start(["true"], cwd=tmp_path, env=dict(os.environ), fd=theirs.fileno())
         assert await trio.to_thread.run_sync(process.wait, 10) == 0
     spawner.close()

@@ -11,16 +11,16 @@ import trio
 from p2p.ipfs.api import BlockMissing, ContentStore
 from p2p.ipfs.embedded import open_embedded
 from p2p.ipfs.memory import MemoryExchange, MemoryStore
-from tests.support.content_contract import Pair, PairContract, SingleContract
+from tests.support.content_contract import GarbageContract, Pair, PairContract, SingleContract
 
 
-class TestMemory(SingleContract):
+class TestMemory(SingleContract, GarbageContract):
     @pytest.fixture
     def store(self) -> ContentStore:
         return MemoryStore()
 
 
-class TestEmbedded(SingleContract):
+class TestEmbedded(SingleContract, GarbageContract):
     @pytest.fixture
     async def store(self, tmp_path: Path) -> AsyncIterator[ContentStore]:
         async with open_embedded(tmp_path / "store") as store:

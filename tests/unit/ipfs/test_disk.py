@@ -13,7 +13,7 @@ import trio
 
 from p2p.ipfs import cid as cids
 from p2p.ipfs import disk as disk_module
-from p2p.ipfs.api import BlockMissing, DiskFull
+from p2p.ipfs.api import BlockMissing, DiskFull, Pin
 from p2p.ipfs.blocks import BlocksOnDisk
 from p2p.ipfs.disk import DiskBlocks
 from p2p.ipfs.embedded import open_embedded
@@ -171,15 +171,15 @@ def test_some_space_is_left_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_pins_survive_and_change_all_or_nothing(tmp_path: Path):
     pins = DiskPins(tmp_path / "pins.sqlite")
     pins.open()
-    pins.apply([("a", "r"), ("b", ""), ("a", "s"), ("b", None)])
+    pins.apply([("a", Pin("r")), ("b", Pin("")), ("a", Pin("s", False, 7.5)), ("b", None)])
     with pytest.raises(sqlite3.Error):
-        pins.apply([("c", "r"), ("d", object())])  # type: ignore[list-item]
-    assert pins.all() == {"a": "s"}
+        pins.apply([("c", Pin("r")), ("d", Pin(object()))])  # type: ignore[list-item]
+    assert pins.all() == {"a": Pin("s", False, 7.5)}
     pins.close()
     pins.close()
     again = DiskPins(tmp_path / "pins.sqlite")
     again.open()
-    assert again.all() == {"a": "s"}
+    assert again.all() == {"a": Pin("s", False, 7.5)}
     again.close()
 
 

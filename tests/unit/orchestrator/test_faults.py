@@ -11,15 +11,17 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from dimnode.domain.record import SignedEntry
+from dimnode.domain.record import Ballot, Claim, OutcomeEntry, SignedEntry
 from dimnode.domain.tensors import from_numpy, to_json, to_numpy
 from dimnode.errors import FailedPrecondition, Fenced, NotFound, ResourceExhausted, Unavailable
+from dimnode.orchestrator.job_end import JobEnds
 from dimnode.orchestrator.values import Values
-from dimnode.records.table import TableSettings
+from dimnode.records.table import RecordTable, TableSettings
+from dimnode.security.signing import sign_entry
 from dimnode.state.memory_journal import MemoryJournal
 from p2p.ipfs.api import BlockMissing, DiskFull
 from tests.support.orchestrated_jobs import double_model, finished, form, held_by, outcome, running
-from tests.support.orchestration import FakeNode, FakeSwarm, failing
+from tests.support.orchestration import FakeNode, FakeSwarm, failing, identity
 
 CONCAT = {"model_id": "double", "aggregation": {"method": "concat"}}
 
@@ -27,9 +29,10 @@ CONCAT = {"model_id": "double", "aggregation": {"method": "concat"}}
 class EagerJournal(MemoryJournal):
     """Like the real one: a write that is under way goes on, whether or not its caller still waits."""
 
-    async def append(self, entries: Sequence[SignedEntry]) -> None:
-        await super().append(entries)
+    async def append(self, entries: Sequence[SignedEntry], **more: Any) -> dict[str, Ballot]:
+        fenced = await super().append(entries, **more)
         await trio.sleep(0.2)
+        return fenced
 
 
 async def hang(order: Any) -> None:
@@ -148,6 +151,29 @@ async def test_an_owner_that_is_fenced_writes_no_outcome(autojump_clock: MockClo
         await trio.sleep(60)
         assert (await orchestrator.get(accepted.job_id))["status"] not in ("failed", "expired")
         assert len(await journal.unfinished()) == 1
+
+
+async def test_an_owner_that_is_fenced_at_the_end_lets_its_job_go(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one's claim comes after the last task is done: there is nothing to be decided any more, and nothing to wait for."""
+    swarm = FakeSwarm([FakeNode("a")])
+    await double_model(swarm)
+    journal = MemoryJournal()
+    table = RecordTable(journal, identity("orchestrator"))
+    end = JobEnds.end
+
+    async def too_late(ends: JobEnds, outcome: OutcomeEntry) -> bool:
+        other = identity("other")
+        claim = Claim(job=outcome.job, ballot=Ballot(2, other.peer_id, "b"))
+        await table.merge(outcome.job, [sign_entry(claim, other)])
+        return await end(ends, outcome)
+
+    async with running(swarm, journal, table=table) as orchestrator:
+        monkeypatch.setattr(JobEnds, "end", too_late)
+        accepted = await orchestrator.submit(form(), "me")
+        await trio.sleep(5)
+        document = await orchestrator.get(accepted.job_id)
+        assert (document["status"], document["epoch"]) == ("scheduling", 2)
+        assert orchestrator.load() == 0
 
 
 async def test_training_goes_on_in_the_round_where_a_restart_interrupted_it(autojump_clock: MockClock) -> None:
@@ -402,7 +428,7 @@ async def test_finished_jobs_are_answered_for_from_the_journal_when_memory_lets_
         jobs = [a.job_id for a in answers]  # type: ignore[union-attr]
         for job in jobs:
             assert (await finished(orchestrator, job))["status"] == "completed"
-        assert len(orchestrator._table._finished) <= 3
+        assert len(orchestrator._table._memory._finished) <= 3
         for job in jobs:
             assert to_numpy((await orchestrator.result(job))["outputs"]["y"]).shape == (3, 2)
         assert len(await orchestrator.list_jobs(False, 10)) == 8

@@ -11,7 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from dimnode.domain import codec
-from dimnode.domain.record import Assign, Ballot, Claim, Core, StatusEntry
+from dimnode.domain.record import Assign, Attempt, Ballot, Claim, Core, PlanEntry, SealEntry, StatusEntry
 from dimnode.domain.task import TaskOrder
 from dimnode.domain.tensors import from_numpy, to_json, to_numpy
 from dimnode.errors import DimError, ResourceExhausted, Unavailable
@@ -284,6 +284,38 @@ async def test_a_new_owner_keeps_the_shards_though_the_swarm_has_grown(autojump_
         assert document["status"] == "completed"
     assert sorted(t["node"] for t in document["tasks"]) == ["a", "b"]
     assert newcomer.runs == []
+
+
+async def test_seals_of_another_plan_are_not_mixed_in(autojump_clock: MockClock) -> None:
+    """Each side of a partition cut the data in its own way; they meet while one of them is at work."""
+    gate = trio.Event()
+    nodes = [FakeNode(n, behave=held_by(gate)) for n in "ab"]
+    swarm = FakeSwarm(nodes)
+    await double_model(swarm)
+    table = RecordTable(MemoryJournal(), identity("orchestrator"))
+    other = identity("other")
+    x = np.arange(12, dtype=np.float32).reshape(6, 2)
+    async with running(swarm, table=table) as orchestrator:
+        asked = form(pattern="collaborative", config=CONCAT, client_data={"x": to_json(from_numpy(x))})
+        job = (await orchestrator.submit(asked, "me")).job_id
+        await trio.sleep(1)
+        theirs = Ballot(0, other.peer_id, "b")
+        plan = sign_entry(PlanEntry(job=job, ballot=theirs, plan={"tasks": [{"key": "r0/s0"}]}), other)
+        assign = Assign(job=job, ballot=theirs, task="r0/s0", attempt=7, node=nodes[0].peer, task_key="k", model_cid="m", at=1.0)
+        made = {"y": from_numpy(np.zeros((6, 2), np.float32))}
+        attempt = sign_entry(
+            Attempt(
+                job=job, ballot=theirs, task="r0/s0", attempt=7, task_key="k", status="completed", outputs=made, rows=6, node=nodes[0].peer
+            ),
+            nodes[0].identity,
+        )
+        seal = SealEntry(job=job, ballot=theirs, round=0, attempts={"r0/s0": attempt.id}, plan=plan.id)
+        await table.merge(job, [plan, sign_entry(assign, other), attempt, sign_entry(seal, other)])
+        await trio.sleep(1)
+        gate.set()
+        assert (await finished(orchestrator, job))["status"] == "completed"
+        result = await orchestrator.result(job)
+    np.testing.assert_array_equal(to_numpy(result["outputs"]["y"]), 2 * x)
 
 
 async def test_a_finished_task_is_reused_only_if_it_is_the_same_work(autojump_clock: MockClock) -> None:

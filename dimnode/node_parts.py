@@ -1,0 +1,89 @@
+"""The parts that a node is built on, opened as its configuration says."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+
+import structlog
+import trio
+
+from dimnode.clock import SystemClock
+from dimnode.config import Config
+from dimnode.errors import FailedPrecondition
+from dimnode.home import Home
+from dimnode.invite import Membership
+from dimnode.ports import Journal
+from dimnode.settings import Settings
+from dimnode.swarm.electorate import Electorates, require_operator
+from p2p.api import PortInUse
+from p2p.identity import Identity, IdentityError, load, load_or_create
+from p2p.ipfs.embedded import open_embedded
+from p2p.ipfs.store import Store
+from p2p.network import Libp2pNetwork, open_network
+
+log = structlog.get_logger(__name__)
+
+
+def identity(home: Home) -> Identity:
+    try:
+        return load_or_create(home.identity_path)
+    except IdentityError as e:
+        raise FailedPrecondition(str(e)) from e
+
+
+async def electorates(
+    config: Config, settings: Settings, home: Home, member: Membership, journal: Journal, network: Libp2pNetwork
+) -> Electorates:
+    """Raises `FailedPrecondition` if elections by majority are asked for and nobody's list of voters can be believed."""
+    by_majority = config.election.mode == "majority"
+    operator = require_operator(member.operator) if by_majority else member.operator
+    key = await trio.to_thread.run_sync(operator_key, home, operator)
+    made = Electorates(network, journal, SystemClock(), swarm=member.swarm, operator=operator, signer=key, settings=settings.lists())
+    await made.open(member.electorate, (config.election.electorate or (network.peer_id,)) if by_majority else ())
+    if by_majority and len(made.voters()) == 2:
+        log.warning("electorate.of_two", voters=list(made.voters()), hint="It stops when either of the two does: add a third voter.")
+    return made
+
+
+def operator_key(home: Home, operator: str | None) -> Identity | None:
+    """The key, if this is the home that has it."""
+    try:
+        key = load(home.operator_key_path)
+    except FileNotFoundError:
+        return None
+    except IdentityError as e:
+        raise FailedPrecondition(str(e)) from e
+    return key if key.peer_id == operator else None
+
+
+@asynccontextmanager
+async def network(config: Config, settings: Settings, identity: Identity, member: Membership) -> AsyncGenerator[Libp2pNetwork, None]:
+    """The network on the configured addresses; if the default port is taken, on a free one."""
+    async with AsyncExitStack() as stack:
+        wanted = settings.network(member)
+        try:
+            network = await stack.enter_async_context(open_network(identity=identity, settings=wanted))
+        except PortInUse as e:
+            if not config.is_default("p2p.listen"):
+                raise FailedPrecondition(f"p2p.listen: {e}", hint="Set p2p.listen to a free port, or to /tcp/0 for any.") from e
+            log.warning("p2p.port_taken", listen=list(wanted.listen), instead="a free port")
+            free = settings.network(member, any_port=True)
+            network = await stack.enter_async_context(open_network(identity=identity, settings=free))
+        yield network
+
+
+def store(config: Config, settings: Settings, home: Home, network: Libp2pNetwork) -> AbstractAsyncContextManager[Store]:
+    folder = home.folder("blocks")
+    if config.ipfs.backend == "embedded":
+        return open_embedded(folder, host=network.host, connected=network.peers, open_stream=network.open_stream, settings=settings.store())
+    from p2p.ipfs.kubo.store import open_kubo  # which brings an HTTP client: other nodes need none
+
+    return open_kubo(
+        folder,
+        host=network.host,
+        connected=network.peers,
+        open_stream=network.open_stream,
+        settings=settings.store(),
+        kubo=settings.kubo(),
+    )

@@ -1,0 +1,75 @@
+"""Which blocks the records of this node need, so that a garbage collection leaves them alone."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+
+import structlog
+import trio
+
+from dimnode.core.record_blocks import needed_by, result_blocks, tensors_of
+from dimnode.domain.codec import CodecError
+from dimnode.domain.record import Body, SignedEntry, Unknown
+from dimnode.ports import Journal
+from dimnode.records.table import RecordTable
+from p2p.ipfs.api import ContentError, ContentStore
+
+log = structlog.get_logger(__name__)
+PAGE = 256
+"""Records that are read in one go."""
+
+
+class RecordNeeds:
+    """One walk through all records: those in memory, and the whole journal."""
+
+    def __init__(self, table: RecordTable, journal: Journal, store: ContentStore) -> None:
+        self._table = table
+        self._journal = journal
+        self._store = store
+        self.complete = True
+        """Of every result document that is here it is known what it refers to. False, once the walk met one that cannot be read."""
+
+    async def walk(self) -> AsyncGenerator[str, None]:
+        """CIDs, some more than once."""
+        for job in self._table.active:
+            if self._table.holds(job):
+                async for cid in self._of([body for _, body in self._table.record(job).items()]):
+                    yield cid
+        for parts in (False, True):
+            async for entries in self._pages(parts=parts):
+                async for cid in self._of(list(_bodies(entries))):
+                    yield cid
+
+    async def _pages(self, *, parts: bool) -> AsyncGenerator[Sequence[SignedEntry], None]:
+        after = ""
+        while page := await self._journal.digests(after, PAGE, parts=parts):
+            for entries in (await self._journal.load_many([d.job for d in page])).values():
+                yield entries
+            after = page[-1].job
+            await trio.lowlevel.checkpoint()
+
+    async def _of(self, bodies: Sequence[Body | Unknown]) -> AsyncGenerator[str, None]:
+        for cid in needed_by(bodies):
+            yield cid
+        for cid in result_blocks(bodies):
+            for tensor in await self._tensors(cid):
+                yield tensor
+
+    async def _tensors(self, result: str) -> list[str]:
+        """Only of a document that is here: this is no reason to fetch anything."""
+        try:
+            if not await self._store.has(result):
+                return []
+            return list(tensors_of(await self._store.get_dag(result, timeout=0.0), "outputs"))
+        except ContentError as e:
+            self.complete = False
+            log.warning("records.result_unreadable", cid=result, reason=str(e))
+            return []
+
+
+def _bodies(entries: Iterable[SignedEntry]) -> Iterator[Body | Unknown]:
+    for entry in entries:
+        try:
+            yield entry.body()
+        except CodecError:
+            continue

@@ -1,0 +1,177 @@
+"""The kubo backend: blocks and pins in a Kubo daemon, bitswap with the swarm on the node's own libp2p host.
+
+The swarm is private and Kubo is no member of it, so blocks travel between nodes as with the embedded backend; what no member
+has is asked of Kubo, which looks in its own network. docs/decisions/0014.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import trio
+from libp2p.abc import IHost
+
+from p2p.ipfs import cid as cids
+from p2p.ipfs.api import BadCid, BlockMissing, Collected, StoreHealth, StoreUnavailable
+from p2p.ipfs.cid import Cid
+from p2p.ipfs.embedded import connected_to
+from p2p.ipfs.exchange import BitswapExchange, open_exchange
+from p2p.ipfs.kubo.blocks import KuboBlocks
+from p2p.ipfs.kubo.rpc import KuboRpc, Refused, open_rpc
+from p2p.ipfs.kubo.settings import KuboSettings
+from p2p.ipfs.link import Libp2pLink, OpenStream
+from p2p.ipfs.settings import StoreSettings
+from p2p.ipfs.store import Store
+from p2p.ipfs.traffic import MayServe, Traffic
+from p2p.ipfs.wire import PROTOCOL
+
+
+class KuboExchange:
+    """`p2p.ipfs.store.Exchange`: the swarm first, then Kubo's own peers."""
+
+    def __init__(self, blocks: KuboBlocks, rpc: KuboRpc, swarm: BitswapExchange | None) -> None:
+        self._blocks = blocks
+        self._rpc = rpc
+        self._swarm = swarm
+        self.traffic = swarm.traffic if swarm is not None else Traffic()
+
+    async def fetch_block(self, cid: Cid, providers: Collection[str], timeout: float) -> bytes:
+        until = trio.current_time() + timeout
+        if self._swarm is not None:
+            try:
+                return await self._swarm.fetch_block(cid, providers, timeout)
+            except BlockMissing:
+                pass  # Kubo may have it, or find it
+        return await self._from_kubo(cid, until - trio.current_time())
+
+    async def _from_kubo(self, cid: Cid, timeout: float) -> bytes:
+        if self._blocks.problem:
+            raise StoreUnavailable(f"{cid} is with no node of the swarm, and {self._blocks.problem}")
+        data = None
+        with trio.move_on_after(max(0.0, timeout)):
+            try:
+                data = await self._rpc.block_get(cid, offline=False, timeout=timeout)
+            except Refused:
+                data = None
+            except StoreUnavailable as error:
+                self._blocks.lost(error)
+                raise
+        if data is None:
+            raise BlockMissing(f"neither the swarm nor Kubo had {cid} in time")
+        self.traffic.fetched(data)
+        return data
+
+
+class KuboStore(Store):
+    """Made by `open_kubo`."""
+
+    def __init__(self, blocks: KuboBlocks, exchange: KuboExchange, rpc: KuboRpc, settings: StoreSettings, kubo: KuboSettings) -> None:
+        super().__init__("kubo", blocks, exchange, settings)
+        self._kubo_blocks = blocks
+        self._rpc = rpc
+        self._kubo = kubo
+
+    async def ok(self) -> bool:
+        try:
+            await self._kubo_blocks.reach()
+        except StoreUnavailable as error:
+            self._kubo_blocks.lost(error)
+        return not self._kubo_blocks.problem
+
+    def health(self) -> StoreHealth:
+        here = super().health()
+        return StoreHealth(here.ok and not self._kubo_blocks.problem, self._kubo_blocks.backlog, self._kubo_blocks.problem or here.problem)
+
+    async def collect(self, needed: AsyncIterator[str], *, down_to: int = 0, grace: float | None = None) -> Collected:
+        """Kubo's own collection, of everything that neither Kubo's pins nor ``needed`` hold: what it has for others goes as
+        well. The bound is Kubo's (``Datastore.StorageMax``). Raises `StoreUnavailable`."""
+        async with self._collecting:
+            roots = [cids.parse(text) async for text in _valid(needed)]
+            held: list[Cid] = []
+            try:
+                for root in dict.fromkeys(roots):
+                    if await self._hold(root):
+                        held.append(root)  # noqa: PERF401 - what was pinned so far is to be unpinned if the next one fails
+                before = await self._rpc.repo_stat()
+                removed = await self._rpc.repo_gc(self._kubo.gc_timeout)
+                after = await self._rpc.repo_stat()
+            finally:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + self._kubo.rpc.timeout):
+                    for root in held:
+                        await self._rpc.pin_rm(root, recursive=True)
+        freed = max(0, int(before.get("RepoSize", 0)) - int(after.get("RepoSize", 0)))
+        self._collected_blocks += removed
+        self._collected_bytes += freed
+        return Collected(removed, freed, int(after.get("NumObjects", 0)), 0)
+
+    async def _hold(self, root: Cid) -> bool:
+        """Pins it for the time being; False if it is pinned anyway, or is not there whole."""
+        if await self._rpc.block_stat(root) is None or await self._rpc.pinned(root):
+            return False
+        try:
+            await self._rpc.pin_add(root, recursive=True)
+        except Refused:
+            return False
+        return True
+
+    async def _local(self, cid: Cid) -> bytes:
+        try:
+            return await super()._local(cid)
+        except BlockMissing as error:
+            if self._kubo_blocks.problem:
+                raise StoreUnavailable(f"{cid} may be in Kubo, but {self._kubo_blocks.problem}") from error
+            raise
+
+
+async def _valid(needed: AsyncIterator[str]) -> AsyncGenerator[str, None]:
+    async for text in needed:
+        try:
+            yield cids.parse(text).text
+        except BadCid:
+            continue
+
+
+@asynccontextmanager
+async def open_kubo(
+    folder: Path,
+    *,
+    host: IHost | None = None,
+    connected: Callable[[], Collection[str]] | None = None,
+    open_stream: OpenStream | None = None,
+    may_serve: MayServe | None = None,
+    settings: StoreSettings | None = None,
+    kubo: KuboSettings | None = None,
+) -> AsyncGenerator[KuboStore, None]:
+    """As `p2p.ipfs.embedded.open_embedded`, with the blocks in a Kubo daemon and a spool under ``folder``. The daemon need not be there.
+    Raises `ValueError` for an address or credentials of no known form."""
+    settings, kubo = settings or StoreSettings(), kubo or KuboSettings()
+    async with AsyncExitStack() as stack:
+        rpc = await stack.enter_async_context(open_rpc(kubo.api, kubo.credentials, kubo.rpc))
+        blocks = KuboBlocks(folder, rpc, settings, kubo)
+        await blocks.open()
+        stack.push_async_callback(blocks.close)
+        swarm = None
+        if host is not None:
+            link = Libp2pLink(host, PROTOCOL, max_message=settings.exchange.max_message, open_stream=open_stream)
+            peers = connected if connected is not None else connected_to(host)
+            swarm = await stack.enter_async_context(open_exchange(link, blocks, settings.exchange, peers, may_serve))
+        store = KuboStore(blocks, KuboExchange(blocks, rpc, swarm), rpc, settings, kubo)
+        await store.ok()
+        await stack.enter_async_context(_running(blocks))
+        yield store
+
+
+@asynccontextmanager
+async def _running(blocks: KuboBlocks) -> AsyncGenerator[None, None]:
+    error: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(blocks.run)
+        try:
+            yield
+        except BaseException as raised:  # noqa: BLE001 - raised again below, where the nursery does not wrap it
+            error = raised
+        nursery.cancel_scope.cancel()
+    if error is not None:
+        raise error

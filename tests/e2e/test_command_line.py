@@ -75,7 +75,7 @@ def test_status_of_a_swarm_of_one(home: Path) -> None:
         "ipfs",
     } <= set(status)
     assert (status["name"], status["peers"], status["gateway"]) == ("anna", 0, None)
-    assert status["ipfs"] == {"backend": "embedded", "ok": True}
+    assert status["ipfs"] == {"backend": "embedded", "ok": True, "backlog": 0, "problem": ""}
     assert status["orchestrators"][0]["peer_id"] == status["peer_id"]
 
 

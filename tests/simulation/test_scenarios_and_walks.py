@@ -1,4 +1,4 @@
-"""Whole swarms in simulation: known dangers as scenarios, and random walks by seed. `.ci/run` plays a thousand walks; any one is
+"""Whole swarms in simulation: known dangers as scenarios, and random walks by seed. `.ci/run` plays more walks; any one is
 played again with ``make simulate SEED=…``."""
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from dimnode.errors import FailedPrecondition
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nodes that end at once, since they are asked for what is not served."""
-    monkeypatch.setattr(local_swarm, "SETTINGS", ("ipfs.backend=kubo",))
+    monkeypatch.setattr(local_swarm, "SETTINGS", ("auth.mode=token",))
 
 
 @pytest.mark.usefixtures("refused")
@@ -25,14 +25,14 @@ def test_a_node_that_ends_is_told_with_its_log(tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition, match="exit code 1"):
         swarm.start()
     swarm.stop()
-    assert "ipfs.backend" in swarm.nodes[0].tail()
+    assert "auth.mode" in swarm.nodes[0].tail()
     assert [n.name for n in swarm.nodes] == ["anna"]
 
 
 @pytest.mark.usefixtures("refused")
 def test_up_reports_failure_and_leaves_no_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert up(tmp_path / "s") == 1
-    assert "ipfs.backend" in capsys.readouterr().err
+    assert "auth.mode" in capsys.readouterr().err
     assert not (tmp_path / "s" / "swarm.json").exists()
     assert down(tmp_path / "s") == 0
 

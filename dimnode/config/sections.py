@@ -209,7 +209,9 @@ class JobsSection(Section):
     )
     timeout: Seconds = Field(default=3600.0, description="Time for a whole job that names none.")
     retries: Annotated[int, Field(ge=0, le=100)] = Field(
-        default=2, description="Further attempts at a failed task, on other nodes if there are any."
+        default=2,
+        description="Further attempts at a failed task, on other nodes if there are any. One that a stop or restart of its node "
+        "ended does not count.",
     )
     max_spec_bytes: Bytes = Field(default=1 << 20, description="Largest job form.")
     inline_bytes: Annotated[int, Field(ge=0)] = Field(

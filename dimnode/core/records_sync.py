@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
@@ -37,6 +38,29 @@ class Agenda:
     def turned(self, page: Sequence[str], asked: int) -> None:
         """These came after the cursor; fewer than asked for: that was the end."""
         self.cursor = page[-1] if len(page) == asked else ""
+
+
+class Rounds:
+    """Whom to meet next: everybody once in a round, in a random order, so that no two nodes that live miss each other for long.
+    (A peer drawn anew each time stays away for ever so long: of 5, for 34 meetings in one of 2,000 cases.)"""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._met: set[str] = set()
+        """In this round."""
+
+    def next(self, peers: Collection[str]) -> str | None:
+        """One of ``peers``, those that are there now."""
+        if not peers:
+            return None
+        left = [p for p in sorted(peers) if p not in self._met]
+        if not left:
+            self._met.clear()
+            left = sorted(peers)
+        self._met.intersection_update(peers)
+        chosen = self._rng.choice(left)
+        self._met.add(chosen)
+        return chosen
 
 
 class Quarrels:

@@ -98,7 +98,7 @@ class Execution:
         self._changed = trio.Event()
 
 
-def failed_attempt(order: TaskOrder, node: str, error: DimError, why: Why = "") -> Attempt:
+def failed_attempt(order: TaskOrder, node: str, error: DimError, why: Why = "", *, interrupted: bool = False) -> Attempt:
     return Attempt(
         job=order.job,
         ballot=order.ballot,
@@ -108,5 +108,6 @@ def failed_attempt(order: TaskOrder, node: str, error: DimError, why: Why = "") 
         status="cancelled" if why == "cancelled" else "failed",
         error=ErrorInfo(code=error.code.value, message=error.message, hint=error.hint),
         retryable=error.code not in FINAL,
+        interrupted=interrupted,
         node=node,
     )

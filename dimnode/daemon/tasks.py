@@ -93,7 +93,8 @@ class Tasks:
                 self._here.setdefault(execution.place, {})[task.task_key] = execution
                 self.counters["interrupted"] += 1
                 error = Unavailable("the node restarted before the task was done", hint="The task can run again.")
-                nursery.start_soon(self._execute, execution, failed_attempt(execution.order, self._peer_id, error))
+                lost = failed_attempt(execution.order, self._peer_id, error, interrupted=True)
+                nursery.start_soon(self._execute, execution, lost)
 
     def close_intake(self) -> None:
         """From now on orders are refused as `Unavailable`; what is here goes on."""
@@ -329,7 +330,7 @@ class Tasks:
             self._dispatch()
 
     async def _attempt(self, execution: Execution) -> Attempt:
-        order, error = execution.order, None
+        order, error, stopped = execution.order, None, False
         try:
             with execution.scope:
                 await execution.turn.wait()
@@ -342,11 +343,11 @@ class Tasks:
         if error is None and execution.why == "cancelled":
             error = Cancelled("the task was cancelled")
         elif error is None and execution.why == "stopping":
-            error = Unavailable("the node stopped before the task was done", hint="Another node can run it.")
+            error, stopped = Unavailable("the node stopped before the task was done", hint="Another node can run it."), True
         elif error is None:
             where = "while it ran" if execution.turn.is_set() else "in the node's queue"
             error = DeadlineExceeded(f"the task's time was up {where}")
-        return failed_attempt(order, self._peer_id, error, execution.why)
+        return failed_attempt(order, self._peer_id, error, execution.why, interrupted=stopped)
 
     # --- the end of a task -----------------------------------------------------------------------
 

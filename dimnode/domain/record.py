@@ -117,6 +117,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, tag="attempt"):
     error: ErrorInfo | None = None
     retryable: bool = True
     """False if no other node could do better (bad input, say)."""
+    interrupted: bool = False
+    """The node stopped or restarted meanwhile: neither the task nor its model did anything wrong."""
     receipt: Receipt | None = None
     node: str = ""
 

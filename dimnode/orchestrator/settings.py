@@ -12,6 +12,9 @@ class OrchestratorSettings:
     retries: int = 2
     """Further attempts for a failed task if the form says nothing; also how often a task is run again because its
     output was lost."""
+    interruptions: int = 20
+    """Attempts at one task that a stop or restart of their nodes may end without counting as a failure of the task. With more of
+    them it may be the task that ends the nodes."""
     max_spec_bytes: int = 1 << 20
     inline_bytes: int = 64 * 1024
     """Tensors above this travel by CID."""

@@ -148,7 +148,8 @@ class TaskRunner:
         plan = seek.plan
         tries = self._tries(work, seek)
         retries = work.form.form.retries if work.form.form.retries is not None else self._settings.retries
-        if len(tries.failed_nodes) > retries:
+        spared = self._settings.interruptions
+        if tries.failures(spared) > retries:
             raise given_up(plan, tries)
         while True:
             assign = await self._adoptable(work, seek, tries)
@@ -158,8 +159,9 @@ class TaskRunner:
             except Failed as failed:
                 error = tries.last = failed.error
                 tries.failed_nodes.append(node)
+                tries.interrupted += failed.interrupted
                 log.info("task.attempt_failed", job=work.job, task=plan.key, node=node, code=error.code.value, reason=error.message)
-                if len(tries.failed_nodes) > retries:
+                if tries.failures(spared) > retries:
                     raise given_up(plan, tries) from None
             except Refused as refused:
                 self._note_wait(work, plan, node, tries, refused)
@@ -193,6 +195,7 @@ class TaskRunner:
         ]
         return Tries(
             failed_nodes=[a.node for a in failed],
+            interrupted=sum(a.interrupted for a in failed),
             adopt=[a for a in adopt if a.task_key == seek.key(a.node)],
             last=problem_of(failed[-1]) if failed else None,
         )
@@ -305,7 +308,7 @@ class TaskRunner:
         if not (fact.attempt.retryable or fact.attempt.status == "cancelled"):
             raise problem
         await self._check_inputs(work, seek, fact, problem)
-        raise Failed(problem)
+        raise Failed(problem, interrupted=fact.attempt.interrupted)
 
     async def _answer(self, work: Work, seek: Seek, node: str, order: TaskOrder, call: Call) -> SignedEntry:
         """If the connection breaks while a node works on the task, it still does: it is asked again until it answers, or is

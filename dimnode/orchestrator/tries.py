@@ -14,6 +14,9 @@ class Tries:
     """What was tried for one task so far."""
 
     failed_nodes: list[str] = field(default_factory=list[str])
+    """Of each attempt that came to nothing, the node."""
+    interrupted: int = 0
+    """How many of these attempts the stop or restart of their node ended."""
     adopt: list[Assign] = field(default_factory=list[Assign])
     """Assignments of a former owner that may still run, the best last."""
     closed: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
@@ -27,6 +30,10 @@ class Tries:
     holds a seat (one that just won it is not known everywhere yet), those that cannot be reached. Others are better."""
     unreached_since: float | None = None
     """Since when no node that was tried could be reached."""
+
+    def failures(self, interruptions: int) -> int:
+        """Attempts that count as failures of the task, if ``interruptions`` of those that their nodes ended do not."""
+        return len(self.failed_nodes) - min(self.interrupted, interruptions)
 
 
 class Refused(Exception):
@@ -43,6 +50,10 @@ class Unreached(Refused):
 
 class Failed(Refused):
     """The attempt came to nothing; another may not."""
+
+    def __init__(self, error: DimError, *, interrupted: bool = False) -> None:
+        super().__init__(error)
+        self.interrupted = interrupted
 
 
 def given_up(plan: TaskPlan, tries: Tries) -> DimError:

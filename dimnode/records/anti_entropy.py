@@ -1,4 +1,4 @@
-"""Makes copies equal that differ, whatever was lost on the way: every few seconds with one random node.
+"""Makes copies equal that differ, whatever was lost on the way: every few seconds with one node, in random rounds.
 
 The digests of some records go to that node; it answers with its copies of those that it has otherwise, and names those that
 it lacks and should have. Both sides then merge. What is unfinished or has changed lately is compared first; a
@@ -17,7 +17,7 @@ import trio
 
 from dimnode.core.job_record import Record, Verify
 from dimnode.core.job_view import JobView
-from dimnode.core.records_sync import Agenda, Quarrels, heirs, missing
+from dimnode.core.records_sync import Agenda, Quarrels, Rounds, heirs, missing
 from dimnode.domain import codec
 from dimnode.errors import DimError, ResourceExhausted
 from dimnode.ports import Clock, JobDigest, Journal, NodeView, Registry
@@ -82,6 +82,7 @@ class AntiEntropy:
         self._responsible = responsible
         self._rng = rng or random.Random()  # noqa: S311 - no secret
         self._exchange = RecordExchange(network, table, clock, s.exchange, swarm=swarm, verify=verify)
+        self._rounds = Rounds(self._rng)
         self._agenda = Agenda(s.items)
         self._quarrels = Quarrels(s.quarrel_first, s.quarrel_longest)
         self._counts: Counter[str] = Counter()
@@ -92,9 +93,9 @@ class AntiEntropy:
         s = self._settings
         while True:
             await trio.sleep(s.interval * self._rng.uniform(1 - s.jitter, 1 + s.jitter))
-            peers = sorted(v.heartbeat.peer_id for v in self._registry.alive() if v.heartbeat.peer_id != self._network.peer_id)
-            if peers:
-                await self._meet(self._rng.choice(peers))
+            peer = self._rounds.next({v.heartbeat.peer_id for v in self._registry.alive()} - {self._network.peer_id})
+            if peer is not None:
+                await self._meet(peer)
 
     async def sync_now(self, jobs: Sequence[str], peers: Sequence[str], timeout: float) -> None:
         """Compares these jobs with these peers at once and merges, for at most ``timeout`` seconds: before a node that was

@@ -230,8 +230,8 @@ class FakeSwarm:
         signer = identity(node.forge) if node.forge else node.identity
         if error is not None:
             info = ErrorInfo(code=error.code.value, message=error.message)
-            retryable = getattr(error, "retryable", True)
-            return sign_entry(Attempt(status="failed", error=info, retryable=retryable, **common), signer)
+            common |= {"retryable": getattr(error, "retryable", True), "interrupted": getattr(error, "interrupted", False)}
+            return sign_entry(Attempt(status="failed", error=info, **common), signer)
         outputs, rows = await self._compute(node, order)
         receipt = Receipt(
             job=order.job,
@@ -313,13 +313,14 @@ async def in_place(fn: Callable[..., Any], *args: Any) -> Any:
     return fn(*args)
 
 
-def failing(message: str, *, retryable: bool = True, code: str = "INTERNAL") -> DimError:
+def failing(message: str, *, retryable: bool = True, code: str = "INTERNAL", interrupted: bool = False) -> DimError:
     """An error that a node reports in a signed attempt."""
     from dimnode.errors import Code
 
     e = DimError(message, code=Code(code))
     e.in_attempt = True  # type: ignore[attr-defined]
     e.retryable = retryable  # type: ignore[attr-defined]
+    e.interrupted = interrupted  # type: ignore[attr-defined]
     return e
 
 

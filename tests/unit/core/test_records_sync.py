@@ -8,7 +8,7 @@ import pytest
 
 from dimnode.core.job_record import EntryRefused, Record
 from dimnode.core.record_gate import RecordGate, begins, decided_under, highest_n, proof_of
-from dimnode.core.records_sync import Agenda, Quarrels, heirs, missing, portions
+from dimnode.core.records_sync import Agenda, Quarrels, Rounds, heirs, missing, portions
 from dimnode.core.rendezvous import rendezvous
 from dimnode.domain.record import SignedEntry
 from tests.support import entries as e
@@ -61,6 +61,19 @@ def test_copies_that_stay_different_are_left_alone_longer_and_longer() -> None:
     assert not quarrels.holds("p", "job-2", 1.0)
     quarrels.add("p", "job-1", now + 100)
     assert not quarrels.holds("p", "job-1", now + 110)
+
+
+def test_everybody_is_met_once_in_a_round_whoever_comes_and_goes() -> None:
+    rounds = Rounds(random.Random(3))
+    assert rounds.next(()) is None
+    peers = set("abcde")
+    orders = {"".join(rounds.next(peers) or "" for _ in peers) for _ in range(20)}
+    assert all(set(order) == peers for order in orders)
+    assert len(orders) > 10  # in no fixed order
+    first = [rounds.next(peers) for _ in range(2)]
+    peers = (peers | {"f"}) - {"a"}
+    rest = [rounds.next(peers) for _ in range(len(peers - set(first)))]
+    assert set(rest) == peers - set(first)
 
 
 def test_the_oldest_quarrels_are_forgotten() -> None:

@@ -250,6 +250,7 @@ async def test_after_a_crash_what_was_not_done_has_failed_and_what_was_done_is_a
             assert failed.retryable
             assert failed.error is not None
             assert (failed.error.code, failed.error.message[:18]) == ("UNAVAILABLE", "the node restarted")
+            assert failed.interrupted
         assert bench.ran == []
         assert bench.tasks.counters["interrupted"] == 3
         assert await bench.entry(order("received", n=2)) == received
@@ -351,6 +352,7 @@ async def test_a_stop_hands_back_to_whoever_adopted_and_keeps_the_rest(autojump_
             (name, "failed", True) for name in ("adopted", "left", "queued")
         ]
         assert {a.error.code for a in handed if a.error} == {"UNAVAILABLE"}
+        assert all(a.interrupted for a in handed)
         with pytest.raises(Unavailable, match="no new tasks"):
             await bench.take(order("new", n=2))
     async with running(disk) as bench:

@@ -143,6 +143,42 @@ async def test_retries_are_bounded_and_the_reason_is_told(autojump_clock: MockCl
     assert len(last["tasks"]) == 3
 
 
+async def test_restarts_of_a_node_do_not_count_as_failures_of_its_tasks_unless_they_go_on(autojump_clock: MockClock) -> None:
+    for ends, status in ((5, "completed"), (6, "failed")):
+
+        async def interrupted(order: Any, ends: int = ends) -> None:
+            if order.attempt <= ends:
+                raise failing("the node restarted before the task was done", code="UNAVAILABLE", interrupted=True)
+
+        swarm = FakeSwarm([FakeNode("a", behave=interrupted)])
+        await double_model(swarm)
+        async with running(swarm, retries=0, interruptions=5) as orchestrator:
+            last = await outcome(orchestrator, form(timeout=3600))
+        assert last["status"] == status
+        assert len(last["tasks"]) == 6
+
+
+async def test_failures_count_among_interruptions_also_after_a_restart(autojump_clock: MockClock) -> None:
+    async def behave(order: Any) -> None:
+        if order.attempt == 3:
+            held.set()
+            await gate.wait()
+        raise failing("ended", interrupted=order.attempt % 2 == 1)
+
+    held, gate = trio.Event(), trio.Event()
+    swarm = FakeSwarm([FakeNode("a", behave=behave)])
+    await double_model(swarm)
+    journal = MemoryJournal()
+    async with running(swarm, journal, retries=1) as first:
+        job = (await first.submit(form(timeout=3600), "me")).job_id
+        await held.wait()
+    async with running(swarm, journal, retries=1) as second:
+        gate.set()
+        last = await finished(second, job)
+    assert last["status"] == "failed"
+    assert [t["attempt"] for t in last["tasks"]] == [1, 2, 3, 4]  # 2 and 4 are failures
+
+
 async def test_an_error_that_no_node_could_mend_is_not_retried(autojump_clock: MockClock) -> None:
     async def bad(order: Any) -> None:
         raise failing("input x has the wrong rank", retryable=False, code="INVALID_ARGUMENT")

@@ -38,8 +38,8 @@ check: $(DEV)  ## lint, format, types, import rules, generated files, locks
 bench: $(DEV)  ## the benchmark: a table, and bench-results.json
 	$(BIN)/python -m tools.bench
 
-chaos: $(DEV)  ## a real swarm under fire; takes SECONDS=600 SEED=1 NODES=5 RATE=4 and exits 1 if a job is lost or wrong
-	$(BIN)/python -m tools.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(NODES),--nodes $(NODES)) $(if $(RATE),--rate $(RATE))
+chaos: $(DEV)  ## a real swarm under fire; takes SECONDS=600 SEED=1 NODES=5 RATE=4 ONLY=kill SPARE=1 and exits 1 if a job is lost or wrong
+	$(BIN)/python -m tools.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(NODES),--nodes $(NODES)) $(if $(RATE),--rate $(RATE)) $(if $(ONLY),--only $(ONLY)) $(if $(SPARE),--spare $(SPARE))
 
 simulate: $(DEV)  ## simulated swarms: SEED=7 plays one again and prints what happened, else SEEDS=1000 from FIRST=1 on; NODES=50, SCENARIO=…
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000) --first $(or $(FIRST),1)) $(if $(NODES),--nodes $(NODES)) $(if $(SCENARIO),--scenario $(SCENARIO))

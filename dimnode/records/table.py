@@ -341,7 +341,8 @@ class RecordTable:
             new[job] = [e for e in entries if e.id not in known or e.id in unwritten]
         fenced: Mapping[str, Ballot] = {}
         if under or any(new.values()):
-            fenced = await self._disk.append([e for entries in new.values() for e in entries], under=under, fresh=fresh)
+            with trio.CancelScope(shield=True):  # what is durable is also in memory, whoever was waiting for it
+                fenced = await self._disk.append([e for entries in new.values() for e in entries], under=under, fresh=fresh)
         return [
             Merged(job, job not in fenced and self._absorb(job, away.get(job, ()), found), fenced.get(job)) for job, found in new.items()
         ]

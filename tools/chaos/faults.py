@@ -55,10 +55,12 @@ class Fault:
         return self.at + self.seconds
 
 
-def schedule(seed: int, seconds: float) -> list[Fault]:
-    """Faults that begin and end within ``seconds``. The first is the kill of a seat's holder."""
+def schedule(seed: int, seconds: float, only: Sequence[Kind] = ()) -> list[Fault]:
+    """Faults that begin and end within ``seconds``. The first is the kill of a seat's holder. ``only``: just these kinds, and one
+    after the other."""
     chance = random.Random(seed)
-    bag: list[Kind] = ["kill"]
+    kinds, overlap = (only, 0.0) if only else (BAG, OVERLAP)
+    bag: list[Kind] = ["kill" if "kill" in kinds else kinds[0]]
     found: list[Fault] = []
     at = FIRST_AFTER
     while True:
@@ -76,10 +78,10 @@ def schedule(seed: int, seconds: float) -> list[Fault]:
             return found
         found.append(fault)
         if not bag:
-            bag = chance.sample(BAG, len(BAG))
+            bag = chance.sample(kinds, len(kinds))
         ends = max(f.end for f in found[-2:])  # never more than two at once
         two = len(found) > 1 and found[-2].end > fault.at
-        at = fault.at + fault.seconds * chance.random() if chance.random() < OVERLAP and not two else ends + chance.uniform(*QUIET)
+        at = fault.at + fault.seconds * chance.random() if chance.random() < overlap and not two else ends + chance.uniform(*QUIET)
 
 
 def choose(fault: Fault, free: Sequence[int], holders: frozenset[int]) -> int | None:

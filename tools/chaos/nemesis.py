@@ -24,8 +24,10 @@ class Done:
 
 
 class Nemesis:
-    def __init__(self, swarm: FireSwarm, faults: Sequence[Fault]) -> None:
+    def __init__(self, swarm: FireSwarm, faults: Sequence[Fault], spare: int = 0) -> None:
+        """``spare``: a node that is not hit itself (a cut of others may leave it alone)."""
         self._swarm = swarm
+        self._spare = spare
         self._faults = faults
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -51,7 +53,7 @@ class Nemesis:
     def _inflict(self, fault: Fault, began: float) -> None:
         nodes = self._swarm.nodes
         with self._lock:
-            free = [n for n, node in nodes.items() if not node.ails and node.running]
+            free = [n for n, node in nodes.items() if not node.ails and node.running and n != self._spare]
             holders = self._swarm.serving()
             victim = choose(fault, free, holders)
             if victim is None:

@@ -70,6 +70,7 @@ def document(f: Findings) -> dict[str, Any]:
             "without_end": [asdict(w) | {"pause": w.longest(f.ended)} for w in f.load.watches if not w.ended],
         },
         "nodes": {n.name: {"rss_max_mb": round(n.rss / 2**20, 1), "cpu_s": round(n.cpu + n.cpu_now, 1)} for n in f.nodes},
+        "memory": {n.name: growth(n.longest_life()) for n in f.nodes},
         "troubles": list(f.troubles),
         "tracebacks": list(f.tracebacks),
     }
@@ -110,6 +111,15 @@ def _fault(done: Done, f: Findings) -> dict[str, Any]:
     }
 
 
+def growth(line: Sequence[tuple[float, int]]) -> dict[str, Any]:
+    """Of a memory line [(seconds, bytes)]: how long it is (s), and its bytes (MB) after a quarter, a half, three quarters and at its end."""
+    if not line:
+        return {"seconds": 0.0, "mb": []}
+    first, last = line[0][0], line[-1][0]
+    marks = (first + (last - first) * share for share in (0.25, 0.5, 0.75, 1.0))
+    return {"seconds": round(last - first), "mb": [round(next(rss for at, rss in line if at >= mark) / 2**20, 1) for mark in marks]}
+
+
 def spread(values: Iterable[float]) -> dict[str, float]:
     """count, p50, p99 and max; zeros if there are none."""
     found = sorted(values)
@@ -141,6 +151,7 @@ def show(out: dict[str, Any], console: Console) -> None:
         ("longest pause of a watching client, s", _spread(out["watching"]["longest_pause"])),
         ("watches without an end", str(len(out["watching"]["without_end"]))),
         ("memory of a node and its agents, MB", ", ".join(f"{n['rss_max_mb']:.0f}" for n in out["nodes"].values())),
+        ("memory of a node alone over its longest life", _lines(out["memory"])),
         ("processor time, s", ", ".join(f"{n['cpu_s']:.0f}" for n in out["nodes"].values())),
     ]
     for what, value in rows:
@@ -155,6 +166,10 @@ def show(out: dict[str, Any], console: Console) -> None:
 
 def _counts(found: dict[str, int]) -> str:
     return ", ".join(f"{name} {n}" for name, n in sorted(found.items())) or "0"
+
+
+def _lines(found: dict[str, dict[str, Any]]) -> str:
+    return "; ".join(f"{m['seconds']} s: {' '.join(f'{mb:.0f}' for mb in m['mb'])}" for m in found.values())
 
 
 def _spread(found: dict[str, float]) -> str:

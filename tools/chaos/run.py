@@ -16,7 +16,7 @@ from rich.console import Console
 
 from dimnode.client import Client, Settings
 from tools.chaos import account, autopsy
-from tools.chaos.faults import schedule
+from tools.chaos.faults import SECONDS, Kind, schedule
 from tools.chaos.jobs import make_models
 from tools.chaos.load import CALL, Load
 from tools.chaos.nemesis import Nemesis
@@ -38,6 +38,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1, help="of faults and jobs")
     parser.add_argument("--nodes", type=int, default=5)
     parser.add_argument("--rate", type=float, default=4.0, help="arrivals per second")
+    parser.add_argument("--only", default="", metavar="KIND,...", help=f"these faults only, one after the other: {', '.join(SECONDS)}")
+    parser.add_argument("--calm", action="store_true", help="no faults at all")
+    parser.add_argument("--spare", type=int, default=0, metavar="N", help="node N is not hit: how its memory grows is seen there")
     parser.add_argument("--settle", type=float, default=60.0, help="seconds after the last healing in which every job must end")
     parser.add_argument("--set", action="append", default=[], metavar="K=V", help="a setting of every node")
     parser.add_argument("--out", type=Path, default=Path("chaos-results.json"))
@@ -48,6 +51,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     given = arguments().parse_args(argv)
+    given.only = _kinds(given.only)
     os.environ["TMPDIR"] = str(FOLDER / "tmp")
     (FOLDER / "tmp").mkdir(parents=True)
     swarm = FireSwarm(FOLDER / "nodes", Network(given.nodes), dict(s.split("=", 1) for s in given.set))
@@ -68,9 +72,17 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if out["failures"] else 0
 
 
+def _kinds(text: str) -> list[Kind]:
+    kinds = [k.strip() for k in text.split(",") if k.strip()]
+    if wrong := [k for k in kinds if k not in SECONDS]:
+        sys.exit(f"no such fault: {', '.join(wrong)}; there are {', '.join(SECONDS)}")
+    return [k for k in SECONDS if k in kinds]
+
+
 def fire(swarm: FireSwarm, given: argparse.Namespace) -> Findings:
     load = Load(swarm.targets, given.seed, given.rate)
-    nemesis = Nemesis(swarm, schedule(given.seed, given.seconds))
+    faults = [] if given.calm else schedule(given.seed, given.seconds, given.only)
+    nemesis = Nemesis(swarm, faults, 0 if not given.spare else list(swarm.nodes)[given.spare - 1])
     print(f"seed {given.seed}: {given.nodes} nodes, {given.seconds:g} s", flush=True)
     began = time.monotonic()
     attack = threading.Thread(target=nemesis.run, args=(began,))

@@ -25,6 +25,7 @@ from tools.chaos.network import Network, address
 PORT = 50051
 LOOK_EVERY = 0.1
 """Seconds between two looks at a node: what the times to a new orchestrator are exact to."""
+MEMORY_EVERY = 10.0
 _LOOK = ClientSettings(timeout=1.0, retry_for=0.0, backoff_max=0.2)
 DISK = 4 << 30
 """Bytes of each node's disk: above what a node wants to have free before it takes work. It takes memory for what is on it only."""
@@ -42,21 +43,38 @@ class FireNode(RealNode):
     cpu_now: float = 0.0
     rss: int = 0
     """Most bytes of memory that node and agents had."""
+    memory: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
+    """(monotonic time, bytes of the node without its agents) of this life, every `MEMORY_EVERY` seconds."""
+    lives: list[list[tuple[float, int]]] = field(default_factory=list[list[tuple[float, int]]])
+    """The same of all its lives, the present one last."""
 
     @property
     def log_path(self) -> Path:
         return self.home.path.with_suffix(".log")
 
+    def __post_init__(self) -> None:
+        self.lives.append(self.memory)
+
+    def longest_life(self) -> list[tuple[float, int]]:
+        """The memory line of its longest life."""
+        return max(self.lives, key=lambda line: line[-1][0] - line[0][0] if line else 0.0)
+
     def measure(self) -> None:
         if not self.running:
             return
         with contextlib.suppress(psutil.Error):
-            whole = [psutil.Process(self.pid), *self.agents()]
+            node = psutil.Process(self.pid)
+            now = time.monotonic()
+            if not self.memory or now - self.memory[-1][0] >= MEMORY_EVERY:
+                self.memory.append((now, node.memory_info().rss))
+            whole = [node, *self.agents()]
             self.rss = max(self.rss, sum(p.memory_info().rss for p in whole))
             self.cpu_now = sum(sum(p.cpu_times()[:2]) for p in whole)
 
     def ended(self) -> None:
         self.cpu, self.cpu_now = self.cpu + self.cpu_now, 0.0
+        self.memory = []
+        self.lives.append(self.memory)
 
     def fill_disk(self) -> None:
         """The disk shrinks to what is on it: the same for the node as one filled by others, without using memory for it."""

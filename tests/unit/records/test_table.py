@@ -57,6 +57,16 @@ async def test_what_is_durable_is_in_memory_though_its_writer_was_cancelled(tabl
     assert table.unwritten(e.JOB) == frozenset()
 
 
+async def test_what_another_copy_told_is_in_memory_though_who_merged_it_was_cancelled(table: RecordTable, journal: MemoryJournal) -> None:
+    """A seat that is lost amid a comparison, say (seed 30)."""
+    with trio.move_on_after(0.5) as impatient:
+        await table.merge(e.JOB, [e.outcome(1, "completed")])
+    assert impatient.cancel_called
+    await trio.sleep(5)
+    assert await on_disk(journal) == table.record(e.JOB).ids()
+    assert table.active == ()
+
+
 async def test_what_could_not_be_written_is_noted_still(table: RecordTable, journal: MemoryJournal) -> None:
     table.note(e.JOB, SCHEDULING)
     journal.disk.full = True

@@ -13,7 +13,7 @@ that a holder that dies is replaced, and that joiners and flapping links displac
   tenure, so the side of more incumbents wins. It does not grow while a rival is seen: those who have just met would
   count each other's side as their own.
 - The pool's rank r claims the r-th vacancy after one beat, at once if the holder itself gave the seat up; ranks beyond the
-  vacancies wait ``step`` longer each.
+  vacancies wait ``step`` longer each. Who has been here for a while does not wait for those who have just come.
 - A seat is for a node that others can reach: one with less than half the links of a candidate gives way, and claims
   last. It is a preference, not a condition: where nobody is well connected, somebody still holds the seats.
 - A claim takes effect once its term is on disk: `PersistTerm` out, `persisted` in.
@@ -30,7 +30,7 @@ from typing import Literal
 import msgspec
 
 from dimnode.core.election_clones import Clones
-from dimnode.core.election_peers import Peers, Sight, StaleBeat
+from dimnode.core.election_peers import CANDIDATES, Peers, Sight, StaleBeat
 from dimnode.core.election_pool import Pool, far_below
 from dimnode.core.election_terms import sane_leap
 from dimnode.core.election_types import (
@@ -142,6 +142,8 @@ class Election:
             # The holder itself gave it up: nobody has to wait whether it comes back.
             self._vacant_since.setdefault(before.claim.seat, now - self.settings.beat)
             self._hurry = True
+        if before is not None and {c.peer for c in before.vouch} - {c.peer for c in beat.vouch}:
+            self._hurry = True  # theirs may have been the last word for a holder
         if self._joining and self.me in beat.heard:
             self._joining = False
             self._quiet = now + self.settings.contact_wait
@@ -321,7 +323,10 @@ class Election:
         best = self._best_reach(now)
         if far_below(self._reach(now), best):
             return vacant[0], self.settings.beat + self.settings.step * self._pool.size
-        standing = {p for p, reach in self._sight(now).free.items() if p not in holders and not far_below(reach, best)}
+        sight = self._sight(now)
+        # Who has just come claims nothing yet: who has been here for a while does not wait for it. Those who came together do.
+        late = sight.waiting if now - self._quiet >= self.settings.suspicion else frozenset[str]()
+        standing = {p for p, reach in sight.free.items() if p not in holders | late and not far_below(reach, best)}
         rank = [p for p in self._pool.now if p == self.me or p in standing].index(self.me)
         if rank < len(vacant):
             return vacant[rank], self.settings.beat
@@ -377,7 +382,7 @@ class Election:
         self._seq += 1
         holders = self._sight(now).held.keys()
         reach, stance = self._reach(now), self._stance(now)
-        free = self._claim is None and stance == "candidate"
+        free = self._claim is None and stance in CANDIDATES
         return Beat(
             peer=self.me,
             boot=self.boot,
@@ -392,8 +397,12 @@ class Election:
             you=you,
         )
 
-    def _stance(self, now: float) -> Literal["candidate", "observer", "resting"]:
-        return "resting" if self._resting(now) else "candidate" if self.eligible and not self._observer() else "observer"
+    def _stance(self, now: float) -> Literal["candidate", "waiting", "observer", "resting"]:
+        if self._resting(now):
+            return "resting"
+        if not self.eligible or self._observer():
+            return "observer"
+        return "waiting" if now < self._quiet else "candidate"
 
     def _update_pool(self, now: float) -> None:
         self._pool.update(now, self._window(), resting=self._resting(now), reach=self._reach(now), best=self._best_reach(now))

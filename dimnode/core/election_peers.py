@@ -9,6 +9,8 @@ from functools import cached_property
 from dimnode.core.election_types import ElectionSettings, claim_key
 from dimnode.domain.node import Beat, Seat
 
+CANDIDATES = frozenset({"candidate", "waiting"})
+"""Stances of those in the pool that may claim a seat, now or soon."""
 _OLD_BOOTS = 4
 """Earlier boot ids remembered of a peer."""
 
@@ -41,7 +43,12 @@ class Sight:
     @cached_property
     def free(self) -> dict[str, int]:
         """Candidate without a seat -> its reach, by its own word."""
-        return {p: v.beat.reach for p, v in self._peers.items() if v.claim is None and v.beat.stance == "candidate"}
+        return {p: v.beat.reach for p, v in self._peers.items() if v.claim is None and v.beat.stance in CANDIDATES}
+
+    @cached_property
+    def waiting(self) -> frozenset[str]:
+        """Those of `free` that claim nothing yet."""
+        return frozenset(p for p in self.free if self._peers[p].beat.stance == "waiting")
 
     @cached_property
     def spare(self) -> int:
@@ -53,7 +60,7 @@ class Sight:
         """Claims of others; a holder's own word beats hearsay about it. Observers hear less often than others: what they
         say counts where nobody else speaks."""
         best: dict[str, Seat] = {}
-        first_hand = [v for v in self._peers.values() if v.claim is not None or v.beat.stance == "candidate"]
+        first_hand = [v for v in self._peers.values() if v.claim is not None or v.beat.stance in CANDIDATES]
         for v in first_hand or self._peers.values():
             for c in v.vouch:
                 if c.peer != self._me and c.peer not in self.live and (c.peer not in best or claim_key(c) > claim_key(best[c.peer])):

@@ -106,8 +106,9 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     claim: Seat | None = None
     vouch: tuple[Seat, ...] = ()
     """Claims of my live peers."""
-    stance: Literal["candidate", "observer", "resting"] = "candidate"
-    """In the pool, as I see it; outside; claiming nothing for a while (released, in quarantine)."""
+    stance: Literal["candidate", "waiting", "observer", "resting"] = "candidate"
+    """In the pool, as I see it; the same, but claiming nothing yet (just started or awoken); outside; claiming nothing for a while
+    (released, in quarantine)."""
     reach: int = 0
     """How many of seats and pool I hear and am heard by."""
     spare: int = 0

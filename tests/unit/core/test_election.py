@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from dimnode.core.election import Election
 from dimnode.core.election_types import Action, ElectionSettings, Lost, PersistTerm, SendBeat, Start, Won, claim_key, pool_order
@@ -24,8 +24,11 @@ def beat(
     heard: tuple[str, ...] = ("me",),
     claim: Seat | None = None,
     vouch: tuple[Seat, ...] = (),
+    stance: Literal["candidate", "waiting"] = "candidate",
+    reach: int = 0,
 ) -> Beat:
-    return Beat(peer=peer, boot=boot, seq=seq, n=max(n, claim.n if claim else 0), heard=heard, claim=claim, vouch=vouch)
+    n = max(n, claim.n if claim else 0)
+    return Beat(peer=peer, boot=boot, seq=seq, n=n, heard=heard, claim=claim, vouch=vouch, stance=stance, reach=reach)
 
 
 def seat(peer: str, number: int = 0, n: int = 1, support: int = 1, boot: str = "b") -> Seat:
@@ -216,6 +219,48 @@ def test_a_broken_connection_shortens_the_wait() -> None:
     assert e.live(1.8) == {"a"}
     e.on_disconnect("b", 1.8)
     e.on_disconnect("stranger", 1.8)
+
+
+def when_it_claims_beside(stance: Literal["candidate", "waiting"], *, here_for: float) -> float:
+    """Seat 0 becomes vacant; another candidate comes before me by its hash. How long it takes me to claim."""
+    first = next(p for i in range(100) if pool_order(p := f"first{i}") < pool_order("me"))
+    e = node()
+    e.members([first, "x", "y", "z"])
+    for i in range(1, 41):
+        now = i * 0.25
+        e.on_beat(beat(first, i, stance=stance, reach=3), now)
+        for number, p in enumerate(("x", "y", "z")):
+            claims = number or now <= here_for
+            e.on_beat(beat(p, i, claim=seat(p, number) if claims else None, n=1, reach=3), now)
+        if any(isinstance(a, PersistTerm) for a in e.tick(now)):
+            return now - here_for
+    return 99.0
+
+
+def test_who_has_been_here_for_a_while_does_not_wait_for_a_candidate_that_claims_nothing_yet() -> None:
+    step, soon = SETTINGS.step, SETTINGS.beat + 0.5
+    assert when_it_claims_beside("waiting", here_for=4.0) <= soon
+    assert when_it_claims_beside("candidate", here_for=4.0) >= step
+    assert when_it_claims_beside("waiting", here_for=0.5) >= step  # both have just come
+
+
+def test_a_node_says_that_it_claims_nothing_yet() -> None:
+    e = node(start="lan")
+    e.members(["a"])
+    stances: list[str] = []
+    for i in range(1, 17):
+        stances += [a.beat.stance for a in e.tick(i * 0.25) if isinstance(a, SendBeat)]
+    assert stances[0] == "waiting"
+    assert stances[-1] == "candidate"
+
+
+def test_the_last_word_for_a_holder_is_urgent() -> None:
+    e = node()
+    e.on_beat(beat("a", n=1, vouch=(seat("x"),)), 0.1)
+    e.tick(0.2)
+    assert not e.urgent
+    e.on_beat(beat("a", 2, n=1), 0.3)
+    assert e.urgent
 
 
 def test_a_long_pause_drops_the_seat_and_listens() -> None:

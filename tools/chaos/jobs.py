@@ -91,8 +91,8 @@ class Maker:
             self._vote: 4,
             self._large: 4,
             self._doomed: 4,
-            self._slow: 7,
-            self._cancelled: 7,
+            self._slow: 3,
+            self._cancelled: 4,
         }
 
     def job(self) -> Job:

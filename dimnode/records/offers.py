@@ -174,6 +174,8 @@ class JobOffers:
         batch: list[JobEntries] = []
         size = 0
         for job in jobs:
+            if not self._table.holds(job):
+                continue  # it ended, and was let go, while others were asked
             for part, more in in_parts(_core_last(self._table.record(job)), self._settings.request_bytes):
                 if batch and size + more > self._settings.request_bytes:
                     yield OfferRequest(jobs=tuple(batch), give_away=give_away)
@@ -239,11 +241,16 @@ class ResultOffers:
             rounds.wake()
 
     async def _offer(self, turn: Turn) -> set[str]:
-        request = ResultsRequest(entries=tuple(self._entries[k] for k in turn.keys))
-        answer = await _ask(self._network, turn.peer, RESULTS, request, ResultsAnswer, self._settings.timeout)
-        received = set(answer.received).intersection(turn.keys) if answer is not None else set[str]()
-        self._kept.fetched(received)
-        return received
+        """Those that are taken care of; also such as were fetched between the planning of this turn and now."""
+        here = {k: self._entries[k] for k in turn.keys if k in self._entries}
+        received = set[str]()
+        if here:
+            answer = await _ask(
+                self._network, turn.peer, RESULTS, ResultsRequest(entries=tuple(here.values())), ResultsAnswer, self._settings.timeout
+            )
+            received = here.keys() & set(answer.received) if answer is not None else set[str]()
+            self._kept.fetched(received)
+        return received | (set(turn.keys) - here.keys())
 
 
 class _Rounds:

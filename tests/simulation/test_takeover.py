@@ -125,6 +125,7 @@ async def test_an_owner_may_crash_at_every_write(autojump_clock: MockClock, name
             here.crash_at = CrashAt(step)
             job, _ = await here.end(JOBS[name]())
             crashed = len(here.crashes)
+            here.crash_at = CrashAt()
             for gone in here.crashes:
                 await here.start(gone)
             assert outputs(await one_end(swarm, here, job)) == expected, step
@@ -152,6 +153,7 @@ async def test_several_owners_may_crash_one_after_the_other(autojump_clock: Mock
         nursery.start_soon(restart)
         job, _ = await here.end(JOBS[name]())
         nursery.cancel_scope.cancel()
+        here.crash_at = CrashAt()  # the job has ended; what is left of the plan must not hit the comparison
         assert outputs(await one_end(swarm, here, job)) == expected
     assert ran(swarm) == TASKS[name]
     assert here.crashes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,8 @@ from tools.chaos.jobs import Job, same
 from tools.chaos.journals import Executions
 
 LOOK_EVERY = 0.5
+ASKERS = 8
+"""Jobs that are asked for at the same time."""
 
 
 @dataclass
@@ -34,17 +37,19 @@ class Account:
 
 
 def settle(jobs: Sequence[Job], client: Client, within: float) -> Account:
-    """Waits for the end of every job, ``within`` seconds at the most, and compares it with what had to come."""
+    """Waits for the end of every job, ``within`` seconds at the most, and compares it with what had to come. However long it
+    takes, every job is asked for at least once."""
     account = Account()
     began = time.monotonic()
     left = list(jobs)
     why: dict[str, str] = {}
-    until = began + within
-    while left:
-        left = [j for j in left if time.monotonic() > until or not _has_ended(j, client, why)]
-        if not left or time.monotonic() > until:
-            break
-        time.sleep(LOOK_EVERY)
+    with ThreadPoolExecutor(ASKERS) as askers:
+        while True:
+            ended = askers.map(lambda j: _has_ended(j, client, why), left)
+            left = [j for j, has in zip(left, list(ended), strict=True) if not has]
+            if not left or time.monotonic() > began + within:
+                break
+            time.sleep(LOOK_EVERY)
     account.settled_after = time.monotonic() - began
     account.lost = [(j, why.get(j.job_id, "unknown")) for j in left]
     lost = {j.job_id for j in left}

@@ -34,6 +34,7 @@ class Findings:
     account: Account
     nodes: Sequence[FireNode]
     troubles: Sequence[str]
+    stops_with_work_left: int
     tracebacks: Sequence[str]
     ended: float
     """When the watches were given up."""
@@ -72,6 +73,7 @@ def document(f: Findings) -> dict[str, Any]:
         "nodes": {n.name: {"rss_max_mb": round(n.rss / 2**20, 1), "cpu_s": round(n.cpu + n.cpu_now, 1)} for n in f.nodes},
         "memory": {n.name: growth(n.longest_life()) for n in f.nodes},
         "troubles": list(f.troubles),
+        "stops_with_work_left": f.stops_with_work_left,
         "tracebacks": list(f.tracebacks),
     }
     gone = [d for d in out["faults"] if d["kind"] in ("kill", "stop") and d["held_seat"]]
@@ -148,6 +150,7 @@ def show(out: dict[str, Any], console: Console) -> None:
         ("executions, of them repeated", f"{repeated['tasks'] + repeated['repeated']}, {repeated['repeated']}"),
         ("new orchestrator after a kill, s", _spread(out["new_orchestrator_after_kill"])),
         ("new orchestrator after a clean stop, s", _spread(out["new_orchestrator_after_stop"])),
+        ("  stops with work left while another ailed", str(out["stops_with_work_left"])),
         ("longest pause of a watching client, s", _spread(out["watching"]["longest_pause"])),
         ("watches without an end", str(len(out["watching"]["without_end"]))),
         ("memory of a node and its agents, MB", ", ".join(f"{n['rss_max_mb']:.0f}" for n in out["nodes"].values())),

@@ -117,6 +117,7 @@ def fire(swarm: FireSwarm, given: argparse.Namespace) -> Findings:
         account=found,
         nodes=list(swarm.nodes.values()),
         troubles=swarm.troubles,
+        stops_with_work_left=swarm.stops_with_work_left,
         tracebacks=swarm.tracebacks(),
         ended=ended,
     )

@@ -26,6 +26,8 @@ PORT = 50051
 LOOK_EVERY = 0.1
 """Seconds between two looks at a node: what the times to a new orchestrator are exact to."""
 MEMORY_EVERY = 10.0
+LEFT = 3
+"""Exit code of a node that stopped with jobs or records left that no other node has taken."""
 _LOOK = ClientSettings(timeout=1.0, retry_for=0.0, backoff_max=0.2)
 DISK = 4 << 30
 """Bytes of each node's disk: above what a node wants to have free before it takes work. It takes memory for what is on it only."""
@@ -107,6 +109,8 @@ class FireSwarm:
     seen: list[Seen] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
     """What no fault explains: nodes that died, did not start or did not stop."""
+    stops_with_work_left: int = 0
+    """While another node ailed, too."""
     _invite: tuple[str, ...] = ()
     _over: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
@@ -173,17 +177,24 @@ class FireSwarm:
         node.ended()
 
     def stop(self, node: FireNode) -> None:
-        """A clean stop; one that is not clean is noted."""
+        """A stop on request. Whether all its work could go elsewhere depends on the others: while one of them ails, what is
+        left (code 3) is noted without blame."""
         node.wanted = False
+        beset = self._others_ail(node)
         try:
             code, took = node.stop()
         except AssertionError as e:
             self.trouble(str(e))
             node.kill()
         else:
-            if code:
+            if code == LEFT and (beset or self._others_ail(node)):
+                self.stops_with_work_left += 1
+            elif code:
                 self.trouble(f"{node.name} ended with {code} after {took:.1f} s of a clean stop")
         node.ended()
+
+    def _others_ail(self, node: FireNode) -> bool:
+        return any(other.ails for other in self.nodes.values() if other is not node)
 
     def end(self) -> None:
         self._over.set()

@@ -6,7 +6,7 @@ something out. The states in the list of jobs are the seats' word.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from dimnode.core.job_view import view
 from dimnode.core.record_gate import RecordGate
 from dimnode.errors import InvalidArgument, NotFound, Unavailable
 from dimnode.orchestrator.documents import job_document
-from dimnode.ports import Elector, NodeView
+from dimnode.ports import Elector, NodeView, Registry
 from dimnode.snapshots.documents import JobSummary
 from dimnode.snapshots.members import checked, later
 from dimnode.snapshots.name_book import Named
@@ -45,12 +45,12 @@ class Resolver:
         self,
         store: ContentStore,
         names: SwarmNames,
+        registry: Registry,
         elector: Elector,
         settings: ResolverSettings | None = None,
         *,
         swarm: str,
         protocol: int,
-        name_of: Callable[[str], str],
         verify: Verify = verify_with_peer_id,
     ) -> None:
         self._store = store
@@ -59,9 +59,13 @@ class Resolver:
         self._settings = settings or ResolverSettings()
         self._swarm = swarm
         self._protocol = protocol
-        self._name_of = name_of
+        self._registry = registry
         self._verify = verify
         self._gate = RecordGate(verify, swarm)
+
+    def _name_of(self, peer: str) -> str:
+        found = self._registry.find(peer)
+        return found[0].heartbeat.name if found else peer
 
     async def resolve(self, path: str, *, after: str = "", limit: int = 1000) -> Mapping[str, Any]:
         """Raises `InvalidArgument` for other paths, `NotFound` for an unknown job, `Unavailable` if no seat's state can be read."""
@@ -180,7 +184,7 @@ class Resolver:
         peers = [s.peer for s in self._elector.seats()]
         named = await self._names.resolve(peers)
         seats: list[_Seat] = []
-        problem = "no seat has published anything yet"
+        problem = "no orchestrator has published anything yet" if peers else "no orchestrator is known"
         for peer in peers:
             if peer in named:
                 try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,7 +40,9 @@ def test_a_name_is_the_libp2p_key_cid_that_kubo_prints() -> None:
     assert ipns.key_of(ipns.name_of(KEY.peer_id)) == KEY.peer_id
 
 
-@pytest.mark.parametrize("text", ["", "k", "k51", "b" + "a" * 60, "k" + "z" * 79, "K51qzi5uqu5d", "k51qzi5uqu5d" + "!" * 50, "k0" + "1" * 60])
+@pytest.mark.parametrize(
+    "text", ["", "k", "k51", "b" + "a" * 60, "k" + "z" * 79, "K51qzi5uqu5d", "k51qzi5uqu5d" + "!" * 50, "k0" + "1" * 60]
+)
 def test_what_is_no_name_is_refused(text: str) -> None:
     with pytest.raises(ipns.BadName):
         ipns.key_of(text)
@@ -46,10 +50,8 @@ def test_what_is_no_name_is_refused(text: str) -> None:
 
 @given(st.text(max_size=90))
 def test_any_text_is_a_name_or_refused(text: str) -> None:
-    try:
+    with contextlib.suppress(ipns.BadName):
         assert ipns.name_of(ipns.key_of(text)) == text
-    except ipns.BadName:
-        pass
 
 
 @given(st.binary(min_size=32, max_size=32), st.integers(0, ipns.MAX_SEQUENCE), st.floats(0, 2e11), st.floats(0, 1e6))
@@ -119,10 +121,8 @@ def test_a_name_may_point_to_what_is_no_content_of_dim() -> None:
 
 @given(st.binary(max_size=400) | st.binary(max_size=40).map(lambda cut: record().raw[: len(cut)] + cut))
 def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
-    try:
+    with contextlib.suppress(ipns.BadRecord):
         ipns.read(ipns.name_of(KEY.peer_id), raw)
-    except ipns.BadRecord:
-        pass
 
 
 @given(st.binary(max_size=300))

@@ -140,9 +140,14 @@ async def test_trees_that_make_no_sense_are_refused() -> None:
     leaf = cids.parse(await store.put_dag({}))
     deep = await index(store, 1, ("a", "b", await index(store, 1, ("a", "b", leaf))))
     twice = await index(store, 0, ("a", "c", leaf), ("b", "d", leaf))
-    backwards = await index(store, 1, ("m", "n", await index(store, 0, ("m", "n", leaf))), ("x", "y", await index(store, 0, ("a", "b", leaf))))
+    backwards = await index(
+        store, 1, ("m", "n", await index(store, 0, ("m", "n", leaf))), ("x", "y", await index(store, 0, ("a", "b", leaf)))
+    )
     high = await index(store, 99, ("a", "b", leaf))
-    plain = [cids.parse(await store.put_dag(v)) for v in ({}, [], {"level": 0, "children": []}, {"level": 0, "children": [["a", "b", 1, b"", b"no"]]})]
+    plain = [
+        cids.parse(await store.put_dag(v))
+        for v in ({}, [], {"level": 0, "children": []}, {"level": 0, "children": [["a", "b", 1, b"", b"no"]]})
+    ]
     for root in (deep, twice, backwards, high, *plain):
         with pytest.raises(BlockCorrupt):
             async for _ in tree.leaves(tree.Reading(store), root):

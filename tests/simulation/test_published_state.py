@@ -62,7 +62,11 @@ async def test_seats_publish_and_everybody_resolves_the_merged_state(autojump_cl
         assert page["jobs"] + rest["jobs"] == found["jobs"]
         one = (await c.state.resolver.resolve(f"jobs/{name_of_job(60)}"))["job"]
         assert (one["status"], one["verified"], one["spec_cid"]) == ("completed", True, "c")
-        nodes = (await c.state.resolver.resolve("registry"))["nodes"]
+        nodes: list[Any] = []
+        with trio.fail_after(60):
+            while len(nodes) < 3:
+                nodes = (await c.state.resolver.resolve("registry"))["nodes"]
+                await trio.sleep(0.5)
         assert {n["peer_id"]: n["role"] for n in nodes} == {"a": "orchestrator", "b": "orchestrator", "c": "node"}
         with pytest.raises(NotFound):
             await c.state.resolver.resolve("jobs/nonsense")

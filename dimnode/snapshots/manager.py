@@ -13,7 +13,7 @@ from dimnode.ports import Clock, Elector, Journal, Signer
 from dimnode.records.exchange import ExchangeSettings, RecordExchange
 from dimnode.records.table import RecordTable
 from dimnode.snapshots.catch_up import CatchUp, CatchUpSettings, KeepBlocks
-from dimnode.snapshots.names import Directory, NamesSettings, Outlet, SwarmNames
+from dimnode.snapshots.names import NamesSettings, Outlet, SwarmNames
 from dimnode.snapshots.publisher import Heartbeats, PublisherSettings, SnapshotPublisher
 from dimnode.snapshots.resolver import Resolver, ResolverSettings
 from dimnode.snapshots.writer import SnapshotWriter, WriterSettings
@@ -34,7 +34,7 @@ class StateSettings:
 
 
 class StateManager:
-    """``key``: what this node publishes under. ``directory``: the swarm's DHT, ``outlet``: a Kubo daemon, where there is one."""
+    """``key``: what this node publishes under. ``outlet``: a Kubo daemon, where there is one."""
 
     def __init__(
         self,
@@ -53,13 +53,10 @@ class StateManager:
         keep_blocks: KeepBlocks,
         settings: StateSettings | None = None,
         verify: Verify = verify_with_peer_id,
-        directory: Directory | None = None,
         outlet: Outlet | None = None,
     ) -> None:
         s = settings or StateSettings()
-        self.names = SwarmNames(
-            network, registry, journal, clock, s.names, swarm=swarm, signer=signer, key=key, verify=verify, directory=directory
-        )
+        self.names = SwarmNames(network, registry, journal, clock, s.names, swarm=swarm, signer=signer, key=key, verify=verify)
         self.writer = SnapshotWriter(store, journal, clock, s.writer)
         self.publisher = SnapshotPublisher(self.writer, self.names, table, registry, elector, clock, s.publisher, outlet=outlet)
         self.resolver = Resolver(store, self.names, registry, elector, s.resolver, swarm=swarm, protocol=protocol, verify=verify)

@@ -1,7 +1,7 @@
-"""Names on the network: announced by gossip, asked for by request, put into the DHT and wherever else names are published.
+"""Names on the network: announced by gossip, asked for by request.
 
 Gossip is a hint that a name points elsewhere now. Whoever needs to know asks: the node itself, then others who may have heard of
-it, then the DHT; what was heard before serves while it is valid and nobody answers.
+it; what was heard before serves while it is valid and nobody answers.
 """
 
 from __future__ import annotations
@@ -44,14 +44,6 @@ class NamesAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Those that are known."""
 
 
-class Directory(Protocol):
-    """Somewhere else where records are put and looked for: the swarm's DHT."""
-
-    async def put(self, record: ipns.NameRecord) -> None: ...
-
-    async def get(self, name: str) -> bytes | None: ...
-
-
 class Outlet(Protocol):
     """Somebody else's way of publishing content under a name: a Kubo daemon."""
 
@@ -92,7 +84,6 @@ class SwarmNames:
         signer: Signer,
         key: Identity,
         verify: Verify = verify_with_peer_id,
-        directory: Directory | None = None,
     ) -> None:
         self._network = network
         self._registry = registry
@@ -102,7 +93,6 @@ class SwarmNames:
         self._swarm = swarm
         self._signer = signer
         self._key = key
-        self._directory = directory
         self._book = NameBook(swarm, verify, s.book)
         self._card: Card | None = None
         self._counts: Counter[str] = Counter()
@@ -152,12 +142,6 @@ class SwarmNames:
             await self._network.publish(TOPIC, codec.encode(named.announcement()))
         except (NetworkError, ValueError) as error:
             log.info("names.not_gossiped", reason=str(error))
-        if self._directory is not None:
-            try:
-                with trio.move_on_after(s.timeout):
-                    await self._directory.put(record)
-            except NetworkError as error:
-                log.debug("names.not_in_dht", reason=str(error))
         return named
 
     # --- listening
@@ -226,7 +210,6 @@ class SwarmNames:
             for other in [p for p in others if p not in (peer, self._network.peer_id)][: self._settings.others]:
                 if await self._ask(other, (peer,)):
                     return
-            await self._ask_directory(peer)
 
     async def _ask(self, peer: str, about: Sequence[str]) -> bool:
         """Whether the node knew the names."""
@@ -239,15 +222,3 @@ class SwarmNames:
             return False
         told = {a.card.peer: a for a in answer.names if a.card.peer in about}
         return all(self._take(a) is not None for a in told.values()) and len(told) == len(about)
-
-    async def _ask_directory(self, peer: str) -> None:
-        card = self._book.card(peer)
-        if self._directory is None or card is None:
-            return
-        try:
-            with trio.move_on_after(self._settings.timeout):
-                raw = await self._directory.get(card.name)
-                if raw is not None:
-                    self._take(Announcement(card=card, record=raw))
-        except NetworkError as error:
-            log.debug("names.not_in_dht", peer=peer, reason=str(error))

@@ -15,6 +15,7 @@ import trio
 from dimnode.errors import DimError
 from dimnode.ports import Clock, Elector, Registry
 from dimnode.records.table import RecordTable
+from dimnode.snapshots.documents import Member
 from dimnode.snapshots.members import Roster
 from dimnode.snapshots.name_book import Named
 from dimnode.snapshots.names import Outlet, SwarmNames
@@ -117,9 +118,10 @@ class SnapshotPublisher:
     async def _while_seated(self) -> None:
         s = self._settings
         await trio.sleep(s.settle)
-        seen, quiet = (-1, -1), 0
+        seen: tuple[int, Mapping[str, Member]] = (-1, {})
+        quiet = 0
         while True:
-            now = (self._table.version, self._registry.changed())
+            now = (self._table.version, self._members())
             quiet += 1
             took = 0.0
             if now != seen or quiet >= s.unchanged or self._due():
@@ -132,8 +134,7 @@ class SnapshotPublisher:
     async def publish(self) -> None:
         """A snapshot now, if anything has changed. Raises `ContentError`, `DimError`."""
         began = trio.current_time()
-        members = self._roster.update(self._registry.nodes(), self._registry.signed(), self._clock.wall())
-        made = await self._writer.write(await self._names.card(), members)
+        made = await self._writer.write(await self._names.card(), self._members())
         self.state.snapshots += 1
         self._note(made, trio.current_time() - began)
         if self._named is None or self._named.cid != made.cid or self._due():
@@ -141,6 +142,9 @@ class SnapshotPublisher:
             self.state.sequence, self.state.at = self._named.record.sequence, self._clock.wall()
             log.info("snapshot.published", root=made.cid, jobs=made.root.job_count, leaves=made.leaves, reused=made.reused)
         await self._elsewhere(made.cid)
+
+    def _members(self) -> Mapping[str, Member]:
+        return self._roster.update(self._registry.nodes(), self._registry.signed(), self._clock.wall())
 
     async def _elsewhere(self, cid: str) -> None:
         if self._outlet is not None and self._given != cid:

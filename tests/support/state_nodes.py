@@ -99,7 +99,6 @@ class StateNode(SwarmNode):
             keep_blocks=self.holder.keep_blocks,
             settings=replace(settings, exchange=ExchangeSettings(retention=rule)),
             verify=fake_verify,
-            directory=kw.get("directory"),
             outlet=kw.get("outlet"),
         )
         self._deltas = kw.get("deltas", False)

@@ -11,7 +11,7 @@ from dimnode.core.records_sync import heirs
 
 class Take(Enum):
     NOW = "now"
-    """Something may be done about it: it is unfinished on one side, or was this node's."""
+    """Something may be done about it: it is here in another state, was this node's, or is unfinished and this node's to hold."""
     LATER = "later"
     """To be held, and answered about."""
     NO = "no"
@@ -46,14 +46,15 @@ class Taker:
     def decide(self, told: Told, mine: bytes | None, active: bool) -> Take:
         """``mine``: digest of this node's copy, None if there is none; ``active``: it is unfinished here.
 
-        A finished job with blocks is only for those who shall hold it: a copy of the record without the blocks would pass for a whole one."""
+        What is unfinished is only for its owner and for those who shall hold it; so is what has blocks, for a copy of the record without
+        the blocks would pass for a whole one."""
         if mine == told.digest:
             return Take.NO
-        if not told.finished or active or mine is not None or told.owner == self.me:
+        if active or mine is not None or told.owner == self.me:
             return Take.NOW
-        if self.holds(told) or (self.eligible and not told.blocks):
-            return Take.LATER
-        return Take.NO
+        if self.holds(told):
+            return Take.LATER if told.finished else Take.NOW
+        return Take.LATER if told.finished and self.eligible and not told.blocks else Take.NO
 
     def keeps_blocks(self, told: Told) -> bool:
         return told.blocks and (told.owner == self.me or self.holds(told))

@@ -1,7 +1,7 @@
 """A node that is new, or was away, catches up from the snapshots of the seats; what happens from then on it hears as everybody does.
 
-First the states of all jobs are read, and the records of those that are unfinished on either side, so that nothing that has ended
-meanwhile is gone on with; then, in the background, what this node shall hold or may be asked about. Every entry is let in as from any
+First the states of all jobs are read, and the records of those that are here in another state, so that nothing that has ended
+meanwhile is gone on with; then, in the background, what else this node shall hold or may be asked about. Every entry is let in as from any
 other node (`dimnode.records.exchange`): checked, merged, and refused if the record is older than records are kept. So a snapshot, however
 old or wrong, brings nothing back to life.
 """
@@ -107,7 +107,7 @@ class CatchUp:
         """That this took."""
 
     def statistics(self) -> Mapping[str, float]:
-        """``passes``, ``failed`` seats, leaves ``read`` and ``same``, jobs ``told`` of, records ``urgent`` and ``later`` taken; ``seconds``."""
+        """``passes``, ``complete`` ones, ``failed`` seats, leaves ``read`` and ``same``, jobs ``told`` of, records ``urgent`` and ``later`` taken; ``seconds``."""
         return {**self._counts, "informed": int(self.informed.is_set()), "seconds": self.seconds}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -151,6 +151,7 @@ class CatchUp:
             log.info("catch_up.informed", seats=read, seconds=round(self.seconds, 3), **self._counts)
         for published, leaf in rest:
             await self._unless_it_fails(published.peer, self._later, published, leaf)
+        self._counts["complete"] += bool(read)
         return read == len(seats)
 
     async def _unless_it_fails(self, seat: str, act: Callable[..., Awaitable[None]], *args: Any) -> bool:

@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from dimnode.core.records_sync import heirs
 from dimnode.core.retention import RetentionRule
 from dimnode.errors import InvalidArgument, NotFound, Unavailable
 from dimnode.snapshots.writer import PIN
@@ -119,13 +120,14 @@ async def test_nothing_is_published_while_nothing_changes(autojump_clock: trio.t
 async def test_a_newcomer_catches_up(autojump_clock: trio.testing.MockClock) -> None:
     async with state_swarm() as swarm:
         a, b = await swarm.add("a"), await swarm.add("b")
-        await a.learn(*[job(n) for n in range(400)], job(900, None))
+        open_ = next(n for n in range(900, 1000) if "c" in heirs(name_of_job(n), "abc", 1))  # one that the newcomer shall hold
+        await a.learn(*[job(n) for n in range(400)], job(open_, None))
         await b.learn(*[job(n) for n in range(300, 500)])
         await published(a, b, since=trio.current_time())
         c = await swarm.add("c")
         with trio.fail_after(5):
             await c.state.catch_up.informed.wait()
-        assert name_of_job(900) in c.table.active
+        assert name_of_job(open_) in c.table.active
         await caught_up(c, 501)
         assert await c.digests() == {**await a.digests(), **await b.digests()}
 

@@ -24,7 +24,10 @@ def test_equal_copies_are_left_alone(finished: bool) -> None:
 
 
 def test_what_something_may_be_done_about_comes_first() -> None:
-    assert taker().decide(told(finished=False), None, active=False) is Take.NOW
+    heir, other = (next(p for p in MEMBERS if (p in heirs("job-1", MEMBERS, 1)) is is_heir) for is_heir in (True, False))
+    assert taker(heir).decide(told(finished=False), None, active=False) is Take.NOW
+    assert taker(other).decide(told(finished=False), None, active=False) is Take.NO
+    assert taker(heir).decide(told(finished=False, owner=other), None, active=False) is Take.NO  # who sees to its copies
     assert taker().decide(told(), b"mine", active=True) is Take.NOW
     assert taker().decide(told(), b"mine", active=False) is Take.NOW
     assert taker().decide(told(owner="a", blocks=True), None, active=False) is Take.NOW

@@ -122,7 +122,6 @@ async def run(jobs: int, changed: int, folder: Path, say: Callable[[str], None])
     report: dict[str, Any] = {"jobs": jobs, "changed": changed}
     async with AsyncExitStack() as stack:
         hub = await stack.enter_async_context(MemoryHub())
-        nursery = await stack.enter_async_context(trio.open_nursery())
         journal = await stack.enter_async_context(open_journal(folder / "seat.db"))
         store, blocks = await stack.enter_async_context(a_store(folder / "seat"))
         say("filling the journal")
@@ -169,7 +168,6 @@ async def run(jobs: int, changed: int, folder: Path, say: Callable[[str], None])
             published = await open_published(their_store, named, SWARM, 30.0)
             async with aclosing(published.leaves()) as leaves:
                 found["jobs"] = sum([len((await published.summaries(leaf))[0]) async for leaf in leaves])
-        nursery.cancel_scope.cancel()
     return report
 
 

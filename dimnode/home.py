@@ -1,6 +1,6 @@
 """A node's home: the folder that holds everything it must remember.
 
-``bootstrap.toml`` (settings), ``identity.key``, ``swarm.key`` and ``swarm.name`` (the swarm it belongs
+``bootstrap.toml`` (settings), ``identity.key``, ``names.key`` (what it publishes under), ``swarm.key`` and ``swarm.name`` (the swarm it belongs
 to), ``operator.id`` (whose lists of voters count) and, in one home, ``operator.key``, ``control.json`` (how the command line reaches the running node), ``lock``; the parts keep blocks,
 journal, cabinets and models in folders of their own.
 """
@@ -67,6 +67,12 @@ class Home:
     @property
     def identity_path(self) -> Path:
         return self.path / "identity.key"
+
+    @property
+    def names_key_path(self) -> Path:
+        """What this node publishes the swarm's state under, while it holds a seat. Another key than the node's own, which
+        no other program ever has to know."""
+        return self.path / "names.key"
 
     @property
     def swarm_key_path(self) -> Path:

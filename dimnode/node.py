@@ -47,6 +47,7 @@ from dimnode.rpc.node_server import serve_node
 from dimnode.rpc.server import RunningServer, require_usable
 from dimnode.security.certificates import CertificateStore
 from dimnode.settings import Settings
+from dimnode.snapshots.manager import StateManager
 from dimnode.state.journal import open_journal
 from dimnode.store_desk import StoreDesk
 from dimnode.swarm import acquaintances
@@ -123,6 +124,7 @@ class Node:
         met_before: acquaintances.Addresses,
         electorates: Electorates,
         cards: tuple[gpus.Gpu, ...],
+        names_key: Identity,
     ) -> None:
         self.clock = SystemClock()
         self.config = config
@@ -176,7 +178,23 @@ class Node:
         )
         if store.backend == "embedded":  # a Kubo daemon has owners, and a bound, of its own
             store.make_room = self.garbage.make_room
-        self.daemon.more_stats = lambda: {"records": self.keeping.statistics()}
+        self.state = StateManager(
+            swarm=member.swarm,
+            protocol=PROTOCOL_VERSION,
+            network=network,
+            journal=journal,
+            table=self.keeping.table,
+            store=store,
+            registry=self.registry,
+            elector=self.elector,
+            clock=self.clock,
+            signer=identity,
+            key=names_key,
+            keep_blocks=self.keeping.keep_blocks,
+            settings=self.settings.state(),
+            outlet=node_parts.outlet(store, member.swarm),
+        )
+        self.daemon.more_stats = lambda: {"records": self.keeping.statistics(), "state": self.state.statistics()}
         self.met_before = met_before
         self.models = SwarmModels(self.registry, store, fetch_timeout=config.ipfs.fetch_timeout)
         self.limiter = RateLimiter(self.settings.rate_limit())
@@ -199,7 +217,8 @@ class Node:
         electorates = await node_parts.electorates(config, settings, home, member, journal, network)
         met_before = await acquaintances.recall(journal)
         cards = await trio.to_thread.run_sync(gpus.look)
-        return cls(config, home, identity, member, journal, network, store, bridge, boots, met_before, electorates, cards)
+        key = await trio.to_thread.run_sync(node_parts.names_key, home)
+        return cls(config, home, identity, member, journal, network, store, bridge, boots, met_before, electorates, cards, key)
 
     async def serve(self, announce: Callable[[str], None], stop: trio.Event) -> None:
         """Runs all services until ``stop`` is set and the drain is over."""
@@ -221,6 +240,7 @@ class Node:
                 if self.store.backend == "embedded":
                     await nursery.start(self.garbage.run)
                 await nursery.start(self.elector.run)
+                await nursery.start(self.state.run)
                 self._seek_acquaintances(nursery)
                 await self._serve_locally(nursery, client, announce, stop)
             nursery.cancel_scope.cancel()
@@ -403,6 +423,7 @@ class Node:
             describe=self._describe,
             make_invite=self._invite,
             electorate=Electorate(self.electorates, self.elector, self.registry, self.config.election.mode),
+            state=self.state.resolver,
             content=StoreDesk(self.store, self.garbage.collect, self.config.ipfs.fetch_timeout),
             max_artifact_bytes=self.config.daemon.model_bytes,
             fetch_timeout=self.config.ipfs.fetch_timeout,
@@ -419,6 +440,7 @@ class Node:
             "gateway": None,
             "peers": len(self.network.peers()),
             "ipfs": {"backend": self.store.backend, **asdict(self.store.health())},
+            "state": self.state.status(),
             "uptime": self.clock.monotonic() - self.started,
         }
 

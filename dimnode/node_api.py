@@ -12,7 +12,7 @@ import msgspec
 from dimnode.domain.node import CabinetInfo
 from dimnode.errors import DimError, FailedPrecondition, FieldProblem, InvalidArgument, NotFound
 from dimnode.node_electorate import Electorate
-from dimnode.node_ports import ContentApi
+from dimnode.node_ports import ContentApi, Published
 from dimnode.ports import DaemonClient, Elector, Models, Registry, TaskService
 from dimnode.swarm.views import SwarmViews, manifest_document
 from p2p.ipfs.api import ContentStore
@@ -35,6 +35,7 @@ class LocalNode(SwarmViews):
         make_invite: Callable[[], str],
         electorate: Electorate,
         content: ContentApi,
+        state: Published,
         max_artifact_bytes: int,
         fetch_timeout: float,
     ) -> None:
@@ -46,6 +47,7 @@ class LocalNode(SwarmViews):
         self._make_invite = make_invite
         self._electorate = electorate
         self.content: ContentApi = content
+        self._state = state
 
     def status(self) -> Mapping[str, Any]:
         mine = self._elector.mine()
@@ -61,6 +63,9 @@ class LocalNode(SwarmViews):
 
     def invite(self) -> str:
         return self._make_invite()
+
+    async def resolve(self, path: str, *, after: str, limit: int) -> Mapping[str, Any]:
+        return await self._state.resolve(path, after=after, limit=limit)
 
     def electorate(self) -> Mapping[str, Any]:
         return self._electorate.document()

@@ -15,6 +15,7 @@ from dimnode.home import Home
 from dimnode.invite import Membership
 from dimnode.ports import Journal
 from dimnode.settings import Settings
+from dimnode.snapshots.names import Outlet
 from dimnode.swarm.electorate import Electorates, require_operator
 from p2p.api import PortInUse
 from p2p.identity import Identity, IdentityError, load, load_or_create
@@ -30,6 +31,14 @@ def identity(home: Home) -> Identity:
         return load_or_create(home.identity_path)
     except IdentityError as e:
         raise FailedPrecondition(str(e)) from e
+
+
+def names_key(home: Home) -> Identity:
+    """What this node publishes under, made at the first start."""
+    try:
+        return load_or_create(home.names_key_path)
+    except IdentityError as e:
+        raise FailedPrecondition(f"names.key: {e}", hint="Without it, the node makes another one: move it away.") from e
 
 
 async def electorates(
@@ -71,6 +80,16 @@ async def network(config: Config, settings: Settings, identity: Identity, member
             free = settings.network(member, any_port=True)
             network = await stack.enter_async_context(open_network(identity=identity, settings=free))
         yield network
+
+
+def outlet(store: Store, swarm: str) -> Outlet | None:
+    """Where the swarm's state is published besides: the Kubo daemon, if the node uses one."""
+    if store.backend != "kubo":
+        return None
+    from p2p.ipfs.kubo.store import KuboStore
+
+    assert isinstance(store, KuboStore)
+    return store.names(f"dim-{swarm}")
 
 
 def store(config: Config, settings: Settings, home: Home, network: Libp2pNetwork) -> AbstractAsyncContextManager[Store]:

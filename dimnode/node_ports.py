@@ -31,6 +31,12 @@ class ContentApi(Protocol):
     async def statistics(self) -> Mapping[str, Any]: ...
 
 
+class Published(Protocol):
+    """The swarm's state as the seats have published it."""
+
+    async def resolve(self, path: str, *, after: str = "", limit: int = 1000) -> Mapping[str, Any]: ...
+
+
 class NodeApi(SwarmApi, Protocol):
     """The node's own socket."""
 
@@ -40,6 +46,10 @@ class NodeApi(SwarmApi, Protocol):
     def status(self) -> Mapping[str, Any]: ...
 
     def invite(self) -> str: ...
+
+    async def resolve(self, path: str, *, after: str, limit: int) -> Mapping[str, Any]:
+        """``registry``, ``jobs`` or ``jobs/ID`` as the seats have published them. Raises `InvalidArgument`, `NotFound`, `Unavailable`."""
+        ...
 
     def electorate(self) -> Mapping[str, Any]: ...
 

@@ -29,6 +29,12 @@ from dimnode.rpc.channels import ChannelSettings
 from dimnode.rpc.orchestrator_server import OrchestratorServerSettings
 from dimnode.rpc.server import ServerSettings
 from dimnode.security.certificates import CertificateSettings
+from dimnode.snapshots.catch_up import CatchUpSettings
+from dimnode.snapshots.manager import StateSettings
+from dimnode.snapshots.names import NamesSettings
+from dimnode.snapshots.publisher import PublisherSettings
+from dimnode.snapshots.resolver import ResolverSettings
+from dimnode.snapshots.writer import WriterSettings
 from dimnode.swarm.electorate import ListSettings
 from dimnode.swarm.registry import RegistrySettings
 from dimnode.swarm.relay import RelaySettings
@@ -164,6 +170,25 @@ class Settings:
             anti_entropy=AntiEntropySettings(replicas=j.replicas, copies_on=copies_on, exchange=ExchangeSettings(retention=rule)),
             hints=HintSettings(exchange=ExchangeSettings(retention=rule)),
             retention=RetentionSettings(rule=rule),
+        )
+
+    def state(self) -> StateSettings:
+        c = self._config
+        rule, copies_on = RetentionRule(retention=c.jobs.retention), frozenset(c.jobs.copies_on)
+        ttl = c.ipfs.snapshot_interval
+        return StateSettings(
+            names=NamesSettings(validity=c.ipfs.name_validity, ttl=ttl, timeout=c.p2p.request_timeout),
+            writer=WriterSettings(with_records=not copies_on),
+            publisher=PublisherSettings(interval=ttl, validity=c.ipfs.name_validity, ttl=ttl),
+            resolver=ResolverSettings(timeout=c.ipfs.fetch_timeout / 2),
+            catch_up=CatchUpSettings(
+                replicas=c.jobs.replicas,
+                copies_on=copies_on,
+                eligible=c.election.eligible,
+                most_bytes=c.ipfs.catch_up_bytes,
+                timeout=c.ipfs.fetch_timeout,
+            ),
+            exchange=ExchangeSettings(retention=rule, request_timeout=c.p2p.request_timeout),
         )
 
     def leadership(self) -> LeadershipSettings:

@@ -1,4 +1,4 @@
-"""Verbs about the node's content store: ipfs add, get, pin, unpin, pins, gc, export, import, stat."""
+"""Verbs about the node's content store: ipfs add, get, pin, unpin, pins, gc, export, import, stat, resolve."""
 
 from __future__ import annotations
 
@@ -98,3 +98,13 @@ def import_(context: Context, file: Path, pin: bool, reason: str) -> None:
 def stat(context: Context) -> None:
     """Size, bound, pins and traffic of the store."""
     context.emit(context.node().store_statistics(), tables.tree)
+
+
+@ipfs.command()
+@click.argument("path", metavar="registry|jobs|jobs/ID")
+@click.option("--after", default="", metavar="ID", help="Of jobs: only those with ids above this one.")
+@click.option("--limit", default=1000, type=click.IntRange(1, 10_000), help="Jobs at the most.")
+@verb()
+def resolve(context: Context, path: str, after: str, limit: int) -> None:
+    """The swarm's state as the seats have published it under their IPNS names, merged."""
+    context.emit(context.node().resolve(path, after=after, limit=limit), tables.resolved)

@@ -199,3 +199,20 @@ def model_check(d: Document) -> str:
     compared = "its golden answer" if d.get("golden") else "an answer to zeros, no golden pair to compare with"
     schema = "" if d.get("schema") else "; its inputs and outputs are not those of the manifest"
     return f"{d['id']} works here: {compared}; {size(d.get('memory') or 0)} of memory{schema}"
+
+
+def resolved(d: Document) -> Any:
+    """Of `ipfs resolve`."""
+    lines = [
+        f"seat {s.get('name')}: /ipns/{s.get('ipns')} → /ipfs/{s.get('root')}, of {clock(s.get('at'))}"
+        + (f", {s['problem']}" if s.get("problem") else "")
+        for s in d.get("seats") or ()
+    ]
+    for line in lines:
+        console(stderr=True).print(line, soft_wrap=True)
+    if d["path"] == "registry":
+        return nodes(d["nodes"])
+    if d["path"] == "jobs":
+        return jobs(d["jobs"])
+    found = d["job"]
+    return job(found) if isinstance(found.get("times"), Mapping) else tree(found)

@@ -188,6 +188,16 @@ class IpfsSection(Section):
         description="Bytes of blocks kept on this node's disk at the most. Near it, blocks that no job, model or pin needs are removed, the least recently used "
         "first; if that is not enough, what would need more is refused.",
     )
+    snapshot_interval: Seconds = Field(
+        default=30.0, description="Least seconds between two publications of the swarm's state, while this node holds a seat."
+    )
+    name_validity: Annotated[float, Field(ge=60, le=7 * 86_400)] = Field(
+        default=86_400.0, description="Seconds for which a published name is valid; it is renewed at half of that."
+    )
+    catch_up_bytes: Bytes = Field(
+        default=GIB // 4,
+        description="Bytes of finished jobs' records that a node which is new, or was away, takes from the published state, beside those that it needs.",
+    )
     grace: Seconds = Field(default=600.0, description="Seconds that a block which nothing needs stays after it was written or used.")
 
 

@@ -254,15 +254,19 @@ class RecordHolder:
         request = _decode(data, BlocksRequest)
         if len(request.cids) > self._settings.max_blocks:
             raise RemoteFault("INVALID_ARGUMENT", f"a request names at most {self._settings.max_blocks} blocks")
-        kept: set[str] = set()
-        if self._accepts(peer):
-            pinned = await self._store.pins()
-            async with trio.open_nursery() as nursery:
-                for cid in dict.fromkeys(request.cids):
-                    nursery.start_soon(self._keep_block, request, cid, pinned, kept)
+        kept = await self.keep_blocks(request) if self._accepts(peer) else set[str]()
         self._counts["blocks_kept"] += len(kept)
         self._counts["blocks_not_kept"] += len(set(request.cids)) - len(kept)
         return codec.encode(BlocksAnswer(kept=tuple(c for c in request.cids if c in kept)))
+
+    async def keep_blocks(self, request: BlocksRequest) -> set[str]:
+        """Those that are durable and pinned here now."""
+        kept: set[str] = set()
+        pinned = await self._store.pins()
+        async with trio.open_nursery() as nursery:
+            for cid in dict.fromkeys(request.cids):
+                nursery.start_soon(self._keep_block, request, cid, pinned, kept)
+        return kept
 
     async def _keep_block(self, request: BlocksRequest, cid: str, pinned: Mapping[str, str], kept: set[str]) -> None:
         """Fetched whole and pinned. A pin for something else stays what it is; of several jobs the last one has the pin."""

@@ -14,6 +14,7 @@ from dimnode.ports import Clock, Elector, Journal, Registry, Signer
 from dimnode.records.anti_entropy import AntiEntropy, AntiEntropySettings
 from dimnode.records.hints import HintGossip, HintSettings
 from dimnode.records.holder import HolderSettings, RecordHolder
+from dimnode.records.messages import BlocksRequest
 from dimnode.records.offers import Driver, JobOffers, KeptResults, OffersSettings, ResultOffers
 from dimnode.records.questions import Questions, QuestionsSettings, Reporter
 from dimnode.records.replicator import Replicator, ReplicatorSettings
@@ -107,6 +108,10 @@ class Keeping:
                 break
             peers.update(dict.fromkeys(self.replicator.responsible(job)))
         await self._anti_entropy.sync_now(jobs, tuple(peers), self._settings.sync_timeout)
+
+    async def keep_blocks(self, request: BlocksRequest) -> Collection[str]:
+        """Fetches blocks of a job and pins them; see `RecordHolder.keep_blocks`."""
+        return await self._holder.keep_blocks(request)
 
     def statistics(self) -> Mapping[str, Mapping[str, int]]:
         """``copies.short``: jobs of this node that have too few copies now; ``copies.nodes_down``: keepers that do not answer."""

@@ -116,6 +116,10 @@ class NodeClient:
     def store_statistics(self) -> dict[str, Any]:
         return self._content("StoreStatistics", npb.StoreStatisticsRequest())
 
+    def resolve(self, path: str, *, after: str = "", limit: int = 1000, timeout: float = 120.0) -> dict[str, Any]:
+        """``registry``, ``jobs`` (ids above ``after``, ``limit`` of them) or ``jobs/ID``, as the seats have published them."""
+        return self._content("ResolveState", npb.ResolveStateRequest(path=path, after=after, limit=limit), timeout)
+
     def _content(self, method: str, request: Any, timeout: float | None = None) -> dict[str, Any]:
         answer = self._connection.call(method, request) if timeout is None else self._connection.call(method, request, timeout=timeout)
         return from_struct(answer.document)

@@ -102,6 +102,9 @@ class NodeService:
     async def StoreStatistics(self, _request: Any, _call: Call) -> Any:  # noqa: N802
         return _content(await self._api.content.statistics())
 
+    async def ResolveState(self, request: Any, _call: Call) -> Any:  # noqa: N802
+        return _content(await self._api.resolve(request.path, after=request.after, limit=request.limit or 1000))
+
 
 def _content(document: Mapping[str, Any]) -> Any:
     return pb.ContentResponse(document=convert.to_struct(document))

@@ -134,6 +134,10 @@ class SwarmRegistry:
             if new.keys() != {"load"}:
                 self._speak.set()
 
+    def signed(self) -> Mapping[str, SignedHeartbeat]:
+        """The latest heartbeats of this node and of the members that have not left, by peer id: for others to check."""
+        return {self._me.peer_id: self._say(), **self._signed}
+
     # --- more -----------------------------------------------------------------------------------
 
     def state(self, peer: str) -> NodeState:

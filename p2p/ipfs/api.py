@@ -146,7 +146,7 @@ class ContentStore(Protocol):
         is seconds without progress. Raises `BlockMissing`, `BlockCorrupt`, `TooLarge`, `BadCid`."""
         ...
 
-    def iterate(self, cid: str, *, providers: Collection[str] = (), timeout: float = 30.0) -> AsyncIterator[bytes]:
+    def iterate(self, cid: str, *, providers: Collection[str] = (), timeout: float = 30.0) -> AsyncGenerator[bytes, None]:
         """The file in order, chunk by chunk, in bounded memory."""
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import libipld
@@ -21,6 +22,37 @@ def encode(value: Any) -> bytes:
         return libipld.encode_dag_cbor(value)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Canonical bytes of a value without links, in a value for `encode_linked`."""
+
+    data: bytes
+
+
+def encode_linked(value: Any) -> bytes:
+    """As `encode`, of a value in which a `Cid` is a link. What is in ``Encoded`` is taken as it is."""
+    match value:
+        case Cid():
+            return _LINK + b"\x58\x25\x00" + value.binary
+        case Encoded():
+            return value.data
+        case dict():
+            keys = sorted(((encode(key), key) for key in value), key=lambda pair: (len(pair[0]), pair[0]))
+            return _head(5, len(value)) + b"".join(data + encode_linked(value[key]) for data, key in keys)
+        case list():
+            return _head(4, len(value)) + b"".join(encode_linked(item) for item in value)
+        case _:
+            return encode(value)
+
+
+def link_in(value: Any) -> Cid:
+    """A link of a decoded value, where it is a byte string. Raises `BlockCorrupt`."""
+    try:
+        return cids.from_binary(value if isinstance(value, bytes) else b"")
+    except BadCid as error:
+        raise BlockCorrupt(f"not a link: {error}") from error
 
 
 def decode(data: bytes) -> Any:
@@ -61,6 +93,13 @@ def links(data: bytes) -> list[Cid]:
     except BadCid as error:
         raise BlockCorrupt(f"a link that cannot be followed: {error}") from error
     return found
+
+
+def _head(major: int, value: int) -> bytes:
+    if value < 24:
+        return bytes((major << 5 | value,))
+    info, length = next((info, length) for info, length in _FIXED.items() if value < 1 << 8 * length)
+    return bytes((major << 5 | info,)) + value.to_bytes(length, "big")
 
 
 def _header(data: bytes, offset: int) -> tuple[int, int, int]:

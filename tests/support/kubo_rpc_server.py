@@ -16,8 +16,10 @@ from urllib.parse import parse_qs, urlsplit
 import h11
 import trio
 
+from p2p.identity import Identity
 from p2p.ipfs import cid as cids
 from p2p.ipfs.api import BadCid, BlockMissing, ContentError
+from p2p.ipfs.ipns import name_of
 from p2p.ipfs.memory import MemoryStore
 from p2p.ipfs.unixfs import Block
 from tests.support.content_contract import nothing
@@ -43,6 +45,8 @@ class KuboRpcServer:
     """It has no peers: what is not there is said so at once, instead of being looked for."""
     old_options: bool = False
     """It knows a block's codec as ``format``."""
+    keys: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     api: str = ""
     listening: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -129,6 +133,31 @@ class KuboRpcServer:
 
     async def dag_get(self, options: dict[str, str], body: bytes) -> Any:
         return await self.store.get_dag(options["arg"])
+
+    async def key_list(self, options: dict[str, str], body: bytes) -> Any:
+        return {"Keys": [{"Name": label, "Id": name} for label, name in self.keys.items()]}
+
+    async def key_gen(self, options: dict[str, str], body: bytes) -> Any:
+        if options["arg"] in self.keys:
+            raise Failed("key with name already exists")
+        assert options["type"] == "ed25519"
+        self.keys[options["arg"]] = name_of(Identity.generate().peer_id)
+        return {"Name": options["arg"], "Id": self.keys[options["arg"]]}
+
+    async def name_publish(self, options: dict[str, str], body: bytes) -> Any:
+        if options["key"] not in self.keys:
+            raise Failed(f"no key by the given name was found: {options['key']}")
+        assert re.fullmatch(r"\d+s", options["lifetime"])
+        assert re.fullmatch(r"\d+s", options["ttl"])
+        name = self.keys[options["key"]]
+        self.names[name] = options["arg"]
+        return {"Name": name, "Value": options["arg"]}
+
+    async def name_resolve(self, options: dict[str, str], body: bytes) -> Any:
+        name = options["arg"].removeprefix("/ipns/")
+        if name not in self.names:
+            raise Failed("could not resolve name")
+        return {"Path": self.names[name]}
 
     # --- HTTP
 

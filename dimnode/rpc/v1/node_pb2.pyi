@@ -231,3 +231,13 @@ class ImportArchiveRequest(_message.Message):
 class StoreStatisticsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class ResolveStateRequest(_message.Message):
+    __slots__ = ("path", "after", "limit")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    after: str
+    limit: int
+    def __init__(self, path: _Optional[str] = ..., after: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...

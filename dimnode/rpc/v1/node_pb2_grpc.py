@@ -144,6 +144,11 @@ class NodeStub:
                 request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.StoreStatisticsRequest.SerializeToString,
                 response_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.FromString,
                 _registered_method=True)
+        self.ResolveState = channel.unary_unary(
+                '/dim.v1.Node/ResolveState',
+                request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ResolveStateRequest.SerializeToString,
+                response_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.FromString,
+                _registered_method=True)
 
 
 class NodeServicer:
@@ -289,6 +294,13 @@ class NodeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResolveState(self, request, context):
+        """The swarm's state as the seats have published it under their IPNS names.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -400,6 +412,11 @@ def add_NodeServicer_to_server(servicer, server):
             'StoreStatistics': grpc.unary_unary_rpc_method_handler(
                     servicer.StoreStatistics,
                     request_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.StoreStatisticsRequest.FromString,
+                    response_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.SerializeToString,
+            ),
+            'ResolveState': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveState,
+                    request_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ResolveStateRequest.FromString,
                     response_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.SerializeToString,
             ),
     }
@@ -996,6 +1013,33 @@ class Node:
             target,
             '/dim.v1.Node/StoreStatistics',
             dimnode_dot_rpc_dot_v1_dot_node__pb2.StoreStatisticsRequest.SerializeToString,
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dim.v1.Node/ResolveState',
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.ResolveStateRequest.SerializeToString,
             dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.FromString,
             options,
             channel_credentials,

@@ -140,6 +140,32 @@ class KuboRpc:
         text = await self._bytes("dag/get", {"arg": cid.text, "output-codec": "dag-json"}, limit=_MAX_ANSWER)
         return _json(text)
 
+    # Names
+
+    async def key_list(self) -> Mapping[str, str]:
+        """The daemon's keys: label -> name."""
+        keys = (await self._call("key/list", {"ipns-base": "base36"})).get("Keys")
+        if not isinstance(keys, list):
+            raise StoreUnavailable("the Kubo daemon's answer makes no sense")
+        return {str(_mapping(key).get("Name")): str(_mapping(key).get("Id")) for key in keys}
+
+    async def key_gen(self, label: str) -> str:
+        """Makes a key; returns its name."""
+        return str((await self._call("key/gen", {"arg": label, "type": "ed25519", "ipns-base": "base36"})).get("Id"))
+
+    async def name_publish(self, cid: Cid, *, key: str, lifetime: float, ttl: float, timeout: float) -> tuple[str, str]:
+        """Points a key's name to content, in seconds; with a daemon that has no peers for itself alone. Returns (name, path)."""
+        options = {
+            "arg": f"/ipfs/{cid}", "key": key, "lifetime": f"{max(1, round(lifetime))}s", "ttl": f"{max(1, round(ttl))}s", "resolve": "false",
+            "allow-offline": "true", "ipns-base": "base36",
+        }  # fmt: skip
+        found = await self._call("name/publish", options, timeout=timeout)
+        return str(found.get("Name")), str(found.get("Value"))
+
+    async def name_resolve(self, name: str, *, timeout: float) -> str:
+        """The path that a name points to, as the daemon finds out. Raises `Refused` if it does not."""
+        return str((await self._call("name/resolve", {"arg": f"/ipns/{name}", "nocache": "true"}, timeout=timeout)).get("Path"))
+
     async def swarm_connect(self, address: str) -> None:
         """``address``: a multiaddr with ``/p2p/PEER_ID``."""
         await self._call("swarm/connect", {"arg": address})
@@ -157,8 +183,10 @@ class KuboRpc:
         except BadCid:
             return ""
 
-    async def _call(self, command: str, options: Mapping[str, str] | None = None, data: bytes | None = None) -> Mapping[str, Any]:
-        return _mapping(_json(await self._bytes(command, options or {}, data=data, limit=_MAX_ANSWER)))
+    async def _call(
+        self, command: str, options: Mapping[str, str] | None = None, data: bytes | None = None, timeout: float | None = None
+    ) -> Mapping[str, Any]:
+        return _mapping(_json(await self._bytes(command, options or {}, data=data, limit=_MAX_ANSWER, timeout=timeout)))
 
     async def _bytes(
         self, command: str, options: Mapping[str, str], *, limit: int, data: bytes | None = None, timeout: float | None = None

@@ -34,3 +34,5 @@ class KuboSettings:
     """Blocks handed over at once."""
     gc_timeout: float = 600.0
     """For Kubo's garbage collection."""
+    publish_timeout: float = 120.0
+    """For a name to be published: Kubo first tells its network."""

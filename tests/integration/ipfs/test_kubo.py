@@ -278,3 +278,30 @@ async def test_the_daemon_makes_the_same_cids(server: KuboRpcServer, tmp_path: P
         with pytest.raises(StoreUnavailable):
             await rpc.cat(parse(cid), max_bytes=1000)
         assert (await rpc.id())["AgentVersion"] == "test"
+
+
+async def test_content_is_published_under_a_key_of_kubo(server: KuboRpcServer, tmp_path: Path) -> None:
+    async with on(server, tmp_path / "spool") as store:
+        names = store.names("dim-my swarm/1")
+        first, second = await store.put_dag({"a": 1}), await store.put_dag({"a": 2})
+        name = await names.publish(first, lifetime=86_400.0, ttl=30.0)
+        assert await names.publish(second, lifetime=86_400.0, ttl=30.0) == name
+        assert server.keys == {"dim-my-swarm-1": name}
+        assert server.calls.count("key/gen") == 1
+        assert await store.names("dim-my swarm/1").publish(first, lifetime=60.0, ttl=0.2) == name  # as after a restart
+        async with open_rpc(server.api) as rpc:
+            assert await rpc.name_resolve(name, timeout=5) == f"/ipfs/{first}"
+        server.keys.clear()  # another daemon answers now
+        with pytest.raises(StoreUnavailable):
+            await names.publish(second, lifetime=60.0, ttl=30.0)
+        assert await names.publish(second, lifetime=60.0, ttl=30.0) != name
+
+
+@pytest.mark.parametrize("fault", ["500", "hang", "garbage", "cut off", "html"])
+async def test_a_name_that_cannot_be_published_is_said(server: KuboRpcServer, tmp_path: Path, fault: Fault) -> None:
+    async with on(server, tmp_path / "spool", publish_timeout=0.5) as store:
+        cid = await store.put_dag({"a": 1})
+        await handed_over(store)
+        server.fault = fault
+        with pytest.raises(StoreUnavailable):
+            await store.names("dim").publish(cid, lifetime=60.0, ttl=30.0)

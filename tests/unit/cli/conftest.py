@@ -63,6 +63,13 @@ class FakeClient:
                 return {"blocks": 1, "bytes": 2, "needed": 3, "recent": 4}
             case "export_archive" | "import_archive":
                 return {"roots": ["bafk"], "size": 9, "blocks": 1, "bytes": 3, "pinned": True}
+            case "resolve":
+                if args[0] == "jobs/none":
+                    raise NotFound("no seat has published job none")
+                seats = [{"name": "anna", "ipns": "k51", "root": "bafyr", "at": 1.0, "problem": ""}]
+                line = {"job_id": "job-1", "pattern": "chained", "status": "completed", "owner": "anna", "submitted": 1.0, "updated": 2.0}
+                found = {"registry": {"nodes": self.answer("nodes")}, "jobs": {"jobs": [line], "more": False}}.get(args[0], {"job": line})
+                return {"path": args[0], "seats": seats, **found}
             case "store_statistics":
                 return {"backend": "embedded", "ok": True, "blocks": 1}
             case "invite":

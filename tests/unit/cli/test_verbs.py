@@ -24,6 +24,9 @@ NODE_VERBS = [
     ("ipfs", "pins"),
     ("ipfs", "stat"),
     ("ipfs", "gc"),
+    ("ipfs", "resolve", "registry"),
+    ("ipfs", "resolve", "jobs"),
+    ("ipfs", "resolve", "jobs/job-1"),
     ("ipfs", "get", "bafk"),
     ("ipfs", "pin", "bafk"),
     ("ipfs", "unpin", "bafk"),
@@ -263,6 +266,13 @@ def test_ipfs_verbs_hand_the_node_absolute_paths_and_all_options(shell: Shell, s
         ("import_archive", (spec,), {"pin": True, "reason": "theirs"}),
         ("export_archive", (("a", "b"), f"{here}/x.car"), {}),
     ]
+
+
+def test_published_state_is_asked_for_page_by_page(shell: Shell) -> None:
+    shell("ipfs", "resolve", "jobs", "--after", "job-1", "--limit", "5")
+    assert shell.client.asked == [("resolve", ("jobs",), {"after": "job-1", "limit": 5})]
+    assert shell("ipfs", "resolve", "jobs/none").exit_code == 3
+    assert shell("ipfs", "resolve", "jobs", "--limit", "0").exit_code == 2
 
 
 def test_content_that_nobody_has_is_a_failure(shell: Shell) -> None:

@@ -49,7 +49,7 @@ def parts(config: Config) -> str:
     s = Settings(config)
     made = (
         s.network(MEMBER), s.store(), s.channels(), s.certificates(), s.relay(), s.registry(), s.daemon(), s.membership(), s.election(),
-        s.lists(), s.kubo(), s.garbage(), s.rate_limit(), s.orchestrator(), s.leadership(), s.keeping(), s.ready_timeout(), s.load_interval(), config.node.drain,
+        s.lists(), s.kubo(), s.garbage(), s.rate_limit(), s.orchestrator(), s.leadership(), s.keeping(), s.state(), s.ready_timeout(), s.load_interval(), config.node.drain,
     )  # fmt: skip
     return repr(made)
 

@@ -18,7 +18,7 @@ from loaders.api import Array, ModelRejected
 MAX_HEADER = 100 << 20
 _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
-    "BF16": "<u2",
+    "BF16": "<u2", "U16": "<u2", "U32": "<u4", "U64": "<u8",
 }  # fmt: skip
 
 

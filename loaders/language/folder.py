@@ -73,6 +73,7 @@ def quantized_layers(config: Mapping[str, Any], weights: Mapping[str, Any]) -> d
         return {}
     if not isinstance(how, dict):
         raise refuse("its quantization is no object")
+    _packing(how)
     names = [n.removesuffix(".scales") for n in weights if n.endswith(".scales")]
     return {name: _packing(how.get(name, how)) for name in names}
 

@@ -44,6 +44,7 @@ def import_networks() -> None:
     if spec is None or not spec.submodule_search_locations:
         raise ImportError("mlx-lm is not installed")
     bare = ModuleType("mlx_lm")
+    bare.__spec__ = spec
     bare.__path__ = list(spec.submodule_search_locations)
     sys.modules["mlx_lm"] = bare
 

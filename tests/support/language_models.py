@@ -81,3 +81,8 @@ def tiny_folder(folder: Path, *, stops: bool = True, template: str | None = TEMP
     tokenizer().save(str(folder / "tokenizer.json"))
     (folder / "model.safetensors").write_bytes(safetensors(weights({**CONFIG}, seed)))
     return folder
+
+
+def about_pickle(folder: Path) -> None:
+    """A pickle as older models are published with."""
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04K\x01.")

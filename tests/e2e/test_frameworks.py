@@ -35,7 +35,7 @@ def node(tmp_path_factory: pytest.TempPathFactory, silero: dict[str, Case]) -> I
 
 
 @pytest.mark.timeout(240)
-def test_the_frameworks_agree_on_one_network(node: RealNode) -> None:
+def test_four_frameworks_agree_on_one_network(node: RealNode) -> None:
     consensus = {"method": "mean", "tolerance": 0.01, "minAgreement": 1.0}
     form = {"pattern": "comparative", "config": {"model_ids": [f"vad-{n}" for n in FRAMEWORKS], "consensus": consensus}}
     with node.client() as client:

@@ -59,8 +59,8 @@ def make(folder: Path) -> dict[str, Model]:
     """Format -> model. ``folder`` must stay for as long as they are used."""
     w = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(str(FIXTURES / "models" / "mlp.onnx")).graph.initializer}
     np.savez(folder / "w.npz", **w)
-    _run(_TORCHSCRIPT, folder / "w.npz", folder / "mlp.ts")
-    _run(_MLX, folder / "w.npz", folder / "mlp.mlxfn", MOST_ROWS)
+    _run(folder, _TORCHSCRIPT, folder / "w.npz", folder / "mlp.ts")
+    _run(folder, _MLX, folder / "w.npz", folder / "mlp.mlxfn", MOST_ROWS)
     layers = {f"{name}.{kind}": w[f"{letter}{n}"].T.copy() for n, name in ((1, "one"), (2, "two")) for kind, letter in _LETTERS}
     (folder / "mlp.safetensors").write_bytes(safetensors(layers))
     pack_folder(tiny_folder(folder / "tiny", stops=False), folder / "tiny.lm")
@@ -84,5 +84,7 @@ def _model(format: str, path: Path, about: str = "") -> Model:
     return Model(ModelFile("m", format, path, path.stat().st_size, about=about, batchable=format != "mlx-lm"))
 
 
-def _run(code: str, *arguments: object) -> None:
-    subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True, capture_output=True)
+def _run(folder: Path, code: str, *arguments: object) -> None:
+    """From a file: TorchScript wants to see its source."""
+    (folder / "make_one.py").write_text(code)
+    subprocess.run([sys.executable, str(folder / "make_one.py"), *map(str, arguments)], check=True, capture_output=True)

@@ -21,14 +21,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from dimnode.core.following import TERMINAL as TERMINAL
 from dimnode.core.following import Follower
+from dimnode.core.partial_text import Seen
 from dimnode.core.routes import Told
 from dimnode.domain import tensors
 from dimnode.domain.job_form import JobForm, parse_job_form
+from dimnode.domain.task import PartialOutput
 from dimnode.domain.tensors import TensorValue
 from dimnode.errors import Code, DimError
 from dimnode.rpc import documents
@@ -197,6 +200,28 @@ class Client:
         for _, event in self._connection.follow("WatchJob", pb.JobRequest(job_id=job_id), attempts, endless=True):
             self._jobs.add(job_id)
             attempts.exists = True
+            document = documents.job_from_proto(event.job)
+            if follower.news(document):
+                yield document
+            if follower.ended:
+                return
+
+    def follow(self, job_id: str) -> Iterator[dict[str, Any]]:
+        """As `watch`, and between the documents pieces of the text that language models write, as they come: ``{"partial": {"task",
+        "attempt", "row", "offset", "text"}}``. The pieces of one attempt and row, joined, are the beginning of its text, and all of it
+        once the job has completed, unless it is very long. A piece with a higher ``attempt`` than the last of its task begins the
+        text anew: the task is tried again. The result is what counts."""
+        follower, seen = Follower(), Seen()
+        attempts = self._connection.attempts(exists=job_id in self._jobs)
+        for _, event in self._connection.follow("WatchJob", pb.JobRequest(job_id=job_id, partials=True), attempts, endless=True):
+            self._jobs.add(job_id)
+            attempts.exists = True
+            if event.HasField("partial"):
+                p = event.partial
+                new = seen.news(PartialOutput(task=p.task, attempt=p.attempt, row=p.row, offset=p.offset, text=p.text))
+                if new is not None:
+                    yield {"partial": msgspec.structs.asdict(new)}
+                continue
             document = documents.job_from_proto(event.job)
             if follower.news(document):
                 yield document

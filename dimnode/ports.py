@@ -19,7 +19,7 @@ from dimnode.domain.job_form import JobForm
 from dimnode.domain.model import ModelManifest, ModelRef
 from dimnode.domain.node import CabinetInfo, Capabilities, Heartbeat, Load, NodeState, Seat
 from dimnode.domain.record import Ballot, SignedEntry
-from dimnode.domain.task import TaskOrder, TaskReport, TaskUpdate
+from dimnode.domain.task import PartialOutput, TaskOrder, TaskReport, TaskUpdate
 
 
 class Clock(Protocol):
@@ -416,6 +416,10 @@ class OrchestratorApi(Protocol):
     async def list_jobs(self, active: bool, limit: int) -> list[JobDocument]: ...
 
     def watch(self, job_id: str) -> AsyncIterator[JobDocument]: ...
+
+    def follow(self, job_id: str) -> AsyncIterator[JobDocument | PartialOutput]:
+        """As `watch`, and the text of tasks while it grows: a late caller gets what there is."""
+        ...
 
     async def cancel(self, job_id: str) -> JobDocument: ...
 

@@ -6,10 +6,10 @@ raises `ModelRejected` for a file that it will not load.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -38,12 +38,18 @@ class TensorSchema:
     dtype: str
     """numpy's dtype name, or ``str``."""
     shape: tuple[int | str | None, ...]
+    optional: bool = False
+    """An input that may be left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSchema:
     inputs: tuple[TensorSchema, ...]
     outputs: tuple[TensorSchema, ...]
+    task: str = ""
+    """What the model is for, where that is known: ``text-generation``."""
+    sample: Mapping[str, Array] = field(default_factory=dict[str, Array])
+    """Inputs for a trial run, where zeros would not do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,19 @@ class LoadedModel(Protocol):
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """One inference. Raises `InputRejected`, `InferenceFailed`."""
+        ...
+
+
+Tell = Callable[[int, str], None]
+"""Called with a row and the next piece of its text."""
+
+
+@runtime_checkable
+class StreamingModel(Protocol):
+    """A model whose answer comes bit by bit."""
+
+    def stream(self, inputs: Mapping[str, Array], tell: Tell) -> dict[str, Array]:
+        """As `LoadedModel.run`; the pieces of a row, joined, are its text in the output ``text``."""
         ...
 
 

@@ -16,7 +16,7 @@ def dtype_name(array: Array) -> str:
 
 def check_inputs(inputs: Mapping[str, Array], schema: tuple[TensorSchema, ...]) -> None:
     """Names, dtypes, ranks, fixed sizes and shared symbolic axes. Raises `InputRejected`."""
-    missing = [t.name for t in schema if t.name not in inputs]
+    missing = [t.name for t in schema if t.name not in inputs and not t.optional]
     if missing:
         raise InputRejected(f"input {missing[0]!r} is missing")
     known = {t.name for t in schema}
@@ -25,7 +25,8 @@ def check_inputs(inputs: Mapping[str, Array], schema: tuple[TensorSchema, ...]) 
         raise InputRejected(f"the model has no input {extra[0]!r}")
     sizes: dict[str, int] = {}
     for t in schema:
-        check_one(t, inputs[t.name], sizes)
+        if t.name in inputs:
+            check_one(t, inputs[t.name], sizes)
 
 
 def check_one(t: TensorSchema, array: Array, sizes: dict[str, int]) -> None:

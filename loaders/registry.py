@@ -29,6 +29,7 @@ ENTRIES = {
     "mlx": Entry("loaders.mlx_loader", "MlxLoader", ("mlx",), ".mlxfn"),
     # translated to ONNX where Apple's runtime is not
     "coreml": Entry("loaders.coreml_loader", "CoremlLoader", ("onnxruntime",), ".coreml"),
+    "mlx-lm": Entry("loaders.language_loader", "LanguageLoader", ("mlx", "mlx_lm", "tokenizers", "jinja2"), ".lm"),
     "builtin": Entry("loaders.builtin_loader", "BuiltinLoader", ("cv2", "pyclipper"), ".builtin"),
 }
 

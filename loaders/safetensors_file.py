@@ -18,7 +18,7 @@ from loaders.api import Array, ModelRejected
 MAX_HEADER = 100 << 20
 _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
-    "BF16": "<u2",
+    "BF16": "<u2", "U16": "<u2", "U32": "<u4", "U64": "<u8",
 }  # fmt: skip
 
 
@@ -28,6 +28,12 @@ def _refuse(what: str) -> ModelRejected:
 
 def read_tensors(data: bytes) -> dict[str, Array]:
     """Arrays by name; they share the memory of ``data``, bfloat16 becomes float32. Raises `ModelRejected`."""
+    found = read_raw(data)
+    return {name: (a.astype(np.uint32) << 16).view(np.float32) if kind == "BF16" else a for name, (kind, a) in found.items()}
+
+
+def read_raw(data: bytes) -> dict[str, tuple[str, Array]]:
+    """(type, array) by name; bfloat16, which numpy does not have, as the uint16 of its bits. Raises `ModelRejected`."""
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 or not 2 <= size <= min(MAX_HEADER, len(data) - 8):
         raise _refuse("it is cut short, or not a safetensors file")
@@ -42,7 +48,7 @@ def read_tensors(data: bytes) -> dict[str, Array]:
     ends = sorted(_offsets(e) for e in entries.values())
     if any(a[1] > b[0] for a, b in itertools.pairwise(ends)) or (ends and ends[-1][1] > len(body)):
         raise _refuse("its tensors overlap or reach beyond the file")
-    return {name: _tensor(entry, body) for name, entry in entries.items()}
+    return {name: (entry["dtype"], _tensor(entry, body)) for name, entry in entries.items()}
 
 
 def _offsets(entry: Any) -> tuple[int, int]:
@@ -61,8 +67,6 @@ def _tensor(entry: dict[str, Any], body: memoryview) -> Array:
     if math.prod(shape) * dtype.itemsize != end - begin:
         raise _refuse("a tensor has another size than its shape says")
     flat = np.frombuffer(body[begin:end], dtype=dtype)
-    if kind == "BF16":
-        flat = (flat.astype(np.uint32) << 16).view(np.float32)
     return flat.reshape(shape)
 
 

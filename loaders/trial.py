@@ -50,6 +50,8 @@ def try_out(model: LoadedModel) -> dict[str, Array]:
     """One run on zeros, with growing sizes for axes that are open; returns the outputs. Raises `ModelRejected` with
     the last reason if none works."""
     reason = ""
+    if model.schema.sample:
+        return _try_sample(model)
     for size in SIZES:
         inputs = made_up(model.schema, size)
         if inputs is None:
@@ -63,6 +65,13 @@ def try_out(model: LoadedModel) -> dict[str, Array]:
     raise ModelRejected(
         f"the model failed its trial run on zeros ({reason or 'its inputs are too large'}); give a golden pair to try it with"
     )
+
+
+def _try_sample(model: LoadedModel) -> dict[str, Array]:
+    try:
+        return model.run(model.schema.sample)
+    except (InputRejected, InferenceFailed) as e:
+        raise ModelRejected(f"the model failed its trial run ({e})") from e
 
 
 def made_up(schema: ModelSchema, size: int) -> dict[str, Array] | None:

@@ -36,6 +36,8 @@ class ModelFacts:
     batched_inputs: frozenset[str]
     batched_outputs: frozenset[str]
     """Outputs whose axis 0 is the batch axis."""
+    optional_inputs: frozenset[str] = frozenset()
+    """Those that may be left out."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ def _check_fed(step: Step, model: ModelFacts, facts: Facts, seen: Mapping[int, f
     lost = [n for n in rename if n not in known]
     if lost:
         raise PatternError("INVALID_ARGUMENT", f"{field}.inputs reads {lost[0]!r}, which no source of the step has", _have(known))
-    missing = [n for n in model.inputs if n not in fed]
+    missing = [n for n in model.inputs if n not in fed and n not in model.optional_inputs]
     if missing and step.inputs:
         raise PatternError("INVALID_ARGUMENT", f"{field}: nothing feeds input {missing[0]!r} of model {step.model_id!r}", _have(known))
 

@@ -60,7 +60,7 @@ def render(results: Mapping[Case, str]) -> str:
     order = list(ENTRIES)
     lines = ["| loader | model | from | gives the reference answers |", "| --- | --- | --- | --- |"]
     for case, wrong in sorted(results.items(), key=lambda r: (order.index(r[0].format), r[0].model)):
-        answer = f"no: {wrong}" if wrong else f"yes, within {case.tolerance:g}"
+        answer = f"no: {wrong}" if wrong else f"yes, within {case.tolerance:g}" if case.tolerance else "yes, exactly"
         lines.append(f"| {case.format} | {case.model} | {case.source} | {answer} |")
     return "\n".join(lines)
 

@@ -10,6 +10,7 @@ import click
 
 from dimnode.cli import files, tables
 from dimnode.cli.common import FAILED, Context, note, usage, verb
+from dimnode.cli.texts import Texts
 
 if TYPE_CHECKING:
     from dimnode.client import Client
@@ -39,14 +40,21 @@ def submit(context: Context, spec: str, data: Path | None, wait: bool, dry_run: 
         context.emit(accepted, lambda d: d["job_id"])
         return
     note(f"{accepted['job_id']} accepted")
-    job = _follow(client, accepted["job_id"], show=lambda j: note(tables.progress(j)))
+    job = _follow(client, accepted["job_id"])
     _finish(context, client, job)
 
 
-def _follow(client: Client, job_id: str, show: Any) -> dict[str, Any]:
+def _follow(client: Client, job_id: str) -> dict[str, Any]:
+    """Progress, and text as it is written, on stderr; the last document."""
     job: dict[str, Any] = {"job_id": job_id, "status": "unknown"}
-    for job in client.watch(job_id):
-        show(job)
+    texts = Texts()
+    for event in client.follow(job_id):
+        if "partial" in event:
+            texts.show(event["partial"])
+        else:
+            job = event
+            texts.end()
+            note(tables.progress(job))
     return job
 
 
@@ -76,8 +84,8 @@ def jobs(context: Context, active: bool, limit: int) -> None:
 @click.argument("job")
 @verb(orchestrator=True)
 def watch(context: Context, job: str) -> None:
-    """Follow a job until it ends: progress on stderr, the job as it ended on stdout."""
-    ended = _follow(context.orchestrators(), job, show=lambda j: note(tables.progress(j)))
+    """Follow a job until it ends: progress, and text as it is written, on stderr, the job as it ended on stdout."""
+    ended = _follow(context.orchestrators(), job)
     context.emit(ended, tables.job)
     sys.exit(0 if ended["status"] == GOOD else FAILED)
 

@@ -18,6 +18,8 @@ import socket
 import sys
 import tempfile
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -42,11 +44,13 @@ from dimnode.daemon.sandbox.confine import confine
 from dimnode.daemon.sandbox.policy import AgentPolicy
 from dimnode.daemon.sandbox.report import CannotConfine, Confinement
 from dimnode.daemon.shared_memory import attach
-from loaders.api import InferenceFailed, InputRejected, LoadedModel, LoaderError, ModelSchema, TensorSchema
+from loaders.api import InferenceFailed, InputRejected, LoadedModel, LoaderError, ModelSchema, StreamingModel, TensorSchema
 from loaders.registry import open_loader
 from loaders.trial import check_golden, try_out
 
 MAX_REQUEST = 16 << 30
+PIECE_INTERVAL = 0.05
+"""Seconds between pieces of text: what comes faster is told together."""
 
 
 class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,6 +144,8 @@ class Agent:
             assert self._model is not None
             if header.op == "probe":
                 return Header(op="result", independent=independent(self._model)), {}
+            if header.stream and isinstance(self._model, StreamingModel):
+                return Header(op="result"), self._stream(self._model, tensors)
             return Header(op="result"), self._model.run(tensors)
         except InputRejected as e:
             return Header(op="error", kind="input", message=str(e)), {}
@@ -151,6 +157,13 @@ class Agent:
             return Header(op="error", kind="memory", message="the agent's memory limit was reached"), {}
         except Exception as e:  # noqa: BLE001 - whatever a framework raises becomes an answer, and the agent lives
             return Header(op="error", kind="failed", message=f"the loader failed with {type(e).__name__}"), {}
+
+    def _stream(self, model: StreamingModel, tensors: dict[str, Array]) -> dict[str, Array]:
+        pieces = Pieces(lambda row, text: self._send(pack(Header(op="partial", row=row, text=text), {})))
+        try:
+            return model.stream(tensors, pieces.tell)
+        finally:
+            pieces.flush()
 
     def _load(self, header: Header) -> Header:
         about = model_about.decode(header.about)
@@ -167,6 +180,7 @@ class Agent:
             independent=rows,
             inputs=_items(model.schema.inputs),
             outputs=_items(model.schema.outputs),
+            task=model.schema.task,
             memory=most_memory(),
             confinement=self._report,
         )
@@ -204,8 +218,28 @@ class Agent:
             self._connection.sendall(piece)
 
 
+class Pieces:
+    """Pieces of text on their way to the node, joined until ``PIECE_INTERVAL`` is over."""
+
+    def __init__(self, send: Callable[[int, str], None]) -> None:
+        self._send = send
+        self._row, self._text, self._sent = 0, "", 0.0
+
+    def tell(self, row: int, text: str) -> None:
+        if row != self._row:
+            self.flush()
+        self._row, self._text = row, self._text + text
+        if time.monotonic() - self._sent >= PIECE_INTERVAL:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._text:
+            self._send(self._row, self._text)
+            self._text, self._sent = "", time.monotonic()
+
+
 def _items(tensors: tuple[TensorSchema, ...]) -> tuple[SchemaItem, ...]:
-    return tuple(SchemaItem(t.name, t.dtype, t.shape) for t in tensors)
+    return tuple(SchemaItem(t.name, t.dtype, t.shape, t.optional) for t in tensors)
 
 
 def most_memory() -> int:
@@ -222,7 +256,9 @@ def warm_up(model: LoadedModel) -> None:
 
 
 def zeros(schema: ModelSchema) -> dict[str, Array]:
-    """Smallest inputs that fit: unknown axes are 1."""
+    """Smallest inputs that fit: unknown axes are 1. What a model gives for this purpose is taken instead."""
+    if schema.sample:
+        return dict(schema.sample)
     out: dict[str, Array] = {}
     for t in schema.inputs:
         shape = tuple(n if isinstance(n, int) else 1 for n in t.shape)

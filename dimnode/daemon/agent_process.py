@@ -97,13 +97,22 @@ class AgentProcess:
     def alive(self) -> bool:
         return self._server.status(self.pid) is None
 
-    async def call(self, header: Header, tensors: Mapping[str, Array], max_reply: int) -> tuple[Header, dict[str, Array]]:
-        """One request, one reply. Raises `AgentDied`. After a cancellation the agent must be killed."""
+    async def call(
+        self, header: Header, tensors: Mapping[str, Array], max_reply: int, tell: Callable[[int, str], None] | None = None
+    ) -> tuple[Header, dict[str, Array]]:
+        """One request, one reply; ``tell`` is called with the row and the text of pieces that come before it. Raises `AgentDied`.
+        After a cancellation the agent must be killed."""
         self.calls += 1
         try:
             await self._request(header, tensors)
-            header_size, payload_size = unpack_prefix(await self._exactly(PREFIX.size), max_reply)
-            reply = unpack_header(await self._exactly(header_size))
+            while True:
+                header_size, payload_size = unpack_prefix(await self._exactly(PREFIX.size), max_reply)
+                reply = unpack_header(await self._exactly(header_size))
+                if reply.op != "partial":
+                    break
+                if tell is None or payload_size:
+                    raise ProtocolError("a piece of text that nobody asked for")
+                tell(reply.row, reply.text)
             size = sum(t.nbytes for t in reply.tensors)
             if size > max_reply:
                 raise ProtocolError(f"a reply of {size} bytes is too large")

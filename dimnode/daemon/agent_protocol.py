@@ -48,10 +48,11 @@ class SchemaItem(msgspec.Struct, frozen=True):
     name: str
     dtype: str
     shape: tuple[int | str | None, ...]
+    optional: bool = False
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Both directions. ``op``: load, run, probe (to the agent); loaded, result, error (from it)."""
+    """Both directions. ``op``: load, run, probe (to the agent); loaded, partial, result, error (from it)."""
 
     op: str
     tensors: tuple[TensorHead, ...] = ()
@@ -72,6 +73,13 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     memory_in: int = 0
     """New shared memory of so many bytes for inputs comes along as a descriptor, "memory_out" for outputs after it."""
     memory_out: int = 0
+    stream: bool = False
+    """With run: pieces of text come before the result, if the model makes any."""
+    row: int = 0
+    text: str = ""
+    """With partial: the next piece of a row's text."""
+    task: str = ""
+    """With loaded: what the model is for."""
     inputs: tuple[SchemaItem, ...] = ()
     outputs: tuple[SchemaItem, ...] = ()
     confinement: Confinement | None = None

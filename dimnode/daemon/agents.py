@@ -17,6 +17,7 @@ from typing import Any
 
 import trio
 
+from dimnode.core.partial_text import MAX_ROWS
 from dimnode.daemon.agent_main import AgentOptions
 from dimnode.daemon.agent_process import AgentDied, AgentProcess
 from dimnode.daemon.agent_protocol import Array, Header, SchemaItem
@@ -31,6 +32,7 @@ from dimnode.daemon.sandbox.policy import AgentPolicy, devices, library_folders,
 from dimnode.daemon.sandbox.report import Confinement
 from dimnode.daemon.settings import AgentSettings
 from dimnode.domain.model import TensorSpec
+from dimnode.domain.task import TextPiece
 from dimnode.errors import Code, DimError, FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 
 
@@ -56,6 +58,7 @@ class Schema:
     outputs: tuple[TensorSpec, ...]
     memory: int = 0
     """The most bytes that the agent held."""
+    task: str = ""
 
 
 class AgentCrashed(Unavailable):
@@ -71,6 +74,7 @@ class InferenceError(DimError):
 WRITABLE = {"darwin": 256 << 20}
 """Core ML compiles models into a temporary folder."""
 Admit = Callable[[str, int, int], str | None]
+Tell = Callable[[TextPiece], None]
 
 
 class AgentPool:
@@ -132,12 +136,15 @@ class AgentPool:
 
     # --- calls -----------------------------------------------------------------------------------
 
-    async def run(self, model: ModelFile, inputs: Mapping[str, Array], owner: str | None = None) -> dict[str, Array]:
-        """One inference, perhaps together with others of the same ``owner`` (None: alone in any case). Raises `InvalidArgument` (the inputs do not fit), `FailedPrecondition` (the model is
+    async def run(
+        self, model: ModelFile, inputs: Mapping[str, Array], owner: str | None = None, tell: Tell | None = None
+    ) -> dict[str, Array]:
+        """One inference, perhaps together with others of the same ``owner`` (None: alone in any case). ``tell`` hears of text as it comes; some
+        of it may be told again. Raises `InvalidArgument` (the inputs do not fit), `FailedPrecondition` (the model is
         refused), `InferenceError`, `AgentCrashed`, `ResourceExhausted`. Cancelling kills the agent, unless others wait for
         the same batch."""
-        if owner is None or not self._batching.possible(model):
-            return await self.run_on(await self.acquire(model), model, inputs)
+        if owner is None or tell is not None or not self._batching.possible(model):
+            return await self.run_on(await self.acquire(model), model, inputs, tell)
         if self._batching.independent(model.cid) and self._nursery is not None:
             return await self._batching.runner(model, self._nursery).submit(inputs, owner)
         outputs = await self.run_on(await self.acquire(model), model, inputs)
@@ -157,17 +164,20 @@ class AgentPool:
         self._busy.add(agent)
         return (await self._call(agent, model, Header(op="probe"), {}))[0].independent
 
-    async def run_on(self, agent: AgentProcess, model: ModelFile, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    async def run_on(
+        self, agent: AgentProcess, model: ModelFile, inputs: Mapping[str, Array], tell: Tell | None = None
+    ) -> dict[str, Array]:
         """An agent that dies on its first word after idling may have been dying already, which nobody can tell
         from outside: a fresh one is asked once more."""
         reused = agent.idle_since > 0
+        header = Header(op="run", stream=tell is not None)
         try:
-            return (await self._call(agent, model, Header(op="run"), inputs))[1]
+            return (await self._call(agent, model, header, inputs, tell))[1]
         except AgentCrashed:
             if not reused:
                 raise
         agent = await self.acquire(model)
-        return (await self._call(agent, model, Header(op="run"), inputs))[1]
+        return (await self._call(agent, model, header, inputs, tell))[1]
 
     async def warm_up(self, model: ModelFile) -> None:
         """Makes sure that an agent holds the model and has run once. Raises as `run`."""
@@ -181,7 +191,7 @@ class AgentPool:
         agent, reply = await self._start(model, check=trial)
         self._busy.add(agent)
         self._release(agent, healthy=False)
-        return Schema(_specs(reply.inputs), _specs(reply.outputs), reply.memory)
+        return Schema(_specs(reply.inputs), _specs(reply.outputs), reply.memory, reply.task)
 
     def is_warm(self, cid: str) -> bool:
         return any(a.model == cid for a in self._idle) or any(a.model == cid for a in self._busy)
@@ -214,11 +224,11 @@ class AgentPool:
         }
 
     async def _call(
-        self, agent: AgentProcess, model: ModelFile, header: Header, inputs: Mapping[str, Array]
+        self, agent: AgentProcess, model: ModelFile, header: Header, inputs: Mapping[str, Array], tell: Tell | None = None
     ) -> tuple[Header, dict[str, Array]]:
         healthy = False
         try:
-            reply, outputs = await agent.call(header, inputs, self._settings.max_reply_bytes)
+            reply, outputs = await agent.call(header, inputs, self._settings.max_reply_bytes, tell and _counting(tell))
             healthy = reply.kind != "memory"
         except AgentDied as e:
             raise self._crashed(model, str(e)) from e
@@ -409,8 +419,21 @@ class AgentPool:
                     agent.stop_for(f"the agent started more than {self._settings.most_threads} threads and was ended")
 
 
+def _counting(tell: Tell) -> Callable[[int, str], None]:
+    """Tells each piece with its place in its row."""
+    ends: dict[int, int] = {}
+
+    def told(row: int, text: str) -> None:
+        if 0 <= row < MAX_ROWS:
+            at = ends.get(row, 0)
+            ends[row] = at + len(text)
+            tell(TextPiece(row=row, offset=at, text=text))
+
+    return told
+
+
 def _specs(items: tuple[SchemaItem, ...]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(name=i.name, dtype=i.dtype, shape=i.shape) for i in items)
+    return tuple(TensorSpec(name=i.name, dtype=i.dtype, shape=i.shape, optional=i.optional) for i in items)
 
 
 def _failure(reply: Header) -> DimError:

@@ -22,7 +22,7 @@ HINT = "Give config.columns: the columns for the model's one input, or {input: c
 def to_inputs(content: Content, inputs: Sequence[TensorSpec], query: CabinetQuery, given: Collection[str]) -> dict[str, Array]:
     """``inputs`` are the model's, those ``given`` by other sources need nothing. Values have the model's dtypes.
     Raises `InvalidArgument`."""
-    wanted = [t for t in inputs if t.name not in given]
+    wanted = [t for t in inputs if t.name not in given and not t.optional]
     if query.columns is not None:
         found = _chosen(content, _lone(wanted), query.columns)
     elif query.columns_by_input is not None:

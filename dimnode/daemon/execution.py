@@ -8,10 +8,11 @@ from typing import Literal
 
 import trio
 
+from dimnode.core.partial_text import PartialText
 from dimnode.daemon.job_queue import Ticket
 from dimnode.daemon.together import again
 from dimnode.domain.record import Attempt, Ballot, ErrorInfo, SignedEntry
-from dimnode.domain.task import TaskOrder, TaskUpdate
+from dimnode.domain.task import TaskOrder, TaskUpdate, TextPiece
 from dimnode.errors import Code, DimError
 
 Why = Literal["", "cancelled", "stopping"]
@@ -19,6 +20,8 @@ Place = tuple[str, str, int]
 """(job, task, attempt)"""
 Key = tuple[str, str, int, str]
 """(job, task, attempt, task_key): owners that did not know of each other may have given one number to unlike work."""
+MAX_PARTIAL = 256 << 10
+"""Characters of text that are kept for those who watch a task."""
 FINAL = frozenset((Code.INVALID_ARGUMENT, Code.PERMISSION_DENIED))
 """Failures that no other node could avoid."""
 
@@ -49,6 +52,8 @@ class Execution:
     why: Why = ""
     started: float = 0.0
     """Wall clock when it got its slot."""
+    text: PartialText = field(default_factory=lambda: PartialText(MAX_PARTIAL))
+    """What its model has said so far."""
     _changed: trio.Event = field(default_factory=trio.Event)
 
     @property
@@ -61,6 +66,10 @@ class Execution:
 
     def stage(self, stage: Literal["accepted", "fetching", "running"]) -> None:
         self._tell(TaskUpdate(stage=stage))
+
+    def partial(self, piece: TextPiece) -> None:
+        if self.text.add(piece):
+            self._wake()
 
     def finish(self, entry: SignedEntry) -> None:
         self.entry, self.error = entry, None
@@ -77,17 +86,30 @@ class Execution:
             self.scope.cancel()
 
     async def watch(self) -> AsyncGenerator[TaskUpdate]:
-        """All updates from the first on."""
-        seen = 0
+        """All updates from the first on, text as far as it has come; the text is whole before the end is told."""
+        seen, read = 0, dict[int, int]()
         while True:
             while seen < len(self.updates):
+                if self.updates[seen].stage == "finished":
+                    for update in self._unread(read):
+                        yield update
                 seen += 1
                 yield self.updates[seen - 1]
+            if unread := self._unread(read):
+                for update in unread:
+                    yield update
+                continue
             if self.entry is not None:
                 return
             if self.error is not None:
                 raise again(self.error)
             await self._changed.wait()
+
+    def _unread(self, read: dict[int, int]) -> list[TaskUpdate]:
+        """Pieces beyond what was ``read`` of each row; now they count as read."""
+        pieces = self.text.after(read)
+        read.update((p.row, p.offset + len(p.text)) for p in pieces)
+        return [TaskUpdate(stage="partial", piece=p) for p in pieces]
 
     def _tell(self, update: TaskUpdate) -> None:
         self.updates.append(update)

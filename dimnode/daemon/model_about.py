@@ -44,7 +44,7 @@ def decode(text: str) -> About:
 
 
 def _schemas(specs: tuple[TensorSpec, ...]) -> tuple[TensorSchema, ...]:
-    return tuple(TensorSchema(t.name, t.dtype, t.shape) for t in specs)
+    return tuple(TensorSchema(t.name, t.dtype, t.shape, t.optional) for t in specs)
 
 
 def _arrays(values: Tensors) -> dict[str, Array]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
+import zlib
 from pathlib import Path
+from typing import Any
 
 from dimnode.domain.model import ModelFormat
 from dimnode.errors import InvalidArgument, NotFound
@@ -13,9 +16,10 @@ from loaders.onnx_bytes import check_shape_of_file
 from loaders.protobuf import top_fields
 
 HINT = (
-    "DIM takes ONNX (.onnx, or a folder with its data), PyTorch programs (.pt2), TorchScript, safetensors, MLX functions (.mlxfn) "
-    "and CoreML models (.mlpackage, .mlmodel)."
+    "DIM takes ONNX (.onnx, or a folder with its data), PyTorch programs (.pt2), TorchScript, safetensors, MLX functions (.mlxfn), "
+    "language models (a folder with config.json and tokenizer.json, or .gguf) and CoreML models (.mlpackage, .mlmodel)."
 )
+MAX_CONFIG = 1 << 20
 PICKLED = "a pickled PyTorch file can run any code when it is opened and is not taken"
 MAX_PROTOBUF = 1 << 31
 """protobuf's own bound."""
@@ -43,6 +47,8 @@ def _file(path: Path) -> ModelFormat:
         head = f.read(HEAD_BYTES)
     if is_mlxfn(head):
         return "mlx"
+    if head[:4] == b"GGUF":
+        return "mlx-lm"
     if 2 <= int.from_bytes(head[:8], "little") <= size - 8 and head[8:9] == b"{":
         return "safetensors"
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
@@ -60,7 +66,8 @@ def _archive(path: Path) -> ModelFormat:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [n for n in archive.namelist() if not n.endswith("/")]
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as e:
+            generates = "config.json" in names and _generates_text(archive)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError) as e:
         raise InvalidArgument("the file is not a whole archive", hint=HINT) from e
     within = {n.partition("/")[2] for n in names}
     if "archive_format" in within:
@@ -73,6 +80,20 @@ def _archive(path: Path) -> ModelFormat:
         return "coreml"
     if sum(n.endswith(".onnx") for n in names) == 1:
         return "onnx"
+    if generates:
+        return "mlx-lm"
     if "config.json" in names and "model.safetensors" in names:
         return "safetensors"
     raise InvalidArgument("the archive is not a model of a known format", hint=HINT)
+
+
+def _generates_text(archive: zipfile.ZipFile) -> bool:
+    """By what a published model's config says of itself: ``"architectures": ["LlamaForCausalLM"]``."""
+    with archive.open("config.json") as f:
+        data = f.read(MAX_CONFIG + 1)
+    try:
+        config: Any = json.loads(data) if len(data) <= MAX_CONFIG else None
+    except (ValueError, RecursionError):
+        return False
+    named: Any = config.get("architectures") if isinstance(config, dict) else None
+    return isinstance(named, list) and any(isinstance(n, str) and n.endswith("ForCausalLM") for n in named)

@@ -112,6 +112,7 @@ class ModelRegistration:
         manifest = ModelManifest(
             id=name, cid=cid, format=kind, inputs=schema.inputs, outputs=schema.outputs, size=size, licence=said.licence,
             batch_axis=said.batch_axis, architecture=said.architecture, golden=said.golden, needs=said.needs,
+            task=schema.task,
         )  # fmt: skip
         if sign:
             manifest = manifest.signed(self._signer.peer_id, self._signer.sign)

@@ -19,7 +19,7 @@ from dimnode.domain.node import Capabilities
 MEMORY_FACTOR = 3
 """A loaded model takes about so many times its file: the file while it is read, weights, working memory."""
 MEMORY_BASE = {
-    "onnx": 150 << 20, "coreml": 150 << 20, "mlx": 100 << 20, "builtin": 150 << 20,
+    "onnx": 150 << 20, "coreml": 150 << 20, "mlx": 100 << 20, "mlx-lm": 200 << 20, "builtin": 150 << 20,
     "pt2": 400 << 20, "torchscript": 400 << 20, "safetensors": 400 << 20,
 }  # fmt: skip
 """Bytes of an agent before its model."""

@@ -30,7 +30,7 @@ from dimnode.daemon.task_inputs import Gathered, gather
 from dimnode.daemon.task_outputs import leave
 from dimnode.daemon.tasks import Tasks
 from dimnode.domain import tensors
-from dimnode.domain.model import ModelManifest, ModelRef
+from dimnode.domain.model import TEXT_GENERATION, ModelManifest, ModelRef
 from dimnode.domain.node import CabinetInfo, Capabilities, Load
 from dimnode.domain.record import Attempt, Ballot, Receipt, SignedEntry
 from dimnode.domain.task import TaskOrder, TaskReport, TaskUpdate
@@ -169,7 +169,9 @@ class Daemon:
             execution.stage("running")
             # a model may mix the rows that it gets: only those of one client, and none of a cabinet, are ever put together
             owner = None if order.cabinet is not None else order.principal
-            outputs = await self._pool.run(file, gathered.arrays, owner)
+            # what a cabinet's rows lead to leaves the node reduced and checked, or not at all
+            tell = execution.partial if manifest.task == TEXT_GENERATION and order.cabinet is None else None
+            outputs = await self._pool.run(file, gathered.arrays, owner, tell)
         values = await leave(order, manifest, outputs, gathered.rows, self._store, self._settings.inline_bytes)
         return self._completed(execution, gathered, values)
 

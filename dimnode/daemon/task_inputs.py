@@ -109,6 +109,8 @@ def check_complete(arrays: Mapping[str, Array], manifest: ModelManifest) -> None
     sizes: dict[str, int] = {}
     for spec in manifest.inputs:
         array = arrays.get(spec.name)
+        if array is None and spec.optional:
+            continue
         if array is None:
             raise InvalidArgument(
                 f"input {spec.name!r} is missing", hint=f"The model's inputs: {', '.join(t.name for t in manifest.inputs)}."

@@ -10,17 +10,21 @@ import msgspec
 from dimnode.domain import codec
 from dimnode.domain.tensors import TensorValue
 
-ModelFormat = Literal["onnx", "pt2", "torchscript", "safetensors", "mlx", "coreml", "builtin"]
-FORMATS: tuple[ModelFormat, ...] = ("onnx", "pt2", "torchscript", "safetensors", "mlx", "coreml", "builtin")
+ModelFormat = Literal["onnx", "pt2", "torchscript", "safetensors", "mlx", "mlx-lm", "coreml", "builtin"]
+FORMATS: tuple[ModelFormat, ...] = ("onnx", "pt2", "torchscript", "safetensors", "mlx", "mlx-lm", "coreml", "builtin")
+TEXT_GENERATION = "text-generation"
+"""Prompts in, texts out, told piece by piece. Inputs: ``prompt`` and parameters; outputs: ``text``, ``tokens``, ``finish``."""
 SIGNING_PREFIX = b"dim model manifest\0"
 
 
-class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
+class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One input or output. ``shape`` holds sizes, names of symbolic axes, or None where unknown."""
 
     name: str
     dtype: str
     shape: tuple[int | str | None, ...]
+    optional: bool = False
+    """An input that may be left out: a parameter."""
 
 
 class GoldenPair(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -60,6 +64,8 @@ class ModelManifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """For weights without a graph (safetensors): the allow-listed architecture and its sizes."""
     golden: GoldenPair | None = None
     needs: Needs = Needs()
+    task: str = ""
+    """What it is for, where that makes a difference: `TEXT_GENERATION`."""
     author: str = ""
     """Peer id of who published it; empty: nobody says so."""
     signature: bytes = b""

@@ -51,12 +51,34 @@ class TaskOrder(msgspec.Struct, frozen=True, kw_only=True):
     """Who submitted the job, for cabinet policies."""
 
 
+class TextPiece(msgspec.Struct, frozen=True, kw_only=True):
+    """Some characters of a text that is still growing."""
+
+    row: int
+    """Which prompt it answers."""
+    offset: int
+    """Characters of the row before it."""
+    text: str
+
+
+class PartialOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of one task's text, for those who watch its job. A later attempt begins the text anew."""
+
+    task: str
+    attempt: int
+    row: int
+    offset: int
+    text: str
+
+
 class TaskUpdate(msgspec.Struct, frozen=True, kw_only=True):
     """Progress of one task; the last one carries the signed attempt entry."""
 
-    stage: Literal["accepted", "fetching", "running", "finished"]
+    stage: Literal["accepted", "fetching", "running", "partial", "finished"]
     entry: SignedEntry | None = None
     """With ``finished``: the `Attempt`, signed by the executor."""
+    piece: TextPiece | None = None
+    """With ``partial``. A hint: bounded, may be left out, is told again to callers that come later."""
 
 
 class TaskReport(msgspec.Struct, frozen=True, kw_only=True):

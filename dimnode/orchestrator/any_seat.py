@@ -10,17 +10,19 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 import trio
 
 from dimnode.core.job_view import JobView
 from dimnode.core.load_sharing import LoadSharing
+from dimnode.core.partial_text import Seen
 from dimnode.domain.job_form import JobForm
+from dimnode.domain.task import PartialOutput
 from dimnode.errors import Code, DimError, NotFound, Unavailable
 from dimnode.orchestrator.documents import result_document
-from dimnode.orchestrator.seat_questions import Asker, AskSettings, Question, digest
+from dimnode.orchestrator.seat_questions import Asker, AskSettings, Question, digest, news_of
 from dimnode.orchestrator.service import Orchestrator
 from dimnode.ports import Accepted, Clock, Elector, JobDocument, ResultDocument
 from dimnode.records.table import RecordTable
@@ -33,6 +35,7 @@ _ORDER = ("queued", "scheduling", "fetching", "running", "aggregating")
 _ELSEWHERE = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.PERMISSION_DENIED, Code.UNIMPLEMENTED})
 """Refusals of a seat that was to take a job over which are no reason to refuse the client."""
 
+T = TypeVar("T")
 Search = Callable[[str], Awaitable[bool]]
 """Looks for a job's record at all nodes; True if it is here afterwards."""
 
@@ -173,11 +176,23 @@ class AnySeat:
 
     async def watch(self, job_id: str) -> AsyncGenerator[JobDocument, None]:
         """Never goes back: what is older than the last document (a copy that has not heard all) is left out."""
+        async with aclosing(self._follow(job_id, None)) as events:
+            async for event in events:
+                if not isinstance(event, PartialOutput):
+                    yield event
+
+    async def follow(self, job_id: str) -> AsyncGenerator[JobDocument | PartialOutput, None]:
+        """The same, and the text of tasks while it grows, whichever seat drives the job."""
+        async with aclosing(self._follow(job_id, Seen())) as events:
+            async for event in events:
+                yield event
+
+    async def _follow(self, job_id: str, seen: Seen | None) -> AsyncGenerator[JobDocument | PartialOutput, None]:
         last: JobDocument | None = None
         alone_since: float | None = None
         while True:
             try:
-                document = await self._next(job_id, last)
+                document, pieces = await self._next(job_id, last, seen)
                 alone_since = None
             except (NotFound, Unavailable):
                 # Its owner may just have died, and the next one not have begun.
@@ -186,39 +201,48 @@ class AnySeat:
                     raise
                 await trio.sleep(self._settings.pause)
                 continue
+            for piece in pieces:
+                if seen is not None and (new := seen.news(piece)) is not None:
+                    yield new
             if last is None or (progress(document) >= progress(last) and document != last):
                 last = document
                 yield document
-            else:
+            elif not pieces:
                 await trio.sleep(self._settings.pause)
             if document["status"] in ENDED:
                 return
 
-    async def _next(self, job_id: str, last: JobDocument | None) -> JobDocument:
-        """The job's document as soon as it is another than ``last``, or when the poll's time is over."""
-        question = Question(op="get" if last is None else "watch", job=job_id, seen="" if last is None else digest(last))
+    async def _next(self, job_id: str, last: JobDocument | None, seen: Seen | None) -> tuple[JobDocument, list[PartialOutput]]:
+        """The job's document as soon as it is another than ``last``, or when the poll's time is over, or there is text beyond what was
+        ``seen``."""
+        text = tuple((t, a, r, c) for t, a, r, c in seen.to_plain()) if seen is not None else None
+        known = "" if last is None else digest(last)
+        question = Question(op="get" if last is None else "watch", job=job_id, seen=known, text=text)
 
-        async def here() -> JobDocument:
-            seen = last
+        async def here() -> tuple[JobDocument, list[PartialOutput]]:
+            document = last
             with trio.move_on_after(self._settings.poll):
+                if seen is not None and last is not None:
+                    return await self._local.news(job_id, known, seen)
                 async with aclosing(self._local.watch(job_id)) as documents:
-                    async for seen in documents:
-                        if seen != last or self._driven_elsewhere(job_id):
+                    async for document in documents:
+                        if document != last or self._driven_elsewhere(job_id):
                             break
-            if seen is None:
+            if document is None:
                 raise NotFound(f"job {job_id} is not known here")
-            return seen
+            return document, []
 
-        return await self._best(job_id, here, question, extra=0.0 if last is None else self._settings.poll)
+        async def elsewhere() -> tuple[JobDocument, list[PartialOutput]]:
+            return news_of(await self._best_elsewhere(job_id, question, extra=0.0 if last is None else self._settings.poll))
+
+        return await self._here_or(job_id, here, elsewhere)
 
     # --- whom to ask
 
     async def _best(self, job_id: str, here: Callable[[], Awaitable[JobDocument]], question: Question, extra: float = 0.0) -> JobDocument:
         return await self._here_or(job_id, here, lambda: self._best_elsewhere(job_id, question, extra))
 
-    async def _here_or(
-        self, job_id: str, here: Callable[[], Awaitable[JobDocument]], elsewhere: Callable[[], Awaitable[JobDocument]]
-    ) -> JobDocument:
+    async def _here_or(self, job_id: str, here: Callable[[], Awaitable[T]], elsewhere: Callable[[], Awaitable[T]]) -> T:
         known = await self._table.exists(job_id)
         if known and not self._driven_elsewhere(job_id):
             return await here()

@@ -13,6 +13,7 @@ from dimnode.orchestrator.drive import Drive, Parts
 from dimnode.orchestrator.job_end import JobEnds
 from dimnode.orchestrator.job_errors import error_of_exception
 from dimnode.orchestrator.ownership import Held
+from dimnode.orchestrator.partials import PartialOutputs
 from dimnode.orchestrator.places import Place
 from dimnode.orchestrator.selection import Selector
 from dimnode.orchestrator.settings import OrchestratorSettings
@@ -42,9 +43,13 @@ class Coordinator:
         compute: Compute = in_thread,
         ahead: WarmAhead | None = None,
     ) -> None:
+        self.partials = PartialOutputs()
+        """Of the jobs that are driven."""
         self._runner = runner
         self._ends = JobEnds(table, store, clock, settings)
-        self._parts = Parts(table, runner, selector, models, registry, store, values, clock, settings, compute, self._ends, ahead)
+        self._parts = Parts(
+            table, runner, selector, models, registry, store, values, clock, settings, compute, self._ends, ahead, self.partials
+        )
 
     async def drive(self, held: Held, place: Place) -> None:
         """Returns when the job is terminal, or when another owner fenced this one. If it is cancelled

@@ -17,6 +17,11 @@ NameOf = Callable[[str], str]
 """Peer id -> the node's configured name, or the peer id if it is unknown."""
 
 
+def digest(document: Mapping[str, Any]) -> str:
+    """Tells documents apart without sending them."""
+    return codec.digest(codec.encode(document))
+
+
 def error_document(error: ErrorInfo | None) -> dict[str, Any] | None:
     if error is None:
         return None

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -30,6 +31,7 @@ from dimnode.orchestrator.job_end import JobEnds
 from dimnode.orchestrator.job_errors import error_of_failure
 from dimnode.orchestrator.nodes import gather_facts, model_facts, models_of
 from dimnode.orchestrator.ownership import Held
+from dimnode.orchestrator.partials import PartialOutputs
 from dimnode.orchestrator.places import Place
 from dimnode.orchestrator.selection import Selector
 from dimnode.orchestrator.settings import OrchestratorSettings
@@ -79,6 +81,7 @@ class Parts:
     compute: Compute
     ends: JobEnds
     ahead: WarmAhead | None
+    partials: PartialOutputs
 
 
 class Drive:
@@ -94,7 +97,10 @@ class Drive:
         assert view.core is not None
         self._timeout = view.core.timeout
         self._form: JobForm = from_plain(codec.decode_plain(view.core.spec))
-        self._work = Work(job=held.job, form=self._form, ballot=held.ballot, place=place, findings=held.findings, stage=self._stage)
+        self._work = Work(
+            job=held.job, form=self._form, ballot=held.ballot, place=place, findings=held.findings, stage=self._stage,
+            partial=partial(parts.partials.tell, held.job),
+        )  # fmt: skip
         self._started: set[str] = set()
         self._lost: Counter[str] = Counter()
         """Task key -> how often its output was lost."""

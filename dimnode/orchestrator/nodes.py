@@ -71,6 +71,7 @@ def model_facts(name: str, manifest: ModelManifest) -> ModelFacts:
         outputs=tuple(t.name for t in manifest.outputs),
         batched_inputs=manifest.batched_inputs(),
         batched_outputs=manifest.batched_outputs(),
+        optional_inputs=frozenset(t.name for t in manifest.inputs if t.optional),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +10,12 @@ from typing import Any
 import msgspec
 import trio
 
+from dimnode.core.partial_text import Seen
 from dimnode.domain import codec
 from dimnode.domain.job_form import JobForm, from_plain
+from dimnode.domain.task import PartialOutput
 from dimnode.errors import Code, DimError, FieldProblem, InvalidArgument, error_of
+from dimnode.orchestrator.documents import digest
 from dimnode.orchestrator.service import Orchestrator
 from dimnode.ports import Accepted, Elector, JobDocument, ResultDocument
 from p2p.api import Network, RemoteFault
@@ -26,6 +29,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     job: str = ""
     seen: str = ""
     """watch: digest of the last document that the asker has."""
+    text: tuple[tuple[str, int, int, int], ...] | None = None
+    """watch: what the asker has of the tasks' text (`Seen.to_plain`), if it wants that, too."""
     wait: float = 0.0
     """result: seconds to wait for the job to end."""
     active: bool = False
@@ -94,6 +99,8 @@ class JobAnswers:
                 return plain_result(await local.result(q.job, min(q.wait, self._settings.poll)))
             case "list":
                 return await local.list_jobs(q.active, max(1, min(q.limit, 1000)))
+            case "watch" if q.text is not None:
+                return await self._news(local, q, q.text)
             case "watch":
                 return await self._changed(local, q)
             case "submit":
@@ -111,6 +118,19 @@ class JobAnswers:
                     if digest(document) != q.seen:
                         break
         return document
+
+    async def _news(self, local: Orchestrator, q: Question, text: Sequence[tuple[str, int, int, int]]) -> dict[str, Any]:
+        document, pieces = await local.get(q.job), list[PartialOutput]()
+        with trio.move_on_after(self._settings.poll):
+            document, pieces = await local.news(q.job, q.seen, Seen.from_plain(text))
+        return {"document": document, "text": pieces}
+
+
+def news_of(answer: Mapping[str, Any]) -> tuple[JobDocument, list[PartialOutput]]:
+    """Of an answer to a watch; a node of an earlier version tells no text. Raises `msgspec.ValidationError`."""
+    if "document" not in answer:
+        return answer, []
+    return answer["document"], msgspec.convert(answer.get("text") or [], list[PartialOutput])
 
 
 class Asker:
@@ -161,10 +181,6 @@ def _accepted(answer: Answered) -> Accepted | Exception:
     fields = tuple(FieldProblem(field, rule) for field, rule in answer.fields)
     code = Code(answer.code) if answer.code in Code.__members__ else Code.INTERNAL
     return error_of(code, answer.message, hint=answer.hint, retry_after=answer.retry_after, fields=fields)
-
-
-def digest(document: JobDocument) -> str:
-    return codec.digest(codec.encode(document))
 
 
 def plain_result(document: ResultDocument) -> dict[str, Any]:

@@ -11,14 +11,17 @@ from typing import Any
 import structlog
 import trio
 
+from dimnode.core.following import TERMINAL
 from dimnode.core.job_view import JobView, view
+from dimnode.core.partial_text import Seen
 from dimnode.domain import codec
 from dimnode.domain.job_form import PRIORITIES, JobForm
 from dimnode.domain.record import Ballot, OutcomeEntry
+from dimnode.domain.task import PartialOutput
 from dimnode.errors import Code, DataLoss, DimError, FailedPrecondition, Fenced, NotFound, NotReady, ResourceExhausted, Unavailable
 from dimnode.orchestrator.admission import Admission, Prepared
 from dimnode.orchestrator.coordinator import Coordinator
-from dimnode.orchestrator.documents import job_document, result_document
+from dimnode.orchestrator.documents import digest, job_document, result_document
 from dimnode.orchestrator.ownership import Held, Ownership, Seats, Sync, no_seats, no_sync
 from dimnode.orchestrator.places import Place, Places
 from dimnode.orchestrator.selection import Selector
@@ -26,6 +29,7 @@ from dimnode.orchestrator.settings import OrchestratorSettings
 from dimnode.orchestrator.takeover import Inquiry, unanswered
 from dimnode.ports import Accepted, Clock, JobDocument, ResultDocument
 from dimnode.records.table import RecordTable
+from p2p.groups import collapse
 from p2p.ipfs.api import ContentError, ContentStore
 
 log = structlog.get_logger(__name__)
@@ -325,6 +329,39 @@ class Orchestrator:
             if seen.terminal and document["status"] == seen.status:
                 return
             version = await self._table.wait_changed(job_id, version)
+
+    async def follow(self, job_id: str) -> AsyncGenerator[JobDocument | PartialOutput, None]:
+        """As `watch`, with the text of tasks while it grows."""
+        known, seen = "", Seen()
+        while True:
+            document, pieces = await self.news(job_id, known, seen)
+            for piece in pieces:
+                if (new := seen.news(piece)) is not None:
+                    yield new
+            if digest(document) != known:
+                known = digest(document)
+                yield document
+            if (await self._table.load(job_id)).terminal and document["status"] in TERMINAL:
+                return
+
+    async def news(self, job_id: str, known: str, seen: Seen) -> tuple[JobDocument, list[PartialOutput]]:
+        """The document as soon as it has another digest than ``known``, and text beyond what was ``seen``: one of both at least."""
+        seen_view, version = await self._visible(job_id), 0
+        while True:
+            document = await self.get(job_id)
+            pieces = self._coordinator.partials.after(job_id, seen)
+            if pieces or digest(document) != known or seen_view.terminal:
+                return document, pieces
+            with collapse():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._heard, job_id, seen, nursery.cancel_scope)
+                    version = await self._table.wait_changed(job_id, version)
+                    nursery.cancel_scope.cancel()
+            seen_view = await self._table.load(job_id)
+
+    async def _heard(self, job_id: str, seen: Seen, scope: trio.CancelScope) -> None:
+        await self._coordinator.partials.wait(job_id, seen)
+        scope.cancel()
 
     async def cancel(self, job_id: str) -> JobDocument:
         """Durable before it is acknowledged. A job that is terminal already stays as it is."""

@@ -93,6 +93,9 @@ class TaskCalls:
                 call.heard()
                 if update.entry is not None:
                     call.entry = update.entry
+                elif update.piece is not None:
+                    if work.partial is not None:
+                        work.partial(order.task, order.attempt, update.piece)
                 elif work.stage is not None:
                     work.stage(update.stage)
 

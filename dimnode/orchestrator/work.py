@@ -11,7 +11,7 @@ from dimnode.core.job_view import AttemptFact
 from dimnode.domain.job_form import JobForm
 from dimnode.domain.model import ModelManifest, ModelRef
 from dimnode.domain.record import Ballot
-from dimnode.domain.task import TaskInput
+from dimnode.domain.task import TaskInput, TextPiece
 from dimnode.domain.tensors import TensorValue
 from dimnode.errors import DimError
 from dimnode.orchestrator.inputs import task_key
@@ -83,6 +83,8 @@ class Work:
     placed: dict[str, str] = field(default_factory=dict[str, str])
     """Task key -> the node that it was given to last, while it is not done."""
     stage: Callable[[str], None] | None = None
+    partial: Callable[[str, int, TextPiece], None] | None = None
+    """Called with a task, an attempt's number and a piece of its text."""
 
     def lend_if_stuck(self) -> None:
         """A job whose tasks all wait for the swarm needs no place among those that are driven."""

@@ -11,7 +11,7 @@ import grpc
 
 from dimnode.domain import codec
 from dimnode.domain.record import Ballot, SignedEntry
-from dimnode.domain.task import TaskOrder, TaskUpdate
+from dimnode.domain.task import TaskOrder, TaskUpdate, TextPiece
 from dimnode.errors import Code, DimError, Unavailable
 from dimnode.ports import TaskService
 from dimnode.rpc.channels import ChannelPool, PooledChannel
@@ -21,7 +21,7 @@ from dimnode.rpc.errors import from_rpc_error
 from dimnode.rpc.v1 import daemon_pb2 as pb
 from dimnode.rpc.v1.daemon_pb2_grpc import DaemonStub
 
-STAGES = frozenset({"accepted", "fetching", "running", "finished"})
+STAGES = frozenset({"accepted", "fetching", "running", "partial", "finished"})
 _RECONNECT = frozenset({Code.UNAVAILABLE, Code.UNAUTHENTICATED})
 """Failures that a new connection may mend: the node restarted, or a certificate has changed."""
 
@@ -47,7 +47,7 @@ class GrpcDaemonClient:
         self._settings = settings or DaemonClientSettings()
 
     async def run_task(self, peer: str, order: TaskOrder) -> AsyncGenerator[TaskUpdate]:
-        """See `ports.TaskService.run_task`. A stream that breaks is taken up again; each stage is told once."""
+        """See `ports.TaskService.run_task`. A stream that breaks is taken up again; each stage is told once, text perhaps twice."""
         if peer == self._own_peer:
             async with closing(self._own.run_task(order, peer)) as updates:
                 async for update in updates:
@@ -62,7 +62,7 @@ class GrpcDaemonClient:
                 async with aclosing(self._run(peer, request, fresh=fresh)) as updates:
                     async for update in updates:
                         progress = True
-                        if update.stage not in told:
+                        if update.stage not in told or update.piece is not None:
                             told.add(update.stage)
                             yield update
                 return
@@ -146,7 +146,10 @@ def _update(message: Any) -> TaskUpdate:
         entry = codec.decode(message.entry, SignedEntry) if message.entry else None
     except codec.CodecError as e:
         raise Unavailable("the node answered with a result that cannot be read") from e
-    return TaskUpdate(stage=message.stage, entry=entry)
+    piece = None
+    if message.stage == "partial":
+        piece = TextPiece(row=message.piece.row, offset=message.piece.offset, text=message.piece.text)
+    return TaskUpdate(stage=message.stage, entry=entry, piece=piece)
 
 
 def _outside(error: DimError) -> DimError:

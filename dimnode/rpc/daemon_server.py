@@ -89,7 +89,9 @@ class DaemonService:
         async with closing(self._tasks.run_task(order, caller)) as updates:
             async for update in updates:
                 entry = b"" if update.entry is None else codec.encode(update.entry)
-                yield pb.TaskUpdate(stage=update.stage, entry=entry)
+                p = update.piece
+                piece = None if p is None else pb.TextPiece(row=p.row, offset=p.offset, text=p.text)
+                yield pb.TaskUpdate(stage=update.stage, entry=entry, piece=piece)
 
     async def CancelTask(self, request: Any, call: Call) -> Any:  # noqa: N802
         self._worker_for(call)

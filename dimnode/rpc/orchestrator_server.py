@@ -8,7 +8,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from dimnode.domain.job_form import JobForm
+from dimnode.domain.task import PartialOutput
 from dimnode.errors import DimError, FailedPrecondition, FieldProblem, InvalidArgument
 from dimnode.ports import Accepted, OrchestratorApi, SwarmApi
 from dimnode.rpc import convert, documents
@@ -98,9 +101,13 @@ class OrchestratorService:
 
     async def WatchJob(self, request: Any, call: Call) -> AsyncIterator[Any]:  # noqa: N802
         self._admit(call)
-        async with closing(self._api.watch(_job_id(request))) as events:
-            async for document in events:
-                yield pb.JobEvent(job=documents.job_to_proto(document))
+        job = _job_id(request)
+        async with closing(self._api.follow(job) if request.partials else self._api.watch(job)) as events:
+            async for event in events:
+                if isinstance(event, PartialOutput):
+                    yield pb.JobEvent(partial=pb.PartialOutput(**msgspec.structs.asdict(event)))
+                else:
+                    yield pb.JobEvent(job=documents.job_to_proto(event))
 
     async def CancelJob(self, request: Any, call: Call) -> Any:  # noqa: N802
         self._admit(call)

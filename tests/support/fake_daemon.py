@@ -9,7 +9,7 @@ from typing import Any
 import trio
 
 from dimnode.domain.record import Ballot, SignedEntry
-from dimnode.domain.task import TaskOrder, TaskReport, TaskUpdate
+from dimnode.domain.task import TaskOrder, TaskReport, TaskUpdate, TextPiece
 from dimnode.errors import DimError, Fenced, Unavailable
 
 Place = tuple[str, str, int]
@@ -23,6 +23,12 @@ class _Execution:
         self.entry: SignedEntry | None = None
         self.error: BaseException | None = None
         self.done = trio.Event()
+        self.pieces: list[TextPiece] = []
+        self.changed = trio.Event()
+
+    def wake(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
 
 
 class FakeDaemon:
@@ -50,7 +56,13 @@ class FakeDaemon:
             trio.lowlevel.spawn_system_task(self._execute, place, execution)
         yield TaskUpdate(stage="accepted")
         yield TaskUpdate(stage="running")
-        await execution.done.wait()
+        told = 0
+        while told < len(execution.pieces) or not execution.done.is_set():
+            if told < len(execution.pieces):
+                told += 1
+                yield TaskUpdate(stage="partial", piece=execution.pieces[told - 1])
+            else:
+                await execution.changed.wait()
         if execution.error is not None:
             raise execution.error
         yield TaskUpdate(stage="finished", entry=execution.entry)
@@ -68,6 +80,13 @@ class FakeDaemon:
             if self._tasks.get(place) is execution:
                 del self._tasks[place]
         execution.done.set()
+        execution.wake()
+
+    def say(self, order: TaskOrder, offset: int, text: str) -> None:
+        """A piece of the task's text, to all who watch it."""
+        execution = self._tasks[(order.job, order.task, order.attempt)]
+        execution.pieces.append(TextPiece(row=0, offset=offset, text=text))
+        execution.wake()
 
     def cancel(self, job: str, task: str, attempt: int, ballot: Ballot) -> bool:
         self.require_up()

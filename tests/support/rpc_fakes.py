@@ -9,7 +9,7 @@ import trio
 
 from dimnode.domain.model import ModelRef
 from dimnode.domain.record import Ballot, SignedEntry
-from dimnode.domain.task import TaskOrder, TaskUpdate
+from dimnode.domain.task import PartialOutput, TaskOrder, TaskUpdate
 from dimnode.errors import NotFound, NotReady
 from dimnode.ports import Accepted
 from p2p.api import RequestTimeout, Unreachable
@@ -25,6 +25,16 @@ class FakeApi:
         self.cancelled = trio.Event()
         self.events = 3
         self.watched = 0
+        self.followed = 0
+        self.pieces = [
+            (1, 0, 0, "Once"),
+            (1, 0, 4, " upon"),
+            (1, 0, 4, " upon a"),
+            (1, 1, 0, "Two"),
+            (2, 0, 0, "On"),
+            (2, 0, 2, "ce"),
+            (1, 0, 0, "late"),
+        ]
         self.release = trio.Event()
         self.documents: dict[str, dict[str, Any]] = {}
 
@@ -67,6 +77,14 @@ class FakeApi:
         for n in range(self.events):
             self.watched += 1
             yield {"job_id": job_id, "epoch": n, "status": "completed" if n == self.events - 1 else "running"}
+
+    async def follow(self, job_id: str) -> AsyncGenerator[dict[str, Any] | PartialOutput, None]:
+        """The first watcher gets less of the text than the next."""
+        self.followed += 1
+        for attempt, row, offset, text in self.pieces[: 2 if self.followed == 1 else None]:
+            yield PartialOutput(task="s1", attempt=attempt, row=row, offset=offset, text=text)
+        if self.followed > 1:
+            yield {"job_id": job_id, "epoch": 1, "status": "completed"}
 
     async def cancel(self, job_id: str) -> dict[str, Any]:
         return {"job_id": job_id, "status": "cancelled"}

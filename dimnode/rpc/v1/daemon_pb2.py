@@ -26,7 +26,7 @@ from dimnode.rpc.v1 import common_pb2 as dimnode_dot_rpc_dot_v1_dot_common__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x64imnode/rpc/v1/daemon.proto\x12\x06\x64im.v1\x1a\x1b\x64imnode/rpc/v1/common.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x1f\n\x0eRunTaskRequest\x12\r\n\x05order\x18\x01 \x01(\x0c\"*\n\nTaskUpdate\x12\r\n\x05stage\x18\x01 \x01(\t\x12\r\n\x05\x65ntry\x18\x02 \x01(\x0c\"R\n\x11\x43\x61ncelTaskRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x0e\n\x06\x62\x61llot\x18\x04 \x01(\x0c\"\'\n\x12\x43\x61ncelTaskResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08\"\x0f\n\rHealthRequest\"O\n\x0eHealthResponse\x12\x0e\n\x06status\x18\x01 \x01(\t\x12\x0f\n\x07peer_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06uptime\x18\x04 \x01(\x01\"\x0e\n\x0cStatsRequest\"7\n\rStatsResponse\x12&\n\x05stats\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct\"L\n\x0ePrewarmRequest\x12\x11\n\tmodel_cid\x18\x01 \x01(\t\x12\x14\n\x0cmanifest_cid\x18\x02 \x01(\t\x12\x11\n\tproviders\x18\x03 \x03(\t\"\x1f\n\x0fPrewarmResponse\x12\x0c\n\x04warm\x18\x01 \x01(\x08\"\x13\n\x11ListModelsRequest\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.dim.v1.ModelInfo2\xf6\x02\n\x06\x44\x61\x65mon\x12\x37\n\x07RunTask\x12\x16.dim.v1.RunTaskRequest\x1a\x12.dim.v1.TaskUpdate0\x01\x12\x43\n\nCancelTask\x12\x19.dim.v1.CancelTaskRequest\x1a\x1a.dim.v1.CancelTaskResponse\x12\x37\n\x06Health\x12\x15.dim.v1.HealthRequest\x1a\x16.dim.v1.HealthResponse\x12\x34\n\x05Stats\x12\x14.dim.v1.StatsRequest\x1a\x15.dim.v1.StatsResponse\x12:\n\x07Prewarm\x12\x16.dim.v1.PrewarmRequest\x1a\x17.dim.v1.PrewarmResponse\x12\x43\n\nListModels\x12\x19.dim.v1.ListModelsRequest\x1a\x1a.dim.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x64imnode/rpc/v1/daemon.proto\x12\x06\x64im.v1\x1a\x1b\x64imnode/rpc/v1/common.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x1f\n\x0eRunTaskRequest\x12\r\n\x05order\x18\x01 \x01(\x0c\"L\n\nTaskUpdate\x12\r\n\x05stage\x18\x01 \x01(\t\x12\r\n\x05\x65ntry\x18\x02 \x01(\x0c\x12 \n\x05piece\x18\x03 \x01(\x0b\x32\x11.dim.v1.TextPiece\"6\n\tTextPiece\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04text\x18\x03 \x01(\t\"R\n\x11\x43\x61ncelTaskRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x0e\n\x06\x62\x61llot\x18\x04 \x01(\x0c\"\'\n\x12\x43\x61ncelTaskResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08\"\x0f\n\rHealthRequest\"O\n\x0eHealthResponse\x12\x0e\n\x06status\x18\x01 \x01(\t\x12\x0f\n\x07peer_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06uptime\x18\x04 \x01(\x01\"\x0e\n\x0cStatsRequest\"7\n\rStatsResponse\x12&\n\x05stats\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct\"L\n\x0ePrewarmRequest\x12\x11\n\tmodel_cid\x18\x01 \x01(\t\x12\x14\n\x0cmanifest_cid\x18\x02 \x01(\t\x12\x11\n\tproviders\x18\x03 \x03(\t\"\x1f\n\x0fPrewarmResponse\x12\x0c\n\x04warm\x18\x01 \x01(\x08\"\x13\n\x11ListModelsRequest\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.dim.v1.ModelInfo2\xf6\x02\n\x06\x44\x61\x65mon\x12\x37\n\x07RunTask\x12\x16.dim.v1.RunTaskRequest\x1a\x12.dim.v1.TaskUpdate0\x01\x12\x43\n\nCancelTask\x12\x19.dim.v1.CancelTaskRequest\x1a\x1a.dim.v1.CancelTaskResponse\x12\x37\n\x06Health\x12\x15.dim.v1.HealthRequest\x1a\x16.dim.v1.HealthResponse\x12\x34\n\x05Stats\x12\x14.dim.v1.StatsRequest\x1a\x15.dim.v1.StatsResponse\x12:\n\x07Prewarm\x12\x16.dim.v1.PrewarmRequest\x1a\x17.dim.v1.PrewarmResponse\x12\x43\n\nListModels\x12\x19.dim.v1.ListModelsRequest\x1a\x1a.dim.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,27 +36,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUNTASKREQUEST']._serialized_start=98
   _globals['_RUNTASKREQUEST']._serialized_end=129
   _globals['_TASKUPDATE']._serialized_start=131
-  _globals['_TASKUPDATE']._serialized_end=173
-  _globals['_CANCELTASKREQUEST']._serialized_start=175
-  _globals['_CANCELTASKREQUEST']._serialized_end=257
-  _globals['_CANCELTASKRESPONSE']._serialized_start=259
-  _globals['_CANCELTASKRESPONSE']._serialized_end=298
-  _globals['_HEALTHREQUEST']._serialized_start=300
-  _globals['_HEALTHREQUEST']._serialized_end=315
-  _globals['_HEALTHRESPONSE']._serialized_start=317
-  _globals['_HEALTHRESPONSE']._serialized_end=396
-  _globals['_STATSREQUEST']._serialized_start=398
-  _globals['_STATSREQUEST']._serialized_end=412
-  _globals['_STATSRESPONSE']._serialized_start=414
-  _globals['_STATSRESPONSE']._serialized_end=469
-  _globals['_PREWARMREQUEST']._serialized_start=471
-  _globals['_PREWARMREQUEST']._serialized_end=547
-  _globals['_PREWARMRESPONSE']._serialized_start=549
-  _globals['_PREWARMRESPONSE']._serialized_end=580
-  _globals['_LISTMODELSREQUEST']._serialized_start=582
-  _globals['_LISTMODELSREQUEST']._serialized_end=601
-  _globals['_LISTMODELSRESPONSE']._serialized_start=603
-  _globals['_LISTMODELSRESPONSE']._serialized_end=658
-  _globals['_DAEMON']._serialized_start=661
-  _globals['_DAEMON']._serialized_end=1035
+  _globals['_TASKUPDATE']._serialized_end=207
+  _globals['_TEXTPIECE']._serialized_start=209
+  _globals['_TEXTPIECE']._serialized_end=263
+  _globals['_CANCELTASKREQUEST']._serialized_start=265
+  _globals['_CANCELTASKREQUEST']._serialized_end=347
+  _globals['_CANCELTASKRESPONSE']._serialized_start=349
+  _globals['_CANCELTASKRESPONSE']._serialized_end=388
+  _globals['_HEALTHREQUEST']._serialized_start=390
+  _globals['_HEALTHREQUEST']._serialized_end=405
+  _globals['_HEALTHRESPONSE']._serialized_start=407
+  _globals['_HEALTHRESPONSE']._serialized_end=486
+  _globals['_STATSREQUEST']._serialized_start=488
+  _globals['_STATSREQUEST']._serialized_end=502
+  _globals['_STATSRESPONSE']._serialized_start=504
+  _globals['_STATSRESPONSE']._serialized_end=559
+  _globals['_PREWARMREQUEST']._serialized_start=561
+  _globals['_PREWARMREQUEST']._serialized_end=637
+  _globals['_PREWARMRESPONSE']._serialized_start=639
+  _globals['_PREWARMRESPONSE']._serialized_end=670
+  _globals['_LISTMODELSREQUEST']._serialized_start=672
+  _globals['_LISTMODELSREQUEST']._serialized_end=691
+  _globals['_LISTMODELSRESPONSE']._serialized_start=693
+  _globals['_LISTMODELSRESPONSE']._serialized_end=748
+  _globals['_DAEMON']._serialized_start=751
+  _globals['_DAEMON']._serialized_end=1125
 # @@protoc_insertion_point(module_scope)

@@ -15,12 +15,24 @@ class RunTaskRequest(_message.Message):
     def __init__(self, order: _Optional[bytes] = ...) -> None: ...
 
 class TaskUpdate(_message.Message):
-    __slots__ = ("stage", "entry")
+    __slots__ = ("stage", "entry", "piece")
     STAGE_FIELD_NUMBER: _ClassVar[int]
     ENTRY_FIELD_NUMBER: _ClassVar[int]
+    PIECE_FIELD_NUMBER: _ClassVar[int]
     stage: str
     entry: bytes
-    def __init__(self, stage: _Optional[str] = ..., entry: _Optional[bytes] = ...) -> None: ...
+    piece: TextPiece
+    def __init__(self, stage: _Optional[str] = ..., entry: _Optional[bytes] = ..., piece: _Optional[_Union[TextPiece, _Mapping]] = ...) -> None: ...
+
+class TextPiece(_message.Message):
+    __slots__ = ("row", "offset", "text")
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    row: int
+    offset: int
+    text: str
+    def __init__(self, row: _Optional[int] = ..., offset: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
 
 class CancelTaskRequest(_message.Message):
     __slots__ = ("job_id", "task", "attempt", "ballot")

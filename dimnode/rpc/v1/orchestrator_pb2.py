@@ -26,7 +26,7 @@ from dimnode.rpc.v1 import common_pb2 as dimnode_dot_rpc_dot_v1_dot_common__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!dimnode/rpc/v1/orchestrator.proto\x12\x06\x64im.v1\x1a\x1b\x64imnode/rpc/v1/common.proto\x1a\x1cgoogle/protobuf/struct.proto\"1\n\x10SubmitJobRequest\x12\x1d\n\x04spec\x18\x01 \x01(\x0b\x32\x0f.dim.v1.JobSpec\"3\n\x11SubmitJobResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63opies\x18\x02 \x01(\x05\"3\n\x11SubmitJobsRequest\x12\x1e\n\x05specs\x18\x01 \x03(\x0b\x32\x0f.dim.v1.JobSpec\":\n\x12SubmitJobsResponse\x12$\n\x04jobs\x18\x01 \x03(\x0b\x32\x16.dim.v1.SubmitJobsItem\"N\n\x0eSubmitJobsItem\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63opies\x18\x02 \x01(\x05\x12\x1c\n\x05\x65rror\x18\x03 \x01(\x0b\x32\r.dim.v1.Error\"*\n\nJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04wait\x18\x02 \x01(\x01\"*\n\x0eGetJobResponse\x12\x18\n\x03job\x18\x01 \x01(\x0b\x32\x0b.dim.v1.Job\"0\n\x0fListJobsRequest\x12\x0e\n\x06\x61\x63tive\x18\x01 \x01(\x08\x12\r\n\x05limit\x18\x02 \x01(\x05\"-\n\x10ListJobsResponse\x12\x19\n\x04jobs\x18\x01 \x03(\x0b\x32\x0b.dim.v1.Job\"$\n\x08JobEvent\x12\x18\n\x03job\x18\x01 \x01(\x0b\x32\x0b.dim.v1.Job\"3\n\x11GetResultResponse\x12\x1e\n\x06result\x18\x01 \x01(\x0b\x32\x0e.dim.v1.Result\"\x12\n\x10ListNodesRequest\"4\n\x11ListNodesResponse\x12\x1f\n\x05nodes\x18\x01 \x03(\x0b\x32\x10.dim.v1.NodeInfo\"\x13\n\x11GetClusterRequest\"T\n\x12GetClusterResponse\x12\r\n\x05swarm\x18\x01 \x01(\t\x12/\n\rorchestrators\x18\x02 \x03(\x0b\x32\x18.dim.v1.OrchestratorInfo\"f\n\x0e\x44ryRunResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12*\n\tplacement\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x16\n\x0e\x65stimated_cost\x18\x03 \x01(\x01\"\x1d\n\rArtifactChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"0\n\x13PutArtifactResponse\x12\x0b\n\x03\x63id\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\"!\n\x12GetArtifactRequest\x12\x0b\n\x03\x63id\x18\x01 \x01(\t\"\x81\x01\n\x0f\x41\x64\x64ModelRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03\x63id\x18\x02 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\x12\x0f\n\x07licence\x18\x04 \x01(\t\x12\x17\n\nbatch_axis\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x0c\n\x04\x66orm\x18\x06 \x01(\tB\r\n\x0b_batch_axis\"4\n\x10\x41\x64\x64ModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.dim.v1.ModelInfo\"\x18\n\x16ListSwarmModelsRequest\"<\n\x17ListSwarmModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.dim.v1.ModelInfo2\x8d\x07\n\x0cOrchestrator\x12@\n\tSubmitJob\x12\x18.dim.v1.SubmitJobRequest\x1a\x19.dim.v1.SubmitJobResponse\x12\x43\n\nSubmitJobs\x12\x19.dim.v1.SubmitJobsRequest\x1a\x1a.dim.v1.SubmitJobsResponse\x12\x34\n\x06GetJob\x12\x12.dim.v1.JobRequest\x1a\x16.dim.v1.GetJobResponse\x12=\n\x08ListJobs\x12\x17.dim.v1.ListJobsRequest\x1a\x18.dim.v1.ListJobsResponse\x12\x32\n\x08WatchJob\x12\x12.dim.v1.JobRequest\x1a\x10.dim.v1.JobEvent0\x01\x12\x37\n\tCancelJob\x12\x12.dim.v1.JobRequest\x1a\x16.dim.v1.GetJobResponse\x12:\n\tGetResult\x12\x12.dim.v1.JobRequest\x1a\x19.dim.v1.GetResultResponse\x12@\n\tListNodes\x12\x18.dim.v1.ListNodesRequest\x1a\x19.dim.v1.ListNodesResponse\x12\x43\n\nGetCluster\x12\x19.dim.v1.GetClusterRequest\x1a\x1a.dim.v1.GetClusterResponse\x12:\n\x06\x44ryRun\x12\x18.dim.v1.SubmitJobRequest\x1a\x16.dim.v1.DryRunResponse\x12\x43\n\x0bPutArtifact\x12\x15.dim.v1.ArtifactChunk\x1a\x1b.dim.v1.PutArtifactResponse(\x01\x12\x42\n\x0bGetArtifact\x12\x1a.dim.v1.GetArtifactRequest\x1a\x15.dim.v1.ArtifactChunk0\x01\x12=\n\x08\x41\x64\x64Model\x12\x17.dim.v1.AddModelRequest\x1a\x18.dim.v1.AddModelResponse\x12M\n\nListModels\x12\x1e.dim.v1.ListSwarmModelsRequest\x1a\x1f.dim.v1.ListSwarmModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!dimnode/rpc/v1/orchestrator.proto\x12\x06\x64im.v1\x1a\x1b\x64imnode/rpc/v1/common.proto\x1a\x1cgoogle/protobuf/struct.proto\"1\n\x10SubmitJobRequest\x12\x1d\n\x04spec\x18\x01 \x01(\x0b\x32\x0f.dim.v1.JobSpec\"3\n\x11SubmitJobResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63opies\x18\x02 \x01(\x05\"3\n\x11SubmitJobsRequest\x12\x1e\n\x05specs\x18\x01 \x03(\x0b\x32\x0f.dim.v1.JobSpec\":\n\x12SubmitJobsResponse\x12$\n\x04jobs\x18\x01 \x03(\x0b\x32\x16.dim.v1.SubmitJobsItem\"N\n\x0eSubmitJobsItem\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63opies\x18\x02 \x01(\x05\x12\x1c\n\x05\x65rror\x18\x03 \x01(\x0b\x32\r.dim.v1.Error\"<\n\nJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04wait\x18\x02 \x01(\x01\x12\x10\n\x08partials\x18\x03 \x01(\x08\"*\n\x0eGetJobResponse\x12\x18\n\x03job\x18\x01 \x01(\x0b\x32\x0b.dim.v1.Job\"0\n\x0fListJobsRequest\x12\x0e\n\x06\x61\x63tive\x18\x01 \x01(\x08\x12\r\n\x05limit\x18\x02 \x01(\x05\"-\n\x10ListJobsResponse\x12\x19\n\x04jobs\x18\x01 \x03(\x0b\x32\x0b.dim.v1.Job\"L\n\x08JobEvent\x12\x18\n\x03job\x18\x01 \x01(\x0b\x32\x0b.dim.v1.Job\x12&\n\x07partial\x18\x02 \x01(\x0b\x32\x15.dim.v1.PartialOutput\"Y\n\rPartialOutput\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x03\x12\x0b\n\x03row\x18\x03 \x01(\x05\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x0c\n\x04text\x18\x05 \x01(\t\"3\n\x11GetResultResponse\x12\x1e\n\x06result\x18\x01 \x01(\x0b\x32\x0e.dim.v1.Result\"\x12\n\x10ListNodesRequest\"4\n\x11ListNodesResponse\x12\x1f\n\x05nodes\x18\x01 \x03(\x0b\x32\x10.dim.v1.NodeInfo\"\x13\n\x11GetClusterRequest\"T\n\x12GetClusterResponse\x12\r\n\x05swarm\x18\x01 \x01(\t\x12/\n\rorchestrators\x18\x02 \x03(\x0b\x32\x18.dim.v1.OrchestratorInfo\"f\n\x0e\x44ryRunResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12*\n\tplacement\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x16\n\x0e\x65stimated_cost\x18\x03 \x01(\x01\"\x1d\n\rArtifactChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"0\n\x13PutArtifactResponse\x12\x0b\n\x03\x63id\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\"!\n\x12GetArtifactRequest\x12\x0b\n\x03\x63id\x18\x01 \x01(\t\"\x81\x01\n\x0f\x41\x64\x64ModelRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03\x63id\x18\x02 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\x12\x0f\n\x07licence\x18\x04 \x01(\t\x12\x17\n\nbatch_axis\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x0c\n\x04\x66orm\x18\x06 \x01(\tB\r\n\x0b_batch_axis\"4\n\x10\x41\x64\x64ModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.dim.v1.ModelInfo\"\x18\n\x16ListSwarmModelsRequest\"<\n\x17ListSwarmModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.dim.v1.ModelInfo2\x8d\x07\n\x0cOrchestrator\x12@\n\tSubmitJob\x12\x18.dim.v1.SubmitJobRequest\x1a\x19.dim.v1.SubmitJobResponse\x12\x43\n\nSubmitJobs\x12\x19.dim.v1.SubmitJobsRequest\x1a\x1a.dim.v1.SubmitJobsResponse\x12\x34\n\x06GetJob\x12\x12.dim.v1.JobRequest\x1a\x16.dim.v1.GetJobResponse\x12=\n\x08ListJobs\x12\x17.dim.v1.ListJobsRequest\x1a\x18.dim.v1.ListJobsResponse\x12\x32\n\x08WatchJob\x12\x12.dim.v1.JobRequest\x1a\x10.dim.v1.JobEvent0\x01\x12\x37\n\tCancelJob\x12\x12.dim.v1.JobRequest\x1a\x16.dim.v1.GetJobResponse\x12:\n\tGetResult\x12\x12.dim.v1.JobRequest\x1a\x19.dim.v1.GetResultResponse\x12@\n\tListNodes\x12\x18.dim.v1.ListNodesRequest\x1a\x19.dim.v1.ListNodesResponse\x12\x43\n\nGetCluster\x12\x19.dim.v1.GetClusterRequest\x1a\x1a.dim.v1.GetClusterResponse\x12:\n\x06\x44ryRun\x12\x18.dim.v1.SubmitJobRequest\x1a\x16.dim.v1.DryRunResponse\x12\x43\n\x0bPutArtifact\x12\x15.dim.v1.ArtifactChunk\x1a\x1b.dim.v1.PutArtifactResponse(\x01\x12\x42\n\x0bGetArtifact\x12\x1a.dim.v1.GetArtifactRequest\x1a\x15.dim.v1.ArtifactChunk0\x01\x12=\n\x08\x41\x64\x64Model\x12\x17.dim.v1.AddModelRequest\x1a\x18.dim.v1.AddModelResponse\x12M\n\nListModels\x12\x1e.dim.v1.ListSwarmModelsRequest\x1a\x1f.dim.v1.ListSwarmModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,41 +44,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUBMITJOBSITEM']._serialized_start=321
   _globals['_SUBMITJOBSITEM']._serialized_end=399
   _globals['_JOBREQUEST']._serialized_start=401
-  _globals['_JOBREQUEST']._serialized_end=443
-  _globals['_GETJOBRESPONSE']._serialized_start=445
-  _globals['_GETJOBRESPONSE']._serialized_end=487
-  _globals['_LISTJOBSREQUEST']._serialized_start=489
-  _globals['_LISTJOBSREQUEST']._serialized_end=537
-  _globals['_LISTJOBSRESPONSE']._serialized_start=539
-  _globals['_LISTJOBSRESPONSE']._serialized_end=584
-  _globals['_JOBEVENT']._serialized_start=586
-  _globals['_JOBEVENT']._serialized_end=622
-  _globals['_GETRESULTRESPONSE']._serialized_start=624
-  _globals['_GETRESULTRESPONSE']._serialized_end=675
-  _globals['_LISTNODESREQUEST']._serialized_start=677
-  _globals['_LISTNODESREQUEST']._serialized_end=695
-  _globals['_LISTNODESRESPONSE']._serialized_start=697
-  _globals['_LISTNODESRESPONSE']._serialized_end=749
-  _globals['_GETCLUSTERREQUEST']._serialized_start=751
-  _globals['_GETCLUSTERREQUEST']._serialized_end=770
-  _globals['_GETCLUSTERRESPONSE']._serialized_start=772
-  _globals['_GETCLUSTERRESPONSE']._serialized_end=856
-  _globals['_DRYRUNRESPONSE']._serialized_start=858
-  _globals['_DRYRUNRESPONSE']._serialized_end=960
-  _globals['_ARTIFACTCHUNK']._serialized_start=962
-  _globals['_ARTIFACTCHUNK']._serialized_end=991
-  _globals['_PUTARTIFACTRESPONSE']._serialized_start=993
-  _globals['_PUTARTIFACTRESPONSE']._serialized_end=1041
-  _globals['_GETARTIFACTREQUEST']._serialized_start=1043
-  _globals['_GETARTIFACTREQUEST']._serialized_end=1076
-  _globals['_ADDMODELREQUEST']._serialized_start=1079
-  _globals['_ADDMODELREQUEST']._serialized_end=1208
-  _globals['_ADDMODELRESPONSE']._serialized_start=1210
-  _globals['_ADDMODELRESPONSE']._serialized_end=1262
-  _globals['_LISTSWARMMODELSREQUEST']._serialized_start=1264
-  _globals['_LISTSWARMMODELSREQUEST']._serialized_end=1288
-  _globals['_LISTSWARMMODELSRESPONSE']._serialized_start=1290
-  _globals['_LISTSWARMMODELSRESPONSE']._serialized_end=1350
-  _globals['_ORCHESTRATOR']._serialized_start=1353
-  _globals['_ORCHESTRATOR']._serialized_end=2262
+  _globals['_JOBREQUEST']._serialized_end=461
+  _globals['_GETJOBRESPONSE']._serialized_start=463
+  _globals['_GETJOBRESPONSE']._serialized_end=505
+  _globals['_LISTJOBSREQUEST']._serialized_start=507
+  _globals['_LISTJOBSREQUEST']._serialized_end=555
+  _globals['_LISTJOBSRESPONSE']._serialized_start=557
+  _globals['_LISTJOBSRESPONSE']._serialized_end=602
+  _globals['_JOBEVENT']._serialized_start=604
+  _globals['_JOBEVENT']._serialized_end=680
+  _globals['_PARTIALOUTPUT']._serialized_start=682
+  _globals['_PARTIALOUTPUT']._serialized_end=771
+  _globals['_GETRESULTRESPONSE']._serialized_start=773
+  _globals['_GETRESULTRESPONSE']._serialized_end=824
+  _globals['_LISTNODESREQUEST']._serialized_start=826
+  _globals['_LISTNODESREQUEST']._serialized_end=844
+  _globals['_LISTNODESRESPONSE']._serialized_start=846
+  _globals['_LISTNODESRESPONSE']._serialized_end=898
+  _globals['_GETCLUSTERREQUEST']._serialized_start=900
+  _globals['_GETCLUSTERREQUEST']._serialized_end=919
+  _globals['_GETCLUSTERRESPONSE']._serialized_start=921
+  _globals['_GETCLUSTERRESPONSE']._serialized_end=1005
+  _globals['_DRYRUNRESPONSE']._serialized_start=1007
+  _globals['_DRYRUNRESPONSE']._serialized_end=1109
+  _globals['_ARTIFACTCHUNK']._serialized_start=1111
+  _globals['_ARTIFACTCHUNK']._serialized_end=1140
+  _globals['_PUTARTIFACTRESPONSE']._serialized_start=1142
+  _globals['_PUTARTIFACTRESPONSE']._serialized_end=1190
+  _globals['_GETARTIFACTREQUEST']._serialized_start=1192
+  _globals['_GETARTIFACTREQUEST']._serialized_end=1225
+  _globals['_ADDMODELREQUEST']._serialized_start=1228
+  _globals['_ADDMODELREQUEST']._serialized_end=1357
+  _globals['_ADDMODELRESPONSE']._serialized_start=1359
+  _globals['_ADDMODELRESPONSE']._serialized_end=1411
+  _globals['_LISTSWARMMODELSREQUEST']._serialized_start=1413
+  _globals['_LISTSWARMMODELSREQUEST']._serialized_end=1437
+  _globals['_LISTSWARMMODELSRESPONSE']._serialized_start=1439
+  _globals['_LISTSWARMMODELSRESPONSE']._serialized_end=1499
+  _globals['_ORCHESTRATOR']._serialized_start=1502
+  _globals['_ORCHESTRATOR']._serialized_end=2411
 # @@protoc_insertion_point(module_scope)

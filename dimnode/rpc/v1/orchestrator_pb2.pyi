@@ -45,12 +45,14 @@ class SubmitJobsItem(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., copies: _Optional[int] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ...) -> None: ...
 
 class JobRequest(_message.Message):
-    __slots__ = ("job_id", "wait")
+    __slots__ = ("job_id", "wait", "partials")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     WAIT_FIELD_NUMBER: _ClassVar[int]
+    PARTIALS_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     wait: float
-    def __init__(self, job_id: _Optional[str] = ..., wait: _Optional[float] = ...) -> None: ...
+    partials: bool
+    def __init__(self, job_id: _Optional[str] = ..., wait: _Optional[float] = ..., partials: _Optional[bool] = ...) -> None: ...
 
 class GetJobResponse(_message.Message):
     __slots__ = ("job",)
@@ -73,10 +75,26 @@ class ListJobsResponse(_message.Message):
     def __init__(self, jobs: _Optional[_Iterable[_Union[_common_pb2.Job, _Mapping]]] = ...) -> None: ...
 
 class JobEvent(_message.Message):
-    __slots__ = ("job",)
+    __slots__ = ("job", "partial")
     JOB_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
     job: _common_pb2.Job
-    def __init__(self, job: _Optional[_Union[_common_pb2.Job, _Mapping]] = ...) -> None: ...
+    partial: PartialOutput
+    def __init__(self, job: _Optional[_Union[_common_pb2.Job, _Mapping]] = ..., partial: _Optional[_Union[PartialOutput, _Mapping]] = ...) -> None: ...
+
+class PartialOutput(_message.Message):
+    __slots__ = ("task", "attempt", "row", "offset", "text")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    task: str
+    attempt: int
+    row: int
+    offset: int
+    text: str
+    def __init__(self, task: _Optional[str] = ..., attempt: _Optional[int] = ..., row: _Optional[int] = ..., offset: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
 
 class GetResultResponse(_message.Message):
     __slots__ = ("result",)

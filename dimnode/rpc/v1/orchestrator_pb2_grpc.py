@@ -134,7 +134,7 @@ class OrchestratorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchJob(self, request, context):
-        """First the job as it is, then again at every change, until it is terminal.
+        """First the job as it is, then again at every change, until it is terminal. With partials: pieces of text in between.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

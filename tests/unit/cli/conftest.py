@@ -34,6 +34,8 @@ class FakeClient:
     fails: DimError | None = None
     status_: str = "completed"
     closed: int = 0
+    texts: list[dict[str, Any]] = field(default_factory=list)
+    """Pieces of text that come before the job's documents."""
 
     def close(self) -> None:
         self.closed += 1
@@ -112,8 +114,8 @@ class FakeClient:
                 return {"accepted": True, "placement": {}, "estimated_cost": 1.0}
             case "list":
                 return [JOB]
-            case "watch":
-                return self.events()
+            case "follow":
+                return [*self.texts, *self.events()]
             case "get" | "cancel":
                 return {**JOB, "error": {"code": "X", "message": "m", "hint": "h"}}
             case "result" | "wait":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -284,3 +285,16 @@ def test_content_that_nobody_has_is_a_failure(shell: Shell) -> None:
 def test_wrong_usage_of_ipfs_verbs_is_2(shell: Shell, argv: tuple[str, ...]) -> None:
     assert shell("ipfs", *argv).exit_code == 2
     assert not shell.client.asked
+
+
+def test_text_is_shown_as_it_comes_and_cannot_command_the_terminal(shell: Shell, spec: str) -> None:
+    def piece(attempt: int, offset: int, text: str, row: int = 0) -> dict[str, Any]:
+        return {"partial": {"task": "s1", "attempt": attempt, "row": row, "offset": offset, "text": text}}
+
+    shell.client.texts = [piece(1, 0, "Once "), piece(1, 5, "\x1b[2Jupon"), piece(2, 0, "Once\n"), piece(2, 0, "Two", row=1)]
+    done = shell("submit", spec, "--wait", "--json")
+    assert (
+        "[s1, text 1]\nOnce \N{REPLACEMENT CHARACTER}[2Jupon\n[s1, text 1, begun anew: attempt 2]\nOnce\n[s1, text 2]\nTwo\n" in done.stderr
+    )
+    json.loads(done.stdout)
+    assert "Two\n" in shell("watch", "job-1").stderr

@@ -39,6 +39,7 @@ from dimnode.orchestrator import Orchestrator, ask_over, build_orchestrator
 from dimnode.orchestrator.any_seat import AnySeat
 from dimnode.ports import Journal
 from dimnode.records.keeping import Keeping
+from dimnode.records.participation import Door
 from dimnode.rpc.bridge import Bridge, open_bridge
 from dimnode.rpc.channels import open_pool, resolver
 from dimnode.rpc.daemon_client import GrpcDaemonClient
@@ -212,13 +213,16 @@ class Node:
         boots = int(await journal.get(BOOT_COUNT) or 0) + 1
         await journal.put(BOOT_COUNT, str(boots).encode())
         network = await stack.enter_async_context(node_parts.network(config, settings, identity, member))
-        store = await stack.enter_async_context(node_parts.store(config, settings, home, network))
+        door = Door()
+        store = await stack.enter_async_context(node_parts.store(config, settings, home, network, door.may_serve))
         bridge = await stack.enter_async_context(open_bridge())
         electorates = await node_parts.electorates(config, settings, home, member, journal, network)
         met_before = await acquaintances.recall(journal)
         cards = await trio.to_thread.run_sync(gpus.look)
         key = await trio.to_thread.run_sync(node_parts.names_key, home)
-        return cls(config, home, identity, member, journal, network, store, bridge, boots, met_before, electorates, cards, key)
+        node = cls(config, home, identity, member, journal, network, store, bridge, boots, met_before, electorates, cards, key)
+        door.participation = node.keeping.participation
+        return node
 
     async def serve(self, announce: Callable[[str], None], stop: trio.Event) -> None:
         """Runs all services until ``stop`` is set and the drain is over."""

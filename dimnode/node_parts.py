@@ -21,6 +21,7 @@ from p2p.api import PortInUse
 from p2p.identity import Identity, IdentityError, load, load_or_create
 from p2p.ipfs.embedded import open_embedded
 from p2p.ipfs.store import Store
+from p2p.ipfs.traffic import MayServe
 from p2p.network import Libp2pNetwork, open_network
 
 log = structlog.get_logger(__name__)
@@ -92,10 +93,19 @@ def outlet(store: Store, swarm: str) -> Outlet | None:
     return store.names(f"dim-{swarm}")
 
 
-def store(config: Config, settings: Settings, home: Home, network: Libp2pNetwork) -> AbstractAsyncContextManager[Store]:
+def store(
+    config: Config, settings: Settings, home: Home, network: Libp2pNetwork, may_serve: MayServe
+) -> AbstractAsyncContextManager[Store]:
     folder = home.folder("blocks")
     if config.ipfs.backend == "embedded":
-        return open_embedded(folder, host=network.host, connected=network.peers, open_stream=network.open_stream, settings=settings.store())
+        return open_embedded(
+            folder,
+            host=network.host,
+            connected=network.peers,
+            open_stream=network.open_stream,
+            may_serve=may_serve,
+            settings=settings.store(),
+        )
     from p2p.ipfs.kubo.store import open_kubo  # which brings an HTTP client: other nodes need none
 
     return open_kubo(
@@ -103,6 +113,7 @@ def store(config: Config, settings: Settings, home: Home, network: Libp2pNetwork
         host=network.host,
         connected=network.peers,
         open_stream=network.open_stream,
+        may_serve=may_serve,
         settings=settings.store(),
         kubo=settings.kubo(),
     )

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dimnode.core.participants import READER
 from dimnode.errors import InvalidArgument, NotFound, ResourceExhausted
 from dimnode.swarm.views import content_error
 from p2p.ipfs.api import BadCid, Collected, ContentError, ContentStore, Pin
@@ -36,15 +37,17 @@ class StoreDesk:
 
     async def get(self, cid: str, path: str) -> Mapping[str, Any]:
         with told(cid):
-            size = await self._store.export_file(cid, Path(path), timeout=self._timeout)
+            size = await self._store.private_to(READER).export_file(cid, Path(path), timeout=self._timeout)
         return {"cid": cid, "size": size}
 
     async def pin(self, cid: str, *, direct: bool, reason: str) -> Mapping[str, Any]:
-        """What is not here is fetched first; of a direct pin the whole DAG as well, since peers are asked for files."""
+        """A recursive pin makes the content everybody's. What is not here is fetched first; of a direct pin the whole DAG as well, since peers are asked for files."""
         with told(cid):
             if not (direct and await self._store.has(cid)):
-                await self._store.fetch(cid, timeout=self._timeout)
+                await self._store.private_to(READER).fetch(cid, timeout=self._timeout)
             await self._store.pin(cid, reason=_reason(reason), recursive=not direct)
+            if not direct:
+                await self._store.open_to_all(cid)
             return _pin_document(cid, (await self._store.list_pins())[cid])
 
     async def unpin(self, cid: str) -> Mapping[str, Any]:
@@ -66,7 +69,7 @@ class StoreDesk:
         if not cids:
             raise InvalidArgument("an archive has at least one root")
         with told(", ".join(cids)):
-            async with aclosing(self._store.export_car(cids, timeout=self._timeout)) as pieces:
+            async with aclosing(self._store.private_to(READER).export_car(cids, timeout=self._timeout)) as pieces:
                 size = await write_whole(Path(path), pieces)
         return {"roots": list(cids), "size": size}
 

@@ -66,7 +66,7 @@ async def gather(order: TaskOrder, manifest: ModelManifest, store: ContentStore,
 async def _value(item: TaskInput, order: TaskOrder, store: ContentStore, settings: DaemonSettings) -> Array:
     if item.value.cid is not None:
         with store_errors(f"input {item.name!r}"):
-            data = await store.get_bytes(
+            data = await store.private_to(order.job).get_bytes(
                 item.value.cid, providers=order.providers, timeout=settings.fetch_timeout, max_bytes=settings.max_input_bytes
             )
         array = await trio.to_thread.run_sync(tensors.from_npy, data)

@@ -59,7 +59,7 @@ async def _by_cid(array: Array, store: ContentStore, job: str) -> TensorValue:
     """Stored and pinned: the attempt that names it may be fetched much later, by an owner that is not there yet."""
     data = await trio.to_thread.run_sync(tensors.to_npy, array)
     with store_errors("an output"):
-        cid = await store.add_bytes(data, durable=False)
+        cid = await store.private_to(job).add_bytes(data, durable=False)
         await store.pin(cid, reason=f"output of {job}")  # which makes it durable
     dtype = tensors.STRING if array.dtype.kind in "OUS" else array.dtype.name
     return TensorValue(dtype=dtype, shape=tuple(array.shape), cid=cid)

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dimnode.core.participants import NO_JOB
 from dimnode.domain import codec
 from dimnode.domain.ids import job_id
 from dimnode.domain.job_form import JobForm
@@ -65,16 +66,21 @@ class Admission:
     async def prepare(self, form: JobForm, principal: str) -> Prepared:
         """Checks what can be known now, writes large inputs as blocks and makes the job's core. Raises
         `InvalidArgument`, `NotFound`, `FailedPrecondition` or `Unavailable`."""
-        settled = JobForm(form.form, {n: await self._values.adopt(t, f"client_data.{n}") for n, t in form.client_data.items()})
+        draft = f"{NO_JOB}draft {secrets.token_hex(16)}"
+        adopted = {n: await self._values.adopt(t, draft, f"client_data.{n}") for n, t in form.client_data.items()}
+        settled = JobForm(form.form, adopted)
         manifests = await self.check(settled, dry_run=False)
         self.plan_now(settled, manifests)
-        settled = JobForm(settled.form, {n: await self._values.settle(t) for n, t in settled.client_data.items()})
+        settled = JobForm(settled.form, {n: await self._values.settle(t, draft) for n, t in settled.client_data.items()})
         spec = codec.encode(settled.to_plain())
         if len(spec) > self._settings.max_spec_bytes:
             rule = f"must not be larger than {self._settings.max_spec_bytes} bytes, is {len(spec)}"
             raise InvalidArgument(f"the job form {rule}", fields=(FieldProblem("", rule),), hint="Pass large inputs by CID.")
         nonce = form.form.idempotency_key or secrets.token_hex(16)
         job = job_id(self._swarm, principal, nonce, codec.digest(spec))
+        blocks = tuple(t.cid for t in settled.client_data.values() if t.cid is not None)
+        if blocks:
+            await self._values.belong(draft, job)
         timeout = form.form.timeout if form.form.timeout is not None else self._settings.job_timeout
         return Prepared(
             job,
@@ -92,7 +98,7 @@ class Admission:
             ),
             repeatable=form.form.idempotency_key is not None,
             min_copies=form.form.min_copies or 1,
-            blocks=tuple(t.cid for t in settled.client_data.values() if t.cid is not None),
+            blocks=blocks,
         )
 
     async def check(self, form: JobForm, *, dry_run: bool) -> dict[str, ModelManifest]:

@@ -337,7 +337,7 @@ class Drive:
         if isinstance(conclusion, Fail):
             await self.fail(error_of_failure(conclusion, self._work))
             return
-        written = {n: await self._p.values.write(a) for n, a in conclusion.outputs.items()}
+        written = {n: await self._p.values.write(a, self._job) for n, a in conclusion.outputs.items()}
         self._work.aggregates.clear()  # a round reads the one before it only
         self._work.aggregates[before] = written
 
@@ -355,7 +355,7 @@ class Drive:
         outputs: dict[str, Array] = {}
         if engine.needs_values:
             try:
-                outputs = await self._p.values.read_all(attempt.outputs, (attempt.node,))
+                outputs = await self._p.values.read_all(attempt.outputs, self._job, (attempt.node,))
             except Unavailable as e:
                 raise OutputGone(key, e.message) from e
         return TaskResult(
@@ -375,14 +375,15 @@ class Drive:
     async def _outputs(self, conclusion: Conclusion, seal: SealEntry) -> dict[str, TensorValue]:
         """The job's outputs: large ones as blocks that this node keeps. Raises `OutputGone`."""
         if conclusion.passthrough is None:
-            return {n: await self._p.values.write(a) for n, a in conclusion.outputs.items()}
+            return {n: await self._p.values.write(a, self._job) for n, a in conclusion.outputs.items()}
         attempt = self._p.table.record(self._job).body(seal.attempts[conclusion.passthrough])
         assert isinstance(attempt, Attempt)
+        store = self._p.store.private_to(self._job)
         for value in attempt.outputs.values():
             if value.cid is not None:
                 try:
-                    await self._p.store.fetch(value.cid, providers=(attempt.node,), timeout=self._p.settings.fetch_timeout)
-                    await self._p.store.pin(value.cid, reason=f"result of {self._job}")
+                    await store.fetch(value.cid, providers=(attempt.node,), timeout=self._p.settings.fetch_timeout)
+                    await store.pin(value.cid, reason=f"result of {self._job}")
                 except (BlockMissing, BlockCorrupt) as e:
                     raise OutputGone(conclusion.passthrough, f"the result's tensor {value.cid} cannot be fetched: {e}") from e
                 except ContentError as e:
@@ -399,7 +400,7 @@ class Drive:
         keep = len(data) <= self._p.settings.inline_result_bytes
         cid = compute(DAG_CBOR, data).text
         if not keep:
-            await self._p.store.put_dag_bytes(data, durable=True)
+            await self._p.store.private_to(self._job).put_dag_bytes(data, durable=True)
         await self._end(
             OutcomeEntry(
                 job=self._job,

@@ -29,7 +29,7 @@ class JobEnds:
         """A copy of what the journal has, as an IPFS block; a short write that a job's end does not interrupt."""
         try:
             with trio.CancelScope(shield=True):
-                await self._store.put_dag_bytes(data, durable=False)
+                await self._store.private_to(job).put_dag_bytes(data, durable=False)
         except (ContentError, OSError) as e:
             log.warning("job.block_not_published", job=job, reason=str(e))
 

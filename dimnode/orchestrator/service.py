@@ -402,7 +402,8 @@ class Orchestrator:
         if outcome.result is not None:
             return result_document(codec.decode_plain(outcome.result), outcome.result_cid)
         try:
-            plain: Mapping[str, Any] = await self._store.get_dag(outcome.result_cid or "", timeout=self._settings.fetch_timeout)
+            store = self._store.private_to(job_id)
+            plain: Mapping[str, Any] = await store.get_dag(outcome.result_cid or "", timeout=self._settings.fetch_timeout)
         except ContentError as e:
             raise DataLoss(f"the result of {job_id} cannot be read: {e}", hint="The node that stored it may be down.") from e
         return result_document(plain, outcome.result_cid)

@@ -119,7 +119,7 @@ class TaskRunner:
         if await self._values.here(fact.attempt.outputs):
             return None
         await self._wait_known(node)
-        return None if self._selector.state(node) == "alive" else await self._values.gone(fact.attempt.outputs, (node,))
+        return None if self._selector.state(node) == "alive" else await self._values.gone(fact.attempt.outputs, fact.attempt.job, (node,))
 
     async def _wait_known(self, node: str) -> None:
         """A node that this one does not know yet, having just come up itself, is waited for a little."""
@@ -418,7 +418,7 @@ class TaskRunner:
         for source in seek.plan.sources:
             if source.kind == "task" and source.ref in work.done:
                 made = work.done[source.ref].attempt
-                gone = await self._values.gone(made.outputs, (made.node,))
+                gone = await self._values.gone(made.outputs, work.job, (made.node,))
                 if gone is not None:
                     work.excused.add(failed.id)
                     raise OutputGone(source.ref, gone)

@@ -55,7 +55,8 @@ class AntiEntropySettings:
 
 
 class AntiEntropy:
-    """``responsible`` tells which nodes shall hold a record of a job that this node owns; ``rng`` decides whom to meet and when."""
+    """``responsible`` tells which nodes shall hold a record of a job that this node owns; ``rng`` decides whom to meet and when;
+    ``let_in`` is told of each node that is to have a job's blocks."""
 
     def __init__(
         self,
@@ -71,6 +72,7 @@ class AntiEntropy:
         swarm: str | None,
         verify: Verify = verify_with_peer_id,
         rng: random.Random | None = None,
+        let_in: Callable[[str, str], None] = lambda _peer, _job: None,
     ) -> None:
         self._network = network
         self._table = table
@@ -80,6 +82,7 @@ class AntiEntropy:
         self._clock = clock
         self._settings = s = settings or AntiEntropySettings()
         self._responsible = responsible
+        self._let_in = let_in
         self._rng = rng or random.Random()  # noqa: S311 - no secret
         self._exchange = RecordExchange(network, table, clock, s.exchange, swarm=swarm, verify=verify)
         self._rounds = Rounds(self._rng)
@@ -181,6 +184,7 @@ class AntiEntropy:
     async def _give_blocks(self, peer: str, record: Record) -> None:
         cids = await blocks_here(record, self._store, self._settings.blocks_timeout)
         if cids:
+            self._let_in(peer, record.job)
             request = BlocksRequest(job=record.job, cids=tuple(cids), providers=(self._network.peer_id,))
             data = await self._network.request(peer, BLOCKS, codec.encode(request), timeout=self._settings.blocks_timeout)
             kept = codec.decode(data, BlocksAnswer).kept

@@ -68,7 +68,14 @@ class _Item:
 
 class HandOver:
     def __init__(
-        self, network: Network, table: RecordTable, journal: Journal, store: ContentStore, keepers: Keepers, settings: HandOverSettings
+        self,
+        network: Network,
+        table: RecordTable,
+        journal: Journal,
+        store: ContentStore,
+        keepers: Keepers,
+        settings: HandOverSettings,
+        let_in: Callable[[str, str], None],
     ) -> None:
         self._network = network
         self._table = table
@@ -76,6 +83,7 @@ class HandOver:
         self._store = store
         self._keepers = keepers
         self._settings = settings
+        self._let_in = let_in
 
     async def run(self, replicas: int, held: Callable[[str], Collection[str]], timeout: float) -> int:
         """``held`` tells which nodes are known to have all of a job. Returns the records that too few others have: fewer
@@ -175,6 +183,7 @@ class HandOver:
         cids = [c for c in await self._blocks(record) if await self._store.has(c)]
         if not cids:
             return True
+        self._let_in(peer, record.job)
         request = BlocksRequest(job=record.job, cids=tuple(cids), providers=(self._network.peer_id,))
         answer = await self._ask(peer, BLOCKS, request, BlocksAnswer, self._settings.blocks_timeout)
         return set(cids) <= set(answer.kept)

@@ -274,7 +274,7 @@ class RecordHolder:
             try:
                 if self._free is not None and self._free() < self._settings.keep_free:
                     raise DiskFull("the disk is nearly full")
-                await self._store.fetch(cid, providers=request.providers, timeout=self._settings.block_timeout)
+                await self._store.private_to(request.job).fetch(cid, providers=request.providers, timeout=self._settings.block_timeout)
                 if pinned.get(cid, PIN).startswith(PIN):
                     await self._store.pin(cid, reason=PIN + request.job)
             except ContentError as e:

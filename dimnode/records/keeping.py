@@ -16,6 +16,7 @@ from dimnode.records.hints import HintGossip, HintSettings
 from dimnode.records.holder import HolderSettings, RecordHolder
 from dimnode.records.messages import BlocksRequest
 from dimnode.records.offers import Driver, JobOffers, KeptResults, OffersSettings, ResultOffers
+from dimnode.records.participation import Participation, ParticipationSettings
 from dimnode.records.questions import Questions, QuestionsSettings, Reporter
 from dimnode.records.replicator import Replicator, ReplicatorSettings
 from dimnode.records.retention import Retention, RetentionSettings
@@ -45,6 +46,7 @@ class KeepingSettings:
     search: SearchSettings = field(default_factory=SearchSettings)
     offers: OffersSettings = field(default_factory=OffersSettings)
     questions: QuestionsSettings = field(default_factory=QuestionsSettings)
+    participation: ParticipationSettings = field(default_factory=ParticipationSettings)
 
 
 class Keeping:
@@ -75,11 +77,15 @@ class Keeping:
         self._voters = voters
         self.table = RecordTable(journal, signer, settings=s.table)
         self._holder = RecordHolder(network, self.table, journal, store, clock, s.holder, swarm=swarm, verify=verify, free=free)
-        self.replicator = Replicator(network, self.table, journal, registry, store, clock, s.replicator, verify=verify, voters=voters)
+        self.participation = Participation(network, self.table, journal, elector, clock, s.participation)
+        self.replicator = Replicator(
+            network, self.table, journal, registry, store, clock, s.replicator,
+            verify=verify, voters=voters, let_in=self.participation.let_in,
+        )  # fmt: skip
         self.table.copies = self.replicator
         self._anti_entropy = AntiEntropy(
             network, self.table, journal, registry, store, clock, s.anti_entropy,
-            responsible=self.replicator.responsible, swarm=swarm, verify=verify, rng=rng,
+            responsible=self.replicator.responsible, swarm=swarm, verify=verify, rng=rng, let_in=self.participation.let_in,
         )  # fmt: skip
         self.hints = HintGossip(network, self.table, clock, s.hints, swarm=swarm, verify=verify)
         self._retention = Retention(self.table, journal, store, registry, signer, clock, s.retention, boot=elector.boot)
@@ -121,4 +127,5 @@ class Keeping:
             "compared": self._anti_entropy.statistics(),
             "hints": self.hints.statistics(),
             "retention": self._retention.statistics(),
+            "blocks": self.participation.statistics(),
         }

@@ -37,7 +37,7 @@ class RecordNeeds:
                     yield cid
         for parts in (False, True):
             async for entries in self._pages(parts=parts):
-                async for cid in self._of(list(_bodies(entries))):
+                async for cid in self._of(list(bodies_of(entries))):
                     yield cid
 
     async def _pages(self, *, parts: bool) -> AsyncGenerator[Sequence[SignedEntry], None]:
@@ -67,7 +67,8 @@ class RecordNeeds:
             return []
 
 
-def _bodies(entries: Iterable[SignedEntry]) -> Iterator[Body | Unknown]:
+def bodies_of(entries: Iterable[SignedEntry]) -> Iterator[Body | Unknown]:
+    """Those that can be read."""
     for entry in entries:
         try:
             yield entry.body()

@@ -96,8 +96,10 @@ class Replicator:
         *,
         verify: Verify = verify_with_peer_id,
         voters: Callable[[], Collection[str]] = tuple,
+        let_in: Callable[[str, str], None] = lambda _peer, _job: None,
     ) -> None:
-        """``voters``: the electorate, if decisions count only when most of it has them; else nobody."""
+        """``voters``: the electorate, if decisions count only when most of it has them; else nobody. ``let_in``: told of each node that
+        is to have a job's blocks, before it is asked to fetch them."""
         self._network = network
         self._table = table
         self._registry = registry
@@ -108,7 +110,8 @@ class Replicator:
         self._voters = voters
         self._ends = Acknowledgements(network, table, clock, voters, s.patience, verify)
         self._keepers = Keepers(network, registry, s.copies_on, self._links, clock.monotonic, voters)
-        self._hand_over = HandOver(network, table, journal, store, self._keepers, s.hand_over)
+        self._let_in = let_in
+        self._hand_over = HandOver(network, table, journal, store, self._keepers, s.hand_over, let_in)
         self._jobs: dict[str, _Job] = {}
         self._short: dict[str, None] = {}
         """Jobs whose copies are to be looked at."""
@@ -305,6 +308,7 @@ class Replicator:
                 return False
             copies.handed(peer)
         if cids := copies.blocks_for(peer):
+            self._let_in(peer, job)
             if not link.ask_blocks(job, tuple(sorted(cids))):
                 return False
             copies.blocks_asked(peer, cids)

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from dimnode.core.participants import READER
 from dimnode.domain.model import ModelManifest, ModelRef, TensorSpec
 from dimnode.domain.node import Seat
 from dimnode.errors import AlreadyExists, DimError, InvalidArgument, NotFound, ResourceExhausted, Unavailable
@@ -88,7 +89,7 @@ class SwarmViews:
 
     async def get_artifact(self, cid: str) -> AsyncIterator[bytes]:
         try:
-            async for chunk in self._store.iterate(cid, timeout=self._timeout):
+            async for chunk in self._store.private_to(READER).iterate(cid, timeout=self._timeout):
                 yield chunk
         except ContentError as e:
             raise content_error(cid, e) from e

@@ -57,6 +57,8 @@ class StoreStatistics:
     served_bytes: int
     refused_blocks: int
     """Unsolicited or corrupt blocks that were offered."""
+    withheld_blocks: int = 0
+    """Blocks that peers asked for and that are not for them."""
     max_bytes: int = 0
     """The store's bound; 0: none but the disk's."""
     collected_blocks: int = 0
@@ -116,6 +118,17 @@ class ContentStore(Protocol):
     def health(self) -> StoreHealth:
         """The same as far as known, without asking anybody."""
         ...
+
+    def private_to(self, audience: str) -> ContentStore:
+        """The same store; but what is written or fetched through it is for this audience (a job, say) and given to its members
+        only. What is here for everybody stays so."""
+        ...
+
+    async def open_to_all(self, cid: str) -> None:
+        """A whole DAG that is here is everybody's from now on. Raises `BlockMissing`."""
+        ...
+
+    async def rename_audience(self, old: str, new: str) -> None: ...
 
     async def has(self, cid: str) -> bool:
         """Whether the block (not what it links to) is here."""

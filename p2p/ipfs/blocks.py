@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import trio
 
 from p2p.ipfs import cid as cids
 from p2p.ipfs.api import BlockMissing, DiskFull, Pin
+from p2p.ipfs.audiences import AudiencesInMemory, DiskAudiences
 from p2p.ipfs.cid import Cid
 from p2p.ipfs.disk import DiskBlocks, Kept
 from p2p.ipfs.group_commit import GroupCommit
@@ -34,9 +35,22 @@ class Blocks(Protocol):
         """The block is used now."""
         ...
 
-    async def put(self, blocks: list[Block], *, durable: bool) -> None:
-        """Hashes are the caller's business. Raises `DiskFull`."""
+    async def put(self, blocks: list[Block], *, durable: bool, audience: str = "") -> None:
+        """Hashes are the caller's business. ``audience``: whom they are for (empty: everybody, from now on); what is here and
+        everybody's stays so. Raises `DiskFull`."""
         ...
+
+    async def audiences(self, cid: Cid) -> frozenset[str]:
+        """Whom a block is for; empty: everybody."""
+        ...
+
+    async def share(self, cid: Cid, audience: str) -> None:
+        """A block that is not everybody's is for this audience as well."""
+        ...
+
+    async def open_to_all(self, cids: Collection[Cid]) -> None: ...
+
+    async def rename_audience(self, old: str, new: str) -> None: ...
 
     async def sync(self, cids: Iterable[Cid]) -> None:
         """Blocks that are here are on the disk when this returns. Raises `BlockMissing`."""
@@ -74,6 +88,7 @@ class BlocksOnDisk:
             touch_after=min(settings.touch_after, settings.grace / 2),
         )
         self._pins = DiskPins(folder / "pins.sqlite")
+        self._audiences = DiskAudiences(folder / "audiences.sqlite")
         self._threads = trio.CapacityLimiter(settings.io_threads)
         self._puts = GroupCommit[Block](self._commit_blocks)
         self._changes = GroupCommit[Change](self._commit_pins)
@@ -84,6 +99,7 @@ class BlocksOnDisk:
     async def close(self) -> None:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(self._pins.close, limiter=self._threads)
+            await trio.to_thread.run_sync(self._audiences.close, limiter=self._threads)
 
     async def has(self, cid: Cid) -> bool:
         return await trio.to_thread.run_sync(self._disk.has, cid, limiter=self._threads)
@@ -97,15 +113,29 @@ class BlocksOnDisk:
     async def touch(self, cid: Cid) -> None:
         await trio.to_thread.run_sync(self._disk.touch, cid, limiter=self._threads)
 
-    async def put(self, blocks: list[Block], *, durable: bool) -> None:
+    async def put(self, blocks: list[Block], *, durable: bool, audience: str = "") -> None:
+        """The audience is written before the blocks: what is not known to be everybody's is never given to everybody."""
         if durable:
+            await self._noting(lambda: self._note(blocks, audience, flush=True))
             await self._puts.submit(blocks)
         else:
-            await trio.to_thread.run_sync(lambda: self._disk.put(blocks, durable=False), limiter=self._threads)
+            await self._noting(lambda: self._note_and_put(blocks, audience))
+
+    async def audiences(self, cid: Cid) -> frozenset[str]:
+        return await trio.to_thread.run_sync(self._audiences.of, cid, limiter=self._threads)
+
+    async def share(self, cid: Cid, audience: str) -> None:
+        await self._noting(lambda: self._audiences.share([cid], audience))
+
+    async def open_to_all(self, cids: Collection[Cid]) -> None:
+        await self._noting(lambda: self._audiences.forget(cids))
+
+    async def rename_audience(self, old: str, new: str) -> None:
+        await self._noting(lambda: self._audiences.rename(old, new))
 
     async def sync(self, cids: Iterable[Cid]) -> None:
         try:
-            await trio.to_thread.run_sync(self._disk.sync, list(cids), limiter=self._threads)
+            await self._noting(lambda: self._sync(list(cids)))
         except FileNotFoundError as error:
             raise BlockMissing("a block vanished before it was on the disk") from error
 
@@ -120,6 +150,13 @@ class BlocksOnDisk:
             yield await trio.to_thread.run_sync(self._disk.inventory, shard, limiter=self._threads)
 
     async def remove(self, cids: Iterable[Cid]) -> int:
+        gone = list(cids)
+        freed = await self.move_out(gone)
+        await self.open_to_all(gone)
+        return freed
+
+    async def move_out(self, cids: Iterable[Cid]) -> int:
+        """As `remove`, of blocks that are kept elsewhere from now on: their audiences stay known."""
         return await trio.to_thread.run_sync(self._disk.remove, *cids, limiter=self._threads)
 
     def count(self) -> tuple[int, int]:
@@ -128,6 +165,32 @@ class BlocksOnDisk:
     def _open(self) -> None:
         self._disk.open()
         self._pins.open()
+        self._audiences.open()
+
+    def _note(self, blocks: list[Block], audience: str, *, flush: bool) -> None:
+        cids = [block.cid for block in blocks]
+        if not audience:
+            self._audiences.forget(cids)
+            return
+        here = [cid for cid in cids if self._disk.has(cid)]
+        self._audiences.share(here, audience)
+        self._audiences.add([cid for cid in cids if cid not in here], audience)
+        if flush:
+            self._audiences.flush()
+
+    def _note_and_put(self, blocks: list[Block], audience: str) -> None:
+        self._note(blocks, audience, flush=False)
+        self._disk.put(blocks, durable=False)
+
+    def _sync(self, cids: list[Cid]) -> None:
+        self._audiences.flush()
+        self._disk.sync(cids)
+
+    async def _noting(self, change: Callable[[], None]) -> None:
+        try:
+            await trio.to_thread.run_sync(change, limiter=self._threads)
+        except sqlite3.OperationalError as error:
+            raise DiskFull("whom blocks are for cannot be written") from error
 
     async def _commit_blocks(self, blocks: list[Block]) -> None:
         await trio.to_thread.run_sync(lambda: self._disk.put(blocks, durable=True), limiter=self._threads)
@@ -147,6 +210,7 @@ class BlocksInMemory:
         self._blocks: dict[str, bytes] = {}
         self._used: dict[str, float] = {}
         self._pins: dict[str, Pin] = {}
+        self._audiences = AudiencesInMemory()
 
     async def has(self, cid: Cid) -> bool:
         await trio.lowlevel.checkpoint()
@@ -168,13 +232,34 @@ class BlocksInMemory:
         if cid.text in self._blocks:
             self._used[cid.text] = trio.current_time()
 
-    async def put(self, blocks: list[Block], *, durable: bool) -> None:
+    async def put(self, blocks: list[Block], *, durable: bool, audience: str = "") -> None:
         await trio.lowlevel.checkpoint()
+        if audience:
+            self._audiences.share([b.cid for b in blocks], audience)
+            self._audiences.add([b.cid for b in blocks if b.cid.text not in self._blocks], audience)
+        else:
+            self._audiences.forget([b.cid for b in blocks])
         fresh = sum(len(block.data) for block in blocks if block.cid.text not in self._blocks)
         if fresh and self._max_bytes and self.count()[1] + fresh > self._max_bytes:
             raise DiskFull("the block store is as large as it may be")
         self._blocks.update((block.cid.text, block.data) for block in blocks)
         self._used.update((block.cid.text, trio.current_time()) for block in blocks)
+
+    async def audiences(self, cid: Cid) -> frozenset[str]:
+        await trio.lowlevel.checkpoint()
+        return self._audiences.of(cid)
+
+    async def share(self, cid: Cid, audience: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self._audiences.share([cid], audience)
+
+    async def open_to_all(self, cids: Collection[Cid]) -> None:
+        await trio.lowlevel.checkpoint()
+        self._audiences.forget(cids)
+
+    async def rename_audience(self, old: str, new: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self._audiences.rename(old, new)
 
     async def sync(self, cids: Iterable[Cid]) -> None:
         await trio.lowlevel.checkpoint()
@@ -196,6 +281,8 @@ class BlocksInMemory:
 
     async def remove(self, cids: Iterable[Cid]) -> int:
         await trio.lowlevel.checkpoint()
+        cids = list(cids)
+        self._audiences.forget(cids)
         self._used = {text: at for text, at in self._used.items() if text in self._blocks}
         return sum(len(self._blocks.pop(cid.text, b"")) for cid in cids)
 

@@ -197,8 +197,8 @@ class BitswapExchange:
         presences = [(key, False) for key in box.take_absent()]
         room = self._settings.serve_bytes
         while room > 0 and (entry := box.next_entry()) is not None:
-            cid = self._servable(peer, entry.key)
-            here = cid is not None and await self._blocks.has(cid)
+            cid = _parsed(entry.key)
+            here = cid is not None and await self._blocks.has(cid) and await self._for(peer, cid)
             data = await self._blocks.get(cid) if cid is not None and here and entry.block else None
             if cid is not None and data is not None:
                 blocks.append((cid.prefix, data))
@@ -208,12 +208,15 @@ class BitswapExchange:
             room -= len(entry.key)
         return wire.Envelope(wants=box.take_requests(), blocks=tuple(blocks), presences=tuple(presences))
 
-    def _servable(self, peer: str, key: bytes) -> Cid | None:
-        try:
-            cid = cids.from_binary(key)
-        except BadCid:
-            return None
-        return cid if self._may_serve is None or self._may_serve(peer, cid.text) else None
+    async def _for(self, peer: str, cid: Cid) -> bool:
+        """Whether the peer may have the block; otherwise it is not here for that one."""
+        if self._may_serve is None:
+            return True
+        audiences = await self._blocks.audiences(cid)
+        if not audiences or await self._may_serve(peer, audiences):
+            return True
+        self.traffic.withheld_blocks += 1
+        return False
 
     # Receiving
 
@@ -285,6 +288,13 @@ class BitswapExchange:
                 self._settle(cid, data)
             elif verdict is Delivery.UNSOLICITED:
                 self.traffic.refused_blocks += 1
+
+
+def _parsed(key: bytes) -> Cid | None:
+    try:
+        return cids.from_binary(key)
+    except BadCid:
+        return None
 
 
 async def _identify(prefix: bytes, data: bytes) -> Cid | None:

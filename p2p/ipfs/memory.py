@@ -66,7 +66,9 @@ class _Member:
         raise BlockMissing(f"no provider had {cid} in time")
 
     async def serve(self, asker: str, cid: Cid) -> bytes | None:
-        if self._may_serve is not None and not self._may_serve(asker, cid.text):
+        audiences = await self._blocks.audiences(cid) if self._may_serve is not None else frozenset[str]()
+        if audiences and self._may_serve is not None and not await self._may_serve(asker, audiences):
+            self.traffic.withheld_blocks += 1
             return None
         data = await self._blocks.get(cid)
         if data is not None:

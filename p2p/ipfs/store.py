@@ -6,6 +6,7 @@ collection off the blocks and, when the store is full, asks whoever looks after 
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import ExitStack, aclosing
@@ -38,6 +39,16 @@ class Exchange(Protocol):
         ...
 
 
+class _State:
+    """What a store and its private twins share."""
+
+    def __init__(self) -> None:
+        self.collected_blocks = self.collected_bytes = 0
+        self.full = False
+        """The last write found no room."""
+        self.make_room: Callable[[], Awaitable[bool]] | None = None
+
+
 class Store:
     def __init__(self, backend: str, blocks: Blocks, exchange: Exchange | None, settings: StoreSettings) -> None:
         self.backend = backend
@@ -46,18 +57,37 @@ class Store:
         self._settings = settings
         self._uses = Uses()
         self._collecting = trio.Lock()
-        self._collected_blocks = self._collected_bytes = 0
-        self._full = False
-        """The last write found no room."""
-        self.make_room: Callable[[], Awaitable[bool]] | None = None
+        self._state = _State()
+        self._audience = ""
+
+    @property
+    def make_room(self) -> Callable[[], Awaitable[bool]] | None:
         """Called when a write finds the store full, by the task that writes; whether it is worth another try."""
+        return self._state.make_room
+
+    @make_room.setter
+    def make_room(self, make_room: Callable[[], Awaitable[bool]] | None) -> None:
+        self._state.make_room = make_room
+
+    def private_to(self, audience: str) -> Store:
+        twin = copy.copy(self)
+        twin._audience = audience
+        return twin
+
+    async def open_to_all(self, cid: str) -> None:
+        root = cids.parse(cid)
+        with self._uses.of(root):
+            await self._blocks.open_to_all(await self._whole(root))
+
+    async def rename_audience(self, old: str, new: str) -> None:
+        await self._blocks.rename_audience(old, new)
 
     async def ok(self) -> bool:
         await trio.lowlevel.checkpoint()
-        return not self._full
+        return not self._state.full
 
     def health(self) -> StoreHealth:
-        return StoreHealth(not self._full, problem="the store is full" if self._full else "")
+        return StoreHealth(not self._state.full, problem="the store is full" if self._state.full else "")
 
     async def has(self, cid: str) -> bool:
         return await self._blocks.has(cids.parse(cid))
@@ -205,8 +235,8 @@ class Store:
         grace = self._settings.grace if grace is None else grace
         async with self._collecting:
             done = await collect(self._blocks, self._uses, needed, down_to=down_to, grace=grace, batch=self._settings.collect_batch)
-        self._collected_blocks += done.blocks
-        self._collected_bytes += done.bytes
+        self._state.collected_blocks += done.blocks
+        self._state.collected_bytes += done.bytes
         return done
 
     def statistics(self) -> StoreStatistics:
@@ -221,9 +251,10 @@ class Store:
             served_blocks=traffic.served_blocks,
             served_bytes=traffic.served_bytes,
             refused_blocks=traffic.refused_blocks,
+            withheld_blocks=traffic.withheld_blocks,
             max_bytes=self._settings.max_bytes,
-            collected_blocks=self._collected_blocks,
-            collected_bytes=self._collected_bytes,
+            collected_blocks=self._state.collected_blocks,
+            collected_bytes=self._state.collected_bytes,
         )
 
     # Parts
@@ -243,13 +274,13 @@ class Store:
             if held is not None:
                 await self._uses.spare(mine, hold=held)
             try:
-                await self._blocks.put(blocks, durable=durable)
+                await self._blocks.put(blocks, durable=durable, audience=self._audience)
             except DiskFull:
-                self._full = True
+                self._state.full = True
                 if self.make_room is None or not await self.make_room():
                     raise
-                await self._blocks.put(blocks, durable=durable)
-            self._full = False
+                await self._blocks.put(blocks, durable=durable, audience=self._audience)
+            self._state.full = False
 
     async def _add(self, pieces: AsyncIterator[bytes], max_bytes: int | None, durable: bool) -> tuple[str, int]:
         """fsync comes at the end, for all of a file together."""
@@ -272,6 +303,7 @@ class Store:
         await self._uses.spare([cid])
         data = await self._blocks.get(cid)
         if data is not None:
+            await self._share(cid)
             return data
         if self._exchange is None:
             raise BlockMissing(f"{cid} is not here")
@@ -285,7 +317,13 @@ class Store:
         size = await self._blocks.size(cid)
         if size is not None:
             await self._blocks.touch(cid)
+            await self._share(cid)
         return size
+
+    async def _share(self, cid: Cid) -> None:
+        """A block that was here before: this audience uses it, too."""
+        if self._audience:
+            await self._blocks.share(cid, self._audience)
 
     async def _whole(self, root: Cid) -> set[Cid]:
         """All blocks of a DAG. Raises `BlockMissing` if one is not here."""

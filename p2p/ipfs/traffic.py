@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
-MayServe = Callable[[str, str], bool]
-"""(peer id, CID) -> whether that peer may have the block. Quick, may not raise."""
+MayServe = Callable[[str, Collection[str]], Awaitable[bool]]
+"""(peer id, audiences of a block that is not everybody's) -> whether that peer may have it. The peer's other wants wait for it; may not
+raise."""
 
 
 @dataclass(slots=True)
@@ -16,6 +17,8 @@ class Traffic:
     served_blocks: int = 0
     served_bytes: int = 0
     refused_blocks: int = 0
+    withheld_blocks: int = 0
+    """Asked for by peers that they are not for."""
 
     def fetched(self, data: bytes) -> None:
         self.fetched_blocks += 1

@@ -10,12 +10,14 @@ import trio
 
 from dimnode.state.memory_journal import MemoryDisk, MemoryJournal
 from p2p.api import Network, NetworkError, RemoteFault
+from p2p.ipfs import cid as cids
 from p2p.ipfs.api import BlockMissing, DiskFull, Pin
+from p2p.ipfs.audiences import AudiencesInMemory
 from p2p.ipfs.blocks import BlocksInMemory
 from p2p.ipfs.cid import Cid
 from p2p.ipfs.settings import StoreSettings
 from p2p.ipfs.store import Store
-from p2p.ipfs.traffic import Traffic
+from p2p.ipfs.traffic import MayServe, Traffic
 from p2p.ipfs.unixfs import Block
 
 BLOCK = "simulation/block"
@@ -31,6 +33,7 @@ class SimulatedDisk:
     journal: MemoryDisk = field(default_factory=MemoryDisk)
     blocks: dict[str, bytes] = field(default_factory=dict[str, bytes])
     pins: dict[str, Pin] = field(default_factory=dict[str, Pin])
+    audiences: AudiencesInMemory = field(default_factory=AudiencesInMemory)
     busy_until: float = 0.0
 
     @property
@@ -78,15 +81,16 @@ class SimulatedBlocks(BlocksInMemory):
         self._disk = disk
         self._blocks.update(disk.blocks)
         self._pins.update(disk.pins)
+        self._audiences = disk.audiences
 
-    async def put(self, blocks: list[Block], *, durable: bool) -> None:
+    async def put(self, blocks: list[Block], *, durable: bool, audience: str = "") -> None:
         if all(b.cid.text in self._blocks for b in blocks) and not durable:
             return
         if self._disk.full:
             raise DiskFull("the disk is full")
         if durable:
             await self._disk.synced()
-        await super().put(blocks, durable=durable)
+        await super().put(blocks, durable=durable, audience=audience)
         if durable or self._disk.rng.random() < 0.5:
             self._disk.blocks.update((b.cid.text, b.data) for b in blocks)
 
@@ -106,7 +110,8 @@ class SimulatedBlocks(BlocksInMemory):
 class NetworkExchange:
     """`p2p.ipfs.store.Exchange` over requests, so that links and their faults count."""
 
-    def __init__(self, network: Network, blocks: SimulatedBlocks) -> None:
+    def __init__(self, network: Network, blocks: SimulatedBlocks, may_serve: MayServe) -> None:
+        self._may_serve = may_serve
         self.traffic = Traffic()
         self._network = network
         self._blocks = blocks
@@ -124,9 +129,10 @@ class NetworkExchange:
         raise BlockMissing(f"no provider had {cid}")
 
     async def _serve(self, peer: str, data: bytes) -> bytes:
-        del peer
         found = self._blocks._blocks.get(data.decode())
-        await trio.lowlevel.checkpoint()
+        audiences = await self._blocks.audiences(cids.parse(data.decode()))
+        if audiences and not await self._may_serve(peer, audiences):
+            found = None
         if found is None:
             raise RemoteFault("NOT_FOUND", "no such block")
         return found
@@ -135,6 +141,6 @@ class NetworkExchange:
 class SimulatedStore(Store):
     """`ContentStore` of a node."""
 
-    def __init__(self, network: Network, disk: SimulatedDisk) -> None:
+    def __init__(self, network: Network, disk: SimulatedDisk, may_serve: MayServe) -> None:
         blocks = SimulatedBlocks(disk)
-        super().__init__("memory", blocks, NetworkExchange(network, blocks), StoreSettings())
+        super().__init__("memory", blocks, NetworkExchange(network, blocks, may_serve), StoreSettings())

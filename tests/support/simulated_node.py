@@ -29,6 +29,7 @@ from dimnode.orchestrator.any_seat import AnySeat
 from dimnode.orchestrator.seat_questions import AskSettings
 from dimnode.ports import Clock
 from dimnode.records.keeping import Keeping, KeepingSettings
+from dimnode.records.participation import Door
 from dimnode.security.electorate import sign_electorate
 from dimnode.swarm.elector import ElectorSettings, SwarmElector
 from dimnode.swarm.electorate import Electorates
@@ -109,7 +110,8 @@ class SimulatedNode:
         self.signer = FakeSigner(peer)
         self.network = site.hub.network(peer)
         self.journal = SimulatedJournal(disk, clock.wall)
-        self.store = SimulatedStore(self.network, disk)
+        door = Door()
+        self.store = SimulatedStore(self.network, disk, door.may_serve)
         self.sharing = LoadSharing()
         worker = Worker(peer, random.Random(site.rng.random()), clock, self.store, s.daemon, s.run_seconds, s.run_failures, site.ran)
         self.tasks = Tasks(
@@ -138,6 +140,7 @@ class SimulatedNode:
             rng=random.Random(site.rng.random()),
             voters=self.lists.voters if by_majority else tuple,
         )
+        door.participation = self.keeping.participation
         self.records = self.keeping.table
         self.models = SwarmModels(self.registry, self.store)
         self.server = TaskServer(site.hub, self.network, self.tasks, self._authorized)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -85,12 +85,24 @@ class KuboBlocks:
     async def touch(self, cid: Cid) -> None:
         await self._spool.touch(cid)
 
-    async def put(self, blocks: list[Block], *, durable: bool) -> None:
-        await self._spool.put(blocks, durable=durable)
+    async def put(self, blocks: list[Block], *, durable: bool, audience: str = "") -> None:
+        await self._spool.put(blocks, durable=durable, audience=audience)
         for block in blocks:
             self._given.pop(block.cid, None)
             self._todo[block.cid] = None
         self._bell.set()
+
+    async def audiences(self, cid: Cid) -> frozenset[str]:
+        return await self._spool.audiences(cid)
+
+    async def share(self, cid: Cid, audience: str) -> None:
+        await self._spool.share(cid, audience)
+
+    async def open_to_all(self, cids: Collection[Cid]) -> None:
+        await self._spool.open_to_all(cids)
+
+    async def rename_audience(self, old: str, new: str) -> None:
+        await self._spool.rename_audience(old, new)
 
     async def sync(self, cids: Iterable[Cid]) -> None:
         """What is not in the spool any more is on Kubo's disk."""
@@ -232,7 +244,7 @@ class KuboBlocks:
         old = [cid for cid, since in self._given.items() if now - since >= self._settings.settle and cid not in self._todo]
         if old and not self._pins_to_make():
             async with self._moving:
-                await self._spool.remove(old)
+                await self._spool.move_out(old)
             for cid in old:
                 self._given.pop(cid, None)
 

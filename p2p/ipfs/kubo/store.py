@@ -107,8 +107,8 @@ class KuboStore(Store):
                     for root in held:
                         await self._rpc.pin_rm(root, recursive=True)
         freed = max(0, int(before.get("RepoSize", 0)) - int(after.get("RepoSize", 0)))
-        self._collected_blocks += removed
-        self._collected_bytes += freed
+        self._state.collected_blocks += removed
+        self._state.collected_bytes += freed
         return Collected(removed, freed, int(after.get("NumObjects", 0)), 0)
 
     async def _hold(self, root: Cid) -> bool:

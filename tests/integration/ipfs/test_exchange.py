@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -223,14 +223,21 @@ async def test_a_cancelled_fetch_leaves_nothing_behind_and_can_be_resumed(swarm:
 
 
 async def test_private_blocks_are_given_to_nobody_else(swarm: Swarm):
-    allowed = swarm.names[0]
-    provider = await swarm.store(1, may_serve=lambda peer, _: peer == allowed)
+    async def may_serve(peer: str, audiences: Collection[str]) -> bool:
+        await trio.lowlevel.checkpoint()
+        return peer == swarm.names[0] and audiences == {"job"}
+
+    provider = await swarm.store(1, may_serve=may_serve)
     await swarm.networks[2].connect(swarm.networks[1].addresses()[0])
     participant, stranger = await swarm.store(0), await swarm.store(2)
-    cid = await provider.put_dag({"private": True})
-    with pytest.raises(BlockMissing):
-        await stranger.get_dag(cid, providers=[swarm.names[1]], timeout=3)
-    assert await participant.get_dag(cid, providers=[swarm.names[1]], timeout=3) == {"private": True}
+    data = pattern(3 * CHUNK)
+    root = await provider.private_to("job").add_bytes(data)
+    leaf, public = cids.compute(cids.RAW, data[:CHUNK]).text, await provider.add_bytes(b"for everybody")
+    for cid in (root, leaf):
+        with pytest.raises(BlockMissing):
+            await stranger.get_bytes(cid, providers=[swarm.names[1]], timeout=3)
+    assert await stranger.get_bytes(public, providers=[swarm.names[1]], timeout=3) == b"for everybody"
+    assert await participant.get_bytes(root, providers=[swarm.names[1]], timeout=3) == data
 
 
 async def test_garbage_on_a_stream_harms_nobody(swarm: Swarm):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 
 import pytest
@@ -48,13 +48,18 @@ async def test_a_peer_taken_off_the_hub_is_not_reached(autojump_clock: trio.test
 
 
 async def test_private_blocks_are_served_to_nobody_else():
+    async def may_serve(peer: str, audiences: Collection[str]) -> bool:
+        return (peer, audiences) == ("b", {"job"})
+
     hub = MemoryExchange()
-    a = MemoryStore("a", hub, may_serve=lambda peer, _: peer == "b")
+    a = MemoryStore("a", hub, may_serve=may_serve)
     b, c = MemoryStore("b", hub), MemoryStore("c", hub)
-    cid = await a.add_bytes(b"x")
+    private, public = await a.private_to("job").add_bytes(b"x"), await a.add_bytes(b"y")
     with pytest.raises(BlockMissing):
-        await c.get_bytes(cid)
-    assert await b.get_bytes(cid) == b"x"
+        await c.get_bytes(private)
+    assert a.statistics().withheld_blocks == 1
+    assert await c.get_bytes(public) == b"y"
+    assert await b.get_bytes(private) == b"x"
 
 
 def test_a_name_is_taken_once():

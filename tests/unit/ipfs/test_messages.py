@@ -124,7 +124,7 @@ async def test_a_disk_that_fills_up_during_a_fetch(tmp_path: Path, monkeypatch: 
     a, b = MemoryStore("a", hub), MemoryStore("b", hub)
     cid = await a.add_bytes(pattern(4 * CHUNK))
 
-    async def full(blocks: object, *, durable: bool) -> None:
+    async def full(blocks: object, *, durable: bool, audience: str = "") -> None:
         raise DiskFull("no space left")
 
     monkeypatch.setattr(b._blocks, "put", full)

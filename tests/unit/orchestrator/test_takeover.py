@@ -381,7 +381,7 @@ def losing(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     async def here(self: Values, values: Any) -> bool:
         return not lost
 
-    async def gone(self: Values, values: Any, providers: Any) -> str | None:
+    async def gone(self: Values, values: Any, job: str, providers: Any) -> str | None:
         return "no provider had it" if lost.intersection(providers) else None
 
     monkeypatch.setattr(Values, "here", here)
@@ -455,7 +455,7 @@ async def test_a_value_that_is_lost_before_it_is_aggregated_is_made_again(
     await double_model(swarm)
     real, failures = Values.read_all, iter(range(1))
 
-    async def once_gone(self: Values, values: Any, providers: Any = ()) -> Any:
+    async def once_gone(self: Values, values: Any, job: str, providers: Any = ()) -> Any:
         if next(failures, None) is not None:
             raise Unavailable("tensor x cannot be fetched")
         return await real(self, values, providers)

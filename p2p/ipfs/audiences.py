@@ -1,0 +1,135 @@
+"""Whom blocks are for: most are for everybody, some only for an audience (for DIM: a job), or for several.
+
+Kept for each block, leaves of large files included, since peers ask for blocks one by one. On the disk, so that it is known again after
+a restart before anything is served, and so that memory does not grow with what is stored.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Collection, Generator, Iterable
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from p2p.ipfs.cid import Cid
+
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS audiences (digest BLOB, audience TEXT, PRIMARY KEY (digest, audience)) WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS by_audience ON audiences (audience)",
+)
+
+
+class DiskAudiences:
+    """Synchronous, to be called in threads; several at a time wait for each other. Raises `sqlite3.Error`.
+
+    Not every change is fsynced: `flush` comes before blocks that shall be durable. So a power cut never leaves a durable block whose
+    audience was forgotten."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+        self._lock = threading.Lock()
+        self._dirty = False
+
+    def open(self) -> None:
+        connection = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
+        try:
+            for statement in ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL", "PRAGMA fullfsync = ON", *_SCHEMA):
+                connection.execute(statement).close()
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+
+    def close(self) -> None:
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def of(self, cid: Cid) -> frozenset[str]:
+        """Empty: everybody."""
+        with self._locked() as connection:
+            return _of(connection, cid)
+
+    def add(self, cids: Iterable[Cid], audience: str) -> None:
+        with self._locked() as connection, _transaction(connection):
+            for cid in cids:
+                connection.execute("INSERT OR IGNORE INTO audiences VALUES (?, ?)", (cid.digest, audience)).close()
+            self._dirty = True
+
+    def share(self, cids: Iterable[Cid], audience: str) -> None:
+        """As `add`, of those that are not everybody's."""
+        with self._locked() as connection:
+            known = {cid: _of(connection, cid) for cid in cids}
+        if lacking := [cid for cid, audiences in known.items() if audiences and audience not in audiences]:
+            self.add(lacking, audience)
+
+    def forget(self, cids: Collection[Cid]) -> None:
+        """They are everybody's, or gone."""
+        with self._locked() as connection:
+            known = [cid for cid in cids if _of(connection, cid)]
+            if known:
+                with _transaction(connection):
+                    for cid in known:
+                        connection.execute("DELETE FROM audiences WHERE digest = ?", (cid.digest,)).close()
+
+    def rename(self, old: str, new: str) -> None:
+        with self._locked() as connection, _transaction(connection):
+            connection.execute("UPDATE OR IGNORE audiences SET audience = ? WHERE audience = ?", (new, old)).close()
+            connection.execute("DELETE FROM audiences WHERE audience = ?", (old,)).close()
+            self._dirty = True
+
+    def flush(self) -> None:
+        """Everything so far is on the disk."""
+        with self._locked() as connection:
+            if self._dirty:
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").close()
+                self._dirty = False
+
+    @contextmanager
+    def _locked(self) -> Generator[sqlite3.Connection, None, None]:
+        with self._lock:
+            assert self._connection is not None, "open() comes first"
+            yield self._connection
+
+
+def _of(connection: sqlite3.Connection, cid: Cid) -> frozenset[str]:
+    with closing(connection.execute("SELECT audience FROM audiences WHERE digest = ?", (cid.digest,))) as rows:
+        return frozenset(row[0] for row in rows)
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Generator[None, None, None]:
+    connection.execute("BEGIN IMMEDIATE").close()
+    try:
+        yield
+        connection.execute("COMMIT").close()
+    except BaseException:
+        connection.execute("ROLLBACK").close()
+        raise
+
+
+class AudiencesInMemory:
+    """The same, for tests and simulation."""
+
+    def __init__(self) -> None:
+        self._audiences: dict[bytes, frozenset[str]] = {}
+
+    def of(self, cid: Cid) -> frozenset[str]:
+        return self._audiences.get(cid.digest, frozenset())
+
+    def add(self, cids: Iterable[Cid], audience: str) -> None:
+        for cid in cids:
+            self._audiences[cid.digest] = self.of(cid) | {audience}
+
+    def share(self, cids: Iterable[Cid], audience: str) -> None:
+        self.add([cid for cid in cids if self.of(cid)], audience)
+
+    def forget(self, cids: Iterable[Cid]) -> None:
+        for cid in cids:
+            self._audiences.pop(cid.digest, None)
+
+    def rename(self, old: str, new: str) -> None:
+        self._audiences = {d: frozenset(new if a == old else a for a in found) for d, found in self._audiences.items()}

@@ -1,0 +1,100 @@
+"""Whom blocks are for, on disk and in memory: the same rules."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from p2p.ipfs import cid as cids
+from p2p.ipfs.blocks import Blocks, BlocksInMemory, BlocksOnDisk
+from p2p.ipfs.settings import StoreSettings
+from p2p.ipfs.store import Store
+from p2p.ipfs.unixfs import Block
+from tests.support.unixfs_reference import CHUNK, pattern
+
+SETTINGS = StoreSettings(reserve_bytes=0)
+
+
+def block(data: bytes) -> Block:
+    return Block(cids.compute(cids.RAW, data), data)
+
+
+@pytest.fixture(params=["disk", "memory"])
+async def blocks(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Blocks]:
+    if request.param == "memory":
+        yield BlocksInMemory()
+        return
+    on_disk = BlocksOnDisk(tmp_path, SETTINGS)
+    await on_disk.open()
+    yield on_disk
+    await on_disk.close()
+
+
+@pytest.mark.parametrize("durable", [True, False])
+async def test_a_new_block_is_for_whom_it_was_written(blocks: Blocks, durable: bool):
+    a, b = block(b"a"), block(b"b")
+    await blocks.put([a], durable=durable, audience="job 1")
+    await blocks.put([b], durable=durable)
+    assert (await blocks.audiences(a.cid), await blocks.audiences(b.cid)) == ({"job 1"}, frozenset())
+
+
+async def test_a_block_may_be_for_several(blocks: Blocks):
+    a = block(b"a")
+    await blocks.put([a], durable=False, audience="job 1")
+    await blocks.put([a], durable=True, audience="job 2")
+    await blocks.share(a.cid, "job 3")
+    assert await blocks.audiences(a.cid) == {"job 1", "job 2", "job 3"}
+
+
+async def test_what_is_everybodys_stays_so_and_what_becomes_so_is(blocks: Blocks):
+    public, private = block(b"public"), block(b"private")
+    await blocks.put([public], durable=True)
+    await blocks.put([public], durable=True, audience="job")
+    await blocks.share(public.cid, "job")
+    await blocks.put([private], durable=True, audience="job")
+    assert not await blocks.audiences(public.cid)
+    await blocks.put([private], durable=True)
+    assert not await blocks.audiences(private.cid), "somebody wrote the same for everybody"
+
+
+async def test_what_is_removed_leaves_nothing_behind(blocks: Blocks):
+    a = block(b"a")
+    await blocks.put([a], durable=True, audience="job")
+    await blocks.remove([a.cid])
+    assert not await blocks.audiences(a.cid)
+
+
+async def test_an_audience_gets_its_name_later(blocks: Blocks):
+    a, b = block(b"a"), block(b"b")
+    await blocks.put([a, b], durable=True, audience="draft")
+    await blocks.share(b.cid, "job")
+    await blocks.rename_audience("draft", "job")
+    assert (await blocks.audiences(a.cid), await blocks.audiences(b.cid)) == ({"job"}, {"job"})
+
+
+async def test_it_is_known_after_a_restart_and_when_a_block_lives_elsewhere(tmp_path: Path):
+    a = block(b"a")
+    first = BlocksOnDisk(tmp_path, SETTINGS)
+    await first.open()
+    await first.put([a], durable=True, audience="job")
+    await first.move_out([a.cid])
+    await first.close()
+    again = BlocksOnDisk(tmp_path, SETTINGS)
+    await again.open()
+    assert await again.audiences(a.cid) == {"job"}
+    assert not await again.has(a.cid)
+    await again.close()
+
+
+async def test_every_block_of_a_large_file_has_the_audience_until_it_is_opened_to_all(blocks: Blocks):
+    store = Store("test", blocks, None, SETTINGS)
+    data = pattern(3 * CHUNK)
+    root = await store.private_to("job").add_bytes(data)
+    parts = [cids.parse(root), *(cids.compute(cids.RAW, data[n : n + CHUNK]) for n in range(0, len(data), CHUNK))]
+    assert [await blocks.audiences(cid) for cid in parts] == [{"job"}] * 4
+    await store.private_to("other").fetch(root)
+    assert [await blocks.audiences(cid) for cid in parts] == [{"job", "other"}] * 4
+    await store.open_to_all(root)
+    assert [await blocks.audiences(cid) for cid in parts] == [frozenset()] * 4

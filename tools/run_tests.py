@@ -1,6 +1,8 @@
 """All tests, with coverage of every process, and the gates; the last line is the summary.
 
-Performance tests run by themselves and without coverage, which would distort what they measure.
+Unit, simulation and security tests share nothing and run on two processors; those with real nodes and real time run one after
+the other. Simulations run without coverage, under which they take twice as long: what they go through is what unit tests
+assert. So do performance tests, for it would distort what they measure.
 Writes test-results.xml, coverage.xml, coverage.json and htmlcov/. Exit 1 if a test or a gate failed.
 """
 
@@ -15,6 +17,7 @@ import coverage_gate
 import results
 
 ROOT = Path(__file__).parents[1]
+PARALLEL = ["-n", "2"]
 
 
 def run(*command: str) -> int:
@@ -29,12 +32,23 @@ def has_tests(folder: Path) -> bool:
 def main() -> int:
     failed = False
     with tempfile.TemporaryDirectory() as scratch:
-        covered, timed = Path(scratch) / "covered.xml", Path(scratch) / "timed.xml"
+        written: list[Path] = []
+
+        def tests(*kinds: str, coverage: bool = True, parallel: bool = False) -> bool:
+            """Whether any failed."""
+            folders = [f"tests/{kind}" for kind in kinds if has_tests(ROOT / "tests" / kind)]
+            if not folders:
+                return False
+            written.append(Path(scratch) / f"{kinds[0]}.xml")
+            command = ["pytest", *folders, "-q", f"--junitxml={written[-1]}", *(PARALLEL if parallel else [])]
+            return run(*(["coverage", "run", "-m"] if coverage else []), *command) != 0
+
         run("coverage", "erase")
-        failed |= run("coverage", "run", "-m", "pytest", "tests", "--ignore=tests/performance", "-q", f"--junitxml={covered}") != 0
-        if has_tests(ROOT / "tests" / "performance"):
-            failed |= run("pytest", "tests/performance", "-q", f"--junitxml={timed}") != 0
-        results.merge([covered, timed], ROOT / "test-results.xml")
+        failed |= tests("unit", "security", parallel=True)
+        failed |= tests("simulation", coverage=False, parallel=True)
+        failed |= tests("integration", "e2e")
+        failed |= tests("performance", coverage=False)
+        results.merge(written, ROOT / "test-results.xml")
     run("coverage", "combine", "-q")
     for form in (("xml", "-q"), ("json", "-q"), ("html", "-q")):
         failed |= run("coverage", *form) != 0

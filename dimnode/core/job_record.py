@@ -147,6 +147,11 @@ class Record:
             self.add(entry)
 
     @property
+    def final(self) -> bool:
+        """Whether it has an outcome that no later claim can undo."""
+        return self._final > 0
+
+    @property
     def version(self) -> int:
         """Grows with every change of this copy; says nothing about other copies."""
         return self._version

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Container, Iterable
 
 from dimnode.core.ballots import leaps
-from dimnode.core.job_record import EntryRefused, Record, Verify, check_entry
+from dimnode.core.job_record import FINAL, EntryRefused, Record, Verify, check_entry
 from dimnode.domain import codec
 from dimnode.domain.record import Attempt, Ballot, Body, Claim, Core, OutcomeEntry, SignedEntry, Unknown
 
@@ -52,6 +52,17 @@ def decided_under(entries: Iterable[SignedEntry], author: str) -> Ballot | None:
 def begins(entries: Iterable[SignedEntry]) -> bool:
     """Whether a record can start with these: it has a core, or is deleted."""
     return any(isinstance(b := e.body(), Core) or (isinstance(b, OutcomeEntry) and b.status == "deleted") for e in entries)
+
+
+def end_of(record: Record, told: Collection[str], room: int) -> tuple[SignedEntry, ...]:
+    """For whoever drives a job that has ended here: its final outcomes that are not among the ids ``told`` and fit into ``room`` bytes."""
+    out: list[SignedEntry] = []
+    for entry in record.entries() if record.final else ():
+        body = entry.body()
+        if isinstance(body, OutcomeEntry) and body.status in FINAL and entry.id not in told and len(entry.payload) <= room:
+            out.append(entry)
+            room -= len(entry.payload)
+    return tuple(out)
 
 
 def proof_of(record: Record, room: int) -> tuple[SignedEntry, ...]:

@@ -16,7 +16,7 @@ import trio
 
 from dimnode.core.job_record import Record, Verify
 from dimnode.core.job_view import view
-from dimnode.core.record_gate import RecordGate, begins, decided_under, proof_of
+from dimnode.core.record_gate import RecordGate, begins, decided_under, end_of, proof_of
 from dimnode.core.retention import RetentionRule
 from dimnode.domain import codec
 from dimnode.domain.record import SignedEntry
@@ -144,7 +144,7 @@ class RecordHolder:
             return [StoreResult(job=j.job, status="full") for j in request.jobs]
         except DimError as e:
             raise RemoteFault("UNAVAILABLE", e.message) from e
-        return self._results(request, found, merged)
+        return self._results(request, found, merged, records)
 
     async def _judge(self, peer: str, sent: JobEntries, record: Record | None, *, merge: bool) -> StoreResult | Admitted:
         """What may be stored of it, or why nothing."""
@@ -170,21 +170,29 @@ class RecordHolder:
         return {m.job: m for m in merged}
 
     def _results(
-        self, request: StoreRequest, found: Mapping[str, StoreResult | Admitted], merged: Mapping[str, Merged]
+        self,
+        request: StoreRequest,
+        found: Mapping[str, StoreResult | Admitted],
+        merged: Mapping[str, Merged],
+        before: Mapping[str, Record],
     ) -> list[StoreResult]:
+        """``before``: the records as they were. Whoever goes on with a job that was cancelled, or completed by another owner, is told."""
         results: list[StoreResult] = []
         room = self._settings.max_bytes
-        for job in [j.job for j in request.jobs]:
-            judged = found[job]
+        for sent in request.jobs:
+            job, judged = sent.job, found[sent.job]
+            most = min(room, self._settings.proof_bytes)
             if isinstance(judged, StoreResult):
                 results.append(judged)
-            elif (fence := merged[job].fenced) is None:
-                results.append(StoreResult(job=job, status="stored"))
-            else:
+                continue
+            if (fence := merged[job].fenced) is not None:
                 known = self._table.record(job) if self._table.holds(job) else Record(job)
-                proof = proof_of(known, min(room, self._settings.proof_bytes))
-                room -= sum(len(e.payload) for e in proof)
-                results.append(StoreResult(job=job, status="fenced", ballot=fence, entries=proof))
+                told = proof_of(known, most)
+                results.append(StoreResult(job=job, status="fenced", ballot=fence, entries=told))
+            else:
+                told = () if request.merge or job not in before else end_of(before[job], {e.id for e in sent.entries}, most)
+                results.append(StoreResult(job=job, status="stored", entries=told))
+            room -= sum(len(e.payload) for e in told)
         return results
 
     # --- comparing and fetching

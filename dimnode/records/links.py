@@ -63,6 +63,10 @@ class Receiver(Protocol):
         """Everything that was handed over up to this mark is durable there."""
         ...
 
+    def learned(self, peer: str, job: str, entries: Sequence[SignedEntry]) -> None:
+        """The node stored what it was sent, and has these ends of the job besides; unchecked."""
+        ...
+
     def failed(self, peer: str, job: str, result: StoreResult | None) -> None:
         """The node answered so; None: nobody knows. All that was handed over of this job and is not stored is given back."""
         ...
@@ -250,6 +254,8 @@ class Link:
                 self._full_until = self._now() + self._settings.full_pause
             self._receiver.failed(self.peer, job, result)
             return
+        if result.entries:
+            self._receiver.learned(self.peer, job, result.entries)
         if (mark := parts[-1].mark) is not None:
             self._receiver.stored(self.peer, job, mark)
         if rest and self.up and not self._closed:

@@ -117,7 +117,7 @@ class Replicator:
         """Jobs whose copies are to be looked at."""
         self._wake = trio.Event()
         self._proofs: dict[str, Sequence[SignedEntry]] = {}
-        """Higher claims that no writer waited for."""
+        """Higher claims that no writer waited for, and ends."""
         self._endings: deque[tuple[float, str]] = deque()
         self._start: Callable[..., None] | None = None
 
@@ -338,6 +338,14 @@ class Replicator:
             if state.ending and not state.asks and job not in self._short and all(state.copies.full(p) for p in state.copies.targets):
                 state.last, state.unsettled = (), []  # what is still needed of it, the table has
 
+    def learned(self, peer: str, job: str, entries: Sequence[SignedEntry]) -> None:
+        """Somebody ended the job while this node could not hear of it: it stops."""
+        ends = [e for e in self._checked(job, entries) if isinstance(e.body(), OutcomeEntry)]
+        if ends and job in self._jobs:
+            log.info("copies.ended_elsewhere", job=job, peer=peer)
+            self._proofs[job] = ends
+            self._wake.set()
+
     def failed(self, peer: str, job: str, result: StoreResult | None) -> None:
         state = self._jobs.get(job)
         if state is None:
@@ -462,7 +470,7 @@ class Replicator:
                 await trio.sleep(s.repair_pause)
 
     async def _learn(self) -> None:
-        """Claims of others that came as the answer to what no writer waited for."""
+        """Claims of others, and ends, that came as the answer to what no writer waited for."""
         while self._proofs:
             job, proof = self._proofs.popitem()
             try:

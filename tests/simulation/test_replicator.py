@@ -270,6 +270,18 @@ async def test_a_fence_that_nobody_waits_for_gets_into_the_record(autojump_clock
         assert owner_now == Ballot(5, "rival", "b")
 
 
+async def test_an_owner_hears_that_the_job_was_cancelled_elsewhere_and_believes_no_forgery(autojump_clock: MockClock) -> None:
+    async with an_owner("a") as owner:
+        await owner.table.extend([("j", [e.body() for e in new_job("j").entries])])
+        cancelled = outcome(1, "cancelled", "rival", job="j")
+        forged = type(cancelled)(cancelled.payload, cancelled.author, b"x" * 32)
+        for told, ends in ((forged, False), (outcome(1, "cancelled", "rival", job="k"), False), (cancelled, True)):
+            owner.holders["a"].ends["j"] = told
+            await owner.table.extend([("j", [status("j", 1.0).entries[0].body()])], wanted=0)
+            await trio.sleep(1)
+            assert owner.table.view("j").terminal == ends
+
+
 async def test_who_claims_the_job_again_writes_again(autojump_clock: MockClock) -> None:
     async with an_owner("a") as owner:
         await owner.table.extend([("j", [e.body() for e in new_job("j").entries])])

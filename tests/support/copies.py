@@ -86,6 +86,8 @@ class Holder:
         self.full = False
         self.refuses: set[str] = set()
         self.fences: dict[str, tuple[Ballot, tuple[SignedEntry, ...]]] = {}
+        self.ends: dict[str, SignedEntry] = {}
+        """Outcomes that whoever stores something is told of."""
         self.block_delay = 0.0
         self.no_blocks = False
         self.busy = False
@@ -121,7 +123,8 @@ class Holder:
             return StoreResult(job=sent.job, status="incomplete")
         self.entries += len(sent.entries)
         self.records.setdefault(sent.job, {}).update({e.id: e for e in sent.entries})
-        return StoreResult(job=sent.job, status="stored")
+        ends = (self.ends[sent.job],) if sent.job in self.ends else ()
+        return StoreResult(job=sent.job, status="stored", entries=ends)
 
     async def _blocks(self, peer: str, data: bytes) -> bytes:
         request = codec.decode(data, BlocksRequest)

@@ -99,6 +99,20 @@ async def test_a_lower_ballot_is_fenced_with_proof_and_not_stored(swarm: RecordS
     assert (await swarm.nodes["q"].store_at("holder", e.JOB, e.assign(2, peer="q"))).status == "stored"
 
 
+async def test_whoever_goes_on_with_a_job_that_ended_is_told_so(swarm: RecordSwarm, owner: RecordNode, holder: RecordNode) -> None:
+    end = e.outcome(1, "cancelled")
+    await owner.store_at("holder", e.JOB, *START)
+    assert (await owner.store_at("holder", e.JOB, end)).entries == (), "it knows"
+    q = swarm.nodes["q"]
+    answer = await q.store_at("holder", e.JOB, e.claim(2, "q"))
+    assert (answer.status, answer.entries) == ("stored", (end,))
+    assert (await q.store_at("holder", e.JOB, e.assign(2, peer="q"))).entries == (end,)
+    assert (await q.store_at("holder", e.JOB, end, merge=True)).entries == ()
+    failed = e.outcome(2, "failed", "q", job="other")
+    await q.store_at("holder", "other", e.core("other"), e.claim(2, "q", job="other"), failed)
+    assert (await owner.store_at("holder", "other", e.claim(3, job="other"))).entries == (), "a failed job may be taken up again"
+
+
 async def test_a_fence_alone_fences_too(owner: RecordNode, holder: RecordNode) -> None:
     await holder.journal.raise_ballot(e.JOB, e.ballot(4, "z"))
     answer = await owner.store_at("holder", e.JOB, *START)

@@ -65,7 +65,7 @@ class Kept:
         return 0
 
 
-async def played(kept: Kept, seconds: float = 5.0, **timing: float) -> list[str]:
+async def played(kept: Kept, seconds: float = 5.0, **timing: Any) -> list[str]:
     seat = Seat()
     settings = OffersSettings(results=OfferSettings(settle=0.0, pause_most=30.0, **timing))
     offers = ResultOffers(seat, seat, TrioClock(), kept, settings)  # type: ignore[arg-type]

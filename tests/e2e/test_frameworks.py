@@ -1,25 +1,23 @@
-"""One network in every framework on one node: comparative jobs over them, and models that come, are checked and go."""
+"""One network in four frameworks on one node: comparative jobs over them, and models that come, are checked and go."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.support.loader_cases import Case, cases, silero_answers, silero_case, silero_inputs, silero_onnx
+from tests.support.loader_cases import Case, cases, silero_answers, silero_inputs
 from tests.support.real_swarm import RealNode, RealSwarm
 
-FRAMEWORKS = ("onnx", "torchscript", "pt2", "mlx", "coreml")
+FRAMEWORKS = ("torchscript", "pt2", "mlx", "coreml")
 
 
 @pytest.fixture(scope="module")
 def silero() -> dict[str, Case]:
-    found = {c.format: c for c in cases() if c.model == "silero-vad"}
-    return found | {"onnx": replace(silero_case("onnx", "", "its package", 1e-6), file=silero_onnx)}
+    return {c.format: c for c in cases() if c.model == "silero-vad"}
 
 
 @pytest.fixture(scope="module")

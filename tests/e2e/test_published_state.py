@@ -68,6 +68,8 @@ def test_registry_and_jobs_by_name_and_nodes_that_catch_up(tmp_path: Path) -> No
         for path in ("journal.db", "journal.db-wal", "journal.db-shm"):
             (lost.home.path / path).unlink(missing_ok=True)
         shutil.rmtree(lost.home.path / "blocks")
+        with swarm[plain].node_client() as client:
+            lost.join = (client.invite(),)  # whom it had met was on that disk
         lost.start()
         wait_until(lambda: caught_up(lost), "it has what it had")
         assert not any(node.crashed() for node in swarm.nodes.values())

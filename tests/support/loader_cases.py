@@ -83,26 +83,6 @@ def silero_answers() -> dict[str, Any]:
     return {"output": np.asarray(output), "memoryN": np.asarray(state)}
 
 
-def silero_onnx(folder: Path) -> Path:
-    """The file in the package, asked as the other formats are: the state is called ``memory``, the rate is fixed."""
-    import onnx
-
-    model = onnx.load(str(package_file("silero-vad", "silero_vad/data/silero_vad.onnx")))
-    graph, helper = model.graph, onnx.helper
-    kept = [v for v in graph.input if v.name == "input"]
-    del graph.input[:]
-    memory = helper.make_tensor_value_info("memory", onnx.TensorProto.FLOAT, [2, 1, 128])
-    graph.input.extend([*kept, memory])
-    graph.initializer.append(onnx.numpy_helper.from_array(np.array(16000), "sr"))
-    graph.node.insert(0, helper.make_node("Identity", ["memory"], ["state"]))
-    graph.node.append(helper.make_node("Identity", ["stateN"], ["memoryN"]))
-    output = [v for v in graph.output if v.name == "output"]
-    del graph.output[:]
-    graph.output.extend([*output, helper.make_tensor_value_info("memoryN", onnx.TensorProto.FLOAT, [2, 1, 128])])
-    onnx.save(model, str(folder / "vad.onnx"))
-    return folder / "vad.onnx"
-
-
 def silero_case(format: str, name: str, how: str, tolerance: float) -> Case:
     return Case("silero-vad", format, how, lambda f: silero(f, name), silero_inputs(), silero_answers, tolerance, (SILERO_IN, SILERO_OUT))
 

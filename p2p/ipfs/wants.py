@@ -76,6 +76,8 @@ class _Peer:
     """How often a block that is not needed any more may still come: a request that was taken back may have
     been answered already, and one that is made again is answered twice."""
     heard: float = float("-inf")
+    brought: float = float("-inf")
+    """When it last delivered a block that was wanted."""
     strikes: int = 0
     distrusted_until: float = float("-inf")
     was_connected: bool = False
@@ -148,6 +150,7 @@ class WantBook:
         want.asked.pop(peer, None)
         want.probing.pop(peer, None)
         state.asked.discard(cid)
+        state.brought = now
         self.leave(cid)
         self._fill(now)
         return Delivery.WANTED
@@ -198,10 +201,18 @@ class WantBook:
         want.progress = max((want.progress, *moving))
         if now - want.progress > want.timeout:
             self._give_up(want)
-        elif len(want.asked) == 1 and now - min(want.asked.values()) > self._settings.hedge:
+        elif self._is_slow(want, now):
             self._ask_somebody(want, now)
         else:
             self._assign(want, now)
+
+    def _is_slow(self, want: _Want, now: float) -> bool:
+        """Whether the only one that is asked brings nothing. Who works through what it was asked for before is not slow: on a busy
+        machine, all would be, and everything would be fetched twice."""
+        if len(want.asked) != 1:
+            return False
+        ((peer, since),) = want.asked.items()
+        return now - max(since, self._peer(peer).brought) > self._settings.hedge
 
     def _assign(self, want: _Want, now: float) -> None:
         """See to it that somebody is asked, or give up."""

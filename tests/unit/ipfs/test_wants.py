@@ -118,6 +118,19 @@ def test_a_second_provider_is_asked_when_the_first_is_slow_and_the_loser_is_told
     assert scene.deliver("a", 0) is Delivery.LATE
 
 
+def test_a_provider_that_works_through_what_it_was_asked_for_is_not_slow():
+    scene = Scene("a", "b")
+    for cid, provider in ((0, "a"), (1, "a"), (2, "b"), (3, "b")):
+        scene.want(cid, provider)
+    scene.want(1, "b")
+    assert scene.tick(2.5) == []
+    for provider, cid in (("a", 0), ("b", 2)):
+        scene.book.heard(provider, scene.now)
+        scene.deliver(provider, cid)
+    assert scene.tick(2.5) == [], "its other block is on its way"
+    assert scene.tick(1) == ["b block 1"]
+
+
 def test_a_silent_provider_is_dropped_and_asked_again_only_when_there_is_nobody_else():
     scene = Scene("a")
     scene.want(0, "a", timeout=13)

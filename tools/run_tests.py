@@ -1,8 +1,8 @@
 """All tests, with coverage of every process, and the gates; the last line is the summary.
 
 Unit, simulation and security tests share nothing and run on two processors; those with real nodes and real time run one after
-the other. Simulations run without coverage, under which they take twice as long: what they go through is what unit tests
-assert. So do performance tests, for it would distort what they measure.
+the other. Coverage makes every process half as fast: simulations and whole nodes run without it, for what they go through is what
+unit and integration tests assert; performance tests, for it would distort what they measure.
 Writes test-results.xml, coverage.xml, coverage.json and htmlcov/. Exit 1 if a test or a gate failed.
 """
 
@@ -46,8 +46,8 @@ def main() -> int:
         run("coverage", "erase")
         failed |= tests("unit", "security", parallel=True)
         failed |= tests("simulation", coverage=False, parallel=True)
-        failed |= tests("integration", "e2e")
-        failed |= tests("performance", coverage=False)
+        failed |= tests("integration")
+        failed |= tests("e2e", "performance", coverage=False)
         results.merge(written, ROOT / "test-results.xml")
     run("coverage", "combine", "-q")
     for form in (("xml", "-q"), ("json", "-q"), ("html", "-q")):

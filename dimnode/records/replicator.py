@@ -16,11 +16,11 @@ import trio
 
 from dimnode.core.electorate import others_needed
 from dimnode.core.job_copies import JobCopies
-from dimnode.core.job_record import EntryRefused, Verify, check_entry
+from dimnode.core.job_record import Verify
 from dimnode.domain.record import Ballot, Claim, Core, OutcomeEntry, SignedEntry
-from dimnode.errors import DimError
 from dimnode.ports import Clock, Copied, Journal, Registry, Written
 from dimnode.records.acknowledgements import Acknowledgements
+from dimnode.records.answers import Learned, checked
 from dimnode.records.asks import Ask, Waiter
 from dimnode.records.hand_over import HandOver, HandOverSettings
 from dimnode.records.keepers import Keepers
@@ -116,8 +116,7 @@ class Replicator:
         self._short: dict[str, None] = {}
         """Jobs whose copies are to be looked at."""
         self._wake = trio.Event()
-        self._proofs: dict[str, Sequence[SignedEntry]] = {}
-        """Higher claims that no writer waited for, and ends."""
+        self._learned = Learned(table)
         self._endings: deque[tuple[float, str]] = deque()
         self._start: Callable[..., None] | None = None
 
@@ -340,10 +339,10 @@ class Replicator:
 
     def learned(self, peer: str, job: str, entries: Sequence[SignedEntry]) -> None:
         """Somebody ended the job while this node could not hear of it: it stops."""
-        ends = [e for e in self._checked(job, entries) if isinstance(e.body(), OutcomeEntry)]
+        ends = [e for e in checked(job, entries, self._verify) if isinstance(e.body(), OutcomeEntry)]
         if ends and job in self._jobs:
             log.info("copies.ended_elsewhere", job=job, peer=peer)
-            self._proofs[job] = ends
+            self._learned.add(job, ends)
             self._wake.set()
 
     def failed(self, peer: str, job: str, result: StoreResult | None) -> None:
@@ -395,7 +394,7 @@ class Replicator:
 
     def _fenced(self, job: str, state: _Job, peer: str, result: StoreResult) -> bool:
         """Whether somebody else's claim is told that fences this node's: then this node is not the owner any more."""
-        proof = list(self._checked(job, result.entries))
+        proof = checked(job, result.entries, self._verify)
         claims = [b.ballot for e in proof if isinstance(b := e.body(), Claim)]
         mine = max((b for e in state.last if e.author == self._network.peer_id and (b := getattr(e.body(), "ballot", None))), default=None)
         ballot = max((*claims, result.ballot or Ballot(-1, "", "")))
@@ -407,19 +406,9 @@ class Replicator:
         for ask in state.asks:
             ask.fence(ballot, proof)
         if not state.asks:
-            self._proofs[job] = proof
+            self._learned.add(job, proof)
             self._wake.set()
         return True
-
-    def _checked(self, job: str, entries: Sequence[SignedEntry]) -> Sequence[SignedEntry]:
-        out: list[SignedEntry] = []
-        for entry in entries:
-            try:
-                if check_entry(entry, self._verify).job == job:
-                    out.append(entry)
-            except EntryRefused as e:
-                log.warning("copies.bad_entry", job=job, reason=str(e))
-        return out
 
     # --- repair ---------------------------------------------------------------------------------
 
@@ -458,7 +447,7 @@ class Replicator:
             with trio.move_on_after(s.repair_retry):
                 await self._wake.wait()
             self._wake = trio.Event()
-            await self._learn()
+            await self._learned.take_in()
             todo = list(self._short)
             for start in range(0, len(todo), s.repair_batch):
                 for job in todo[start : start + s.repair_batch]:
@@ -468,15 +457,6 @@ class Replicator:
                     else:
                         self._short.pop(job, None)
                 await trio.sleep(s.repair_pause)
-
-    async def _learn(self) -> None:
-        """Claims of others, and ends, that came as the answer to what no writer waited for."""
-        while self._proofs:
-            job, proof = self._proofs.popitem()
-            try:
-                await self._table.merge(job, proof)
-            except DimError as e:
-                log.warning("copies.claim_not_kept", job=job, reason=e.message)
 
     # --- forgetting
 

@@ -1,0 +1,45 @@
+"""What other nodes answer when they are sent entries: claims that fence and ends of jobs, checked, on their way into the record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+
+from dimnode.core.job_record import EntryRefused, Verify, check_entry
+from dimnode.domain.record import SignedEntry
+from dimnode.errors import DimError
+from dimnode.records.table import RecordTable
+
+log = structlog.get_logger(__name__)
+
+
+def checked(job: str, entries: Sequence[SignedEntry], verify: Verify) -> list[SignedEntry]:
+    """Those that are signed by their authors and about this job."""
+    out: list[SignedEntry] = []
+    for entry in entries:
+        try:
+            if check_entry(entry, verify).job == job:
+                out.append(entry)
+        except EntryRefused as e:
+            log.warning("copies.bad_entry", job=job, reason=str(e))
+    return out
+
+
+class Learned:
+    """Answers that no writer waited for. The latest of each job; one that is lost on the way comes again with the next write."""
+
+    def __init__(self, table: RecordTable) -> None:
+        self._table = table
+        self._waiting: dict[str, Sequence[SignedEntry]] = {}
+
+    def add(self, job: str, entries: Sequence[SignedEntry]) -> None:
+        self._waiting[job] = entries
+
+    async def take_in(self) -> None:
+        while self._waiting:
+            job, entries = self._waiting.popitem()
+            try:
+                await self._table.merge(job, entries)
+            except DimError as e:
+                log.warning("copies.answer_not_kept", job=job, reason=e.message)

@@ -96,6 +96,7 @@ def measure(nodes: int, jobs: int, clients: int) -> dict[str, Any]:
                 rate, copies = asyncio.run(work)
                 found[name] = {
                     "per_s": round(rate, 1),
+                    "copied_per_s": round(rate * sum(c > 1 for c in copies) / len(copies), 1),
                     "copies": _counted(copies),
                     "completed_after_s": round(asyncio.run(drain(address)), 1),
                 }

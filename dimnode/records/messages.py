@@ -44,9 +44,9 @@ class StoreRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoreResult(msgspec.Struct, frozen=True, kw_only=True):
-    """``stored``: fsynced; ``entries`` are final outcomes that the sender did not have, if there are any. ``fenced``: a higher claim is known here; ``entries`` prove it. ``incomplete``: the job's core
-    is not here, send the whole record. ``refused``: entries that may not enter any record, or no custody. ``full``: no
-    room on this disk."""
+    """``stored``: fsynced; ``entries`` are final outcomes that the sender did not have, if there are any. ``fenced``: a higher claim
+    is known here; ``entries`` prove it. ``incomplete``: the job's core is not here, send the whole record. ``refused``: entries
+    that may not enter any record, or no custody. ``full``: no room on this disk."""
 
     job: str
     status: Literal["stored", "fenced", "incomplete", "refused", "full"]

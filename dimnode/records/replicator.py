@@ -16,7 +16,7 @@ import trio
 
 from dimnode.core.electorate import others_needed
 from dimnode.core.job_copies import JobCopies
-from dimnode.core.job_record import Verify
+from dimnode.core.job_record import FINAL, Verify
 from dimnode.domain.record import Ballot, Claim, Core, OutcomeEntry, SignedEntry
 from dimnode.ports import Clock, Copied, Journal, Registry, Written
 from dimnode.records.acknowledgements import Acknowledgements
@@ -339,8 +339,10 @@ class Replicator:
 
     def learned(self, peer: str, job: str, entries: Sequence[SignedEntry]) -> None:
         """Somebody ended the job while this node could not hear of it: it stops."""
-        ends = [e for e in checked(job, entries, self._verify) if isinstance(e.body(), OutcomeEntry)]
-        if ends and job in self._jobs:
+        if job not in self._jobs:
+            return
+        ends = [e for e in checked(job, entries, self._verify) if isinstance(b := e.body(), OutcomeEntry) and b.status in FINAL]
+        if ends:
             log.info("copies.ended_elsewhere", job=job, peer=peer)
             self._learned.add(job, ends)
             self._wake.set()

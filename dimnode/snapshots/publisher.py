@@ -35,7 +35,7 @@ class PublisherSettings:
     share: float = 0.1
     """Of all time, at most spent on snapshots."""
     unchanged: int = 10
-    """Intervals after which it is looked at everything although nothing seems to have changed."""
+    """Intervals after which everything is looked at although nothing seems to have changed."""
     retry_first: float = 1.0
     retry_most: float = 60.0
     renew: float = 0.5

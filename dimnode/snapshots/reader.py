@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from dimnode.domain.record import SignedEntry
 from dimnode.snapshots import documents, records_file, tree
@@ -74,4 +74,4 @@ async def open_published(store: ContentStore, named: Named, swarm: str, timeout:
     """Raises `ContentError`."""
     reading = tree.Reading(store, (named.peer,), timeout)
     root = documents.decode_root(await reading.block(cids.parse(named.cid)), swarm, named.card)
-    return Published(named, root, replace(reading))
+    return Published(named, root, reading)

@@ -6,9 +6,10 @@ something out. The states in the list of jobs are the seats' word.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import trio
@@ -105,9 +106,7 @@ class Resolver:
             while any(heads):
                 job = min(head.job for head in heads if head is not None)
                 said = [head for head in heads if head is not None and head.job == job]
-                best = said[0]
-                for other in said[1:]:
-                    best = other if other.outdoes(best) else best
+                best = reduce(_better, said)
                 if best.status != "deleted":
                     if len(jobs) == limit:
                         more = True
@@ -132,9 +131,7 @@ class Resolver:
                     async with aclosing(seat.published.records(found[1], {job})) as records:
                         async for _, entries in records:
                             self._merge(record, entries)
-        best = said[0] if said else None
-        for other in said[1:]:
-            best = other if best is None or other.outdoes(best) else best
+        best = reduce(_better, said) if said else None
         status = view(record).status if len(record) else (best.status if best else "deleted")
         if best is None or status == "deleted":
             raise NotFound(f"no seat has published job {job}", hint="`dimnode ipfs resolve jobs` lists the jobs; new ones take a moment.")
@@ -220,19 +217,15 @@ class _Seat:
     published: Published
     problem: str = ""
 
-    def tolerate(self) -> _Tolerance:
+    @contextmanager
+    def tolerate(self) -> Generator[None, None, None]:
         """What cannot be read of one seat is noted; the others go on."""
-        return _Tolerance(self)
+        try:
+            yield
+        except ContentError as error:
+            self.problem = str(error)
 
 
-class _Tolerance:
-    def __init__(self, seat: _Seat) -> None:
-        self._seat = seat
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, ContentError):
-            self._seat.problem = str(error)
-            return True
-        return False
+def _better(a: JobSummary, b: JobSummary) -> JobSummary:
+    """Of two states of one job the one that the merged record would have."""
+    return b if b.outdoes(a) else a

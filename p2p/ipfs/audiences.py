@@ -12,6 +12,7 @@ from collections.abc import Collection, Generator, Iterable
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from p2p.ipfs import database
 from p2p.ipfs.cid import Cid
 
 _SCHEMA = (
@@ -33,14 +34,7 @@ class DiskAudiences:
         self._dirty = False
 
     def open(self) -> None:
-        connection = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
-        try:
-            for statement in ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL", "PRAGMA fullfsync = ON", *_SCHEMA):
-                connection.execute(statement).close()
-        except BaseException:
-            connection.close()
-            raise
-        self._connection = connection
+        self._connection = database.connect(self._path, "NORMAL", _SCHEMA)
 
     def close(self) -> None:
         with self._lock:
@@ -54,7 +48,7 @@ class DiskAudiences:
             return _of(connection, cid)
 
     def add(self, cids: Iterable[Cid], audience: str) -> None:
-        with self._locked() as connection, _transaction(connection):
+        with self._locked() as connection, database.transaction(connection):
             for cid in cids:
                 connection.execute("INSERT OR IGNORE INTO audiences VALUES (?, ?)", (cid.digest, audience)).close()
             self._dirty = True
@@ -71,12 +65,12 @@ class DiskAudiences:
         with self._locked() as connection:
             known = [cid for cid in cids if _of(connection, cid)]
             if known:
-                with _transaction(connection):
+                with database.transaction(connection):
                     for cid in known:
                         connection.execute("DELETE FROM audiences WHERE digest = ?", (cid.digest,)).close()
 
     def rename(self, old: str, new: str) -> None:
-        with self._locked() as connection, _transaction(connection):
+        with self._locked() as connection, database.transaction(connection):
             connection.execute("UPDATE OR IGNORE audiences SET audience = ? WHERE audience = ?", (new, old)).close()
             connection.execute("DELETE FROM audiences WHERE audience = ?", (old,)).close()
             self._dirty = True
@@ -98,17 +92,6 @@ class DiskAudiences:
 def _of(connection: sqlite3.Connection, cid: Cid) -> frozenset[str]:
     with closing(connection.execute("SELECT audience FROM audiences WHERE digest = ?", (cid.digest,))) as rows:
         return frozenset(row[0] for row in rows)
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Generator[None, None, None]:
-    connection.execute("BEGIN IMMEDIATE").close()
-    try:
-        yield
-        connection.execute("COMMIT").close()
-    except BaseException:
-        connection.execute("ROLLBACK").close()
-        raise
 
 
 class AudiencesInMemory:

@@ -6,6 +6,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from p2p.ipfs import database
 from p2p.ipfs.api import Pin
 
 _SCHEMA = """CREATE TABLE IF NOT EXISTS pins (
@@ -29,11 +30,8 @@ class DiskPins:
         self._pins: dict[str, Pin] = {}
 
     def open(self) -> None:
-        connection = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
+        connection = database.connect(self._path, "FULL", [_SCHEMA])
         try:
-            for pragma in ("journal_mode = WAL", "synchronous = FULL", "fullfsync = ON"):
-                connection.execute(f"PRAGMA {pragma}").close()
-            connection.execute(_SCHEMA).close()
             _widen(connection)
             with closing(connection.execute("SELECT cid, reason, recursive, at FROM pins")) as rows:
                 self._pins = {cid: Pin(reason, bool(recursive), at) for cid, reason, recursive, at in rows}
@@ -50,17 +48,12 @@ class DiskPins:
     def apply(self, changes: list[Change]) -> None:
         """All changes in one durable transaction, in order."""
         assert self._connection is not None, "open() comes first"
-        self._connection.execute("BEGIN IMMEDIATE").close()
-        try:
+        with database.transaction(self._connection):
             for cid, pin in changes:
                 if pin is None:
                     self._connection.execute("DELETE FROM pins WHERE cid = ?", (cid,)).close()
                 else:
                     self._connection.execute(_PIN, (cid, pin.reason, pin.recursive, pin.at)).close()
-            self._connection.execute("COMMIT").close()
-        except BaseException:
-            self._connection.execute("ROLLBACK").close()
-            raise
         for cid, pin in changes:
             if pin is None:
                 self._pins.pop(cid, None)

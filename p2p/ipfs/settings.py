@@ -21,7 +21,8 @@ class ExchangeSettings:
     stall: float = 5.0
     """A peer that is asked and sends no byte for so long is dropped for the block, and another is asked."""
     hedge: float = 3.0
-    """A block that was asked of one peer is asked of another one too, if there is one, when the first has brought nothing for so long."""
+    """A block that was asked of one peer is asked of another one too, if there is one, when the first has brought nothing for so long,
+    or only what it was asked for later."""
     patience: float = 120.0
     """Longest wait for one block from one peer, whatever else it sends."""
     distrust: float = 60.0

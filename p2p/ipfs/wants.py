@@ -78,6 +78,8 @@ class _Peer:
     heard: float = float("-inf")
     brought: float = float("-inf")
     """When it last delivered a block that was wanted."""
+    reached: float = float("-inf")
+    """Of the blocks that it delivered the latest time of asking: what it was asked for before that, it has passed over."""
     strikes: int = 0
     distrusted_until: float = float("-inf")
     was_connected: bool = False
@@ -147,7 +149,7 @@ class WantBook:
             self._count_late(state, cid, -1)
         if want is None:
             return Delivery.LATE
-        want.asked.pop(peer, None)
+        state.reached = max(state.reached, want.asked.pop(peer, state.reached))
         want.probing.pop(peer, None)
         state.asked.discard(cid)
         state.brought = now
@@ -207,12 +209,13 @@ class WantBook:
             self._assign(want, now)
 
     def _is_slow(self, want: _Want, now: float) -> bool:
-        """Whether the only one that is asked brings nothing. Who works through what it was asked for before is not slow: on a busy
-        machine, all would be, and everything would be fetched twice."""
+        """Whether the only one that is asked brings nothing, or brings later ones first. Who works through what it was asked for before is
+        not slow: on a busy machine, all would be, and everything would be fetched twice."""
         if len(want.asked) != 1:
             return False
-        ((peer, since),) = want.asked.items()
-        return now - max(since, self._peer(peer).brought) > self._settings.hedge
+        ((name, since),) = want.asked.items()
+        peer = self._peer(name)
+        return now - (since if since < peer.reached else max(since, peer.brought)) > self._settings.hedge
 
     def _assign(self, want: _Want, now: float) -> None:
         """See to it that somebody is asked, or give up."""

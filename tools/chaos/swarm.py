@@ -27,7 +27,8 @@ LOOK_EVERY = 0.1
 """Seconds between two looks at a node: what the times to a new orchestrator are exact to."""
 MEMORY_EVERY = 10.0
 LEFT = 3
-"""Exit code of a node that stopped with jobs or records left that no other node has taken."""
+WORK_LEFT = "could not be handed over before this node left"
+"""Exit code and last words of a node that stopped with jobs or records left that no other node has taken."""
 _LOOK = ClientSettings(timeout=1.0, retry_for=0.0, backoff_max=0.2)
 DISK = 4 << 30
 """Bytes of each node's disk: above what a node wants to have free before it takes work. It takes memory for what is on it only."""
@@ -187,7 +188,7 @@ class FireSwarm:
             self.trouble(str(e))
             node.kill()
         else:
-            if code == LEFT and (beset or self._others_ail(node)):
+            if code == LEFT and WORK_LEFT in node.log(5) and (beset or self._others_ail(node)):
                 self.stops_with_work_left += 1
             elif code:
                 self.trouble(f"{node.name} ended with {code} after {took:.1f} s of a clean stop")

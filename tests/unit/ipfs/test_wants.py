@@ -131,6 +131,18 @@ def test_a_provider_that_works_through_what_it_was_asked_for_is_not_slow():
     assert scene.tick(1) == ["b block 1"]
 
 
+def test_a_provider_that_withholds_one_block_and_brings_later_ones_is_slow():
+    scene = Scene("a", "b")
+    scene.want(0, "a", "b")
+    for cid in (1, 2, 3):
+        scene.now += 1
+        scene.want(cid, "a")
+        scene.book.heard("a", scene.now)
+        scene.deliver("a", cid)
+    scene.out()
+    assert scene.tick(0.5) == ["b block 0"]
+
+
 def test_a_silent_provider_is_dropped_and_asked_again_only_when_there_is_nobody_else():
     scene = Scene("a")
     scene.want(0, "a", timeout=13)

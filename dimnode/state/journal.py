@@ -152,8 +152,9 @@ class SqliteJournal:
 
     def _learn(self, by_job: Mapping[str, list[rows.Row]], fenced: Mapping[str, Ballot]) -> None:
         """Claims among what was appended fence: what is remembered rises with them."""
-        for job in by_job.keys() & self._ballots.keys() - fenced.keys():
-            self._ballots[job] = max([self._ballots[job], *[r.claim for r in by_job[job] if r.claim is not None]])
+        for job in by_job.keys() - fenced.keys():  # of this batch only: what is remembered has many thousands
+            if (known := self._ballots.get(job)) is not None:
+                self._ballots[job] = max([known, *[r.claim for r in by_job[job] if r.claim is not None]])
 
     async def load(self, job: str) -> tuple[SignedEntry, ...]:
         found = await self._read("SELECT payload, author, signature FROM entries WHERE job = ? ORDER BY seq", (job,))

@@ -56,14 +56,14 @@ class DiskAudiences:
     def share(self, cids: Iterable[Cid], audience: str) -> None:
         """As `add`, of those that are not everybody's."""
         with self._locked() as connection:
-            known = {cid: _of(connection, cid) for cid in cids}
-        if lacking := [cid for cid, audiences in known.items() if audiences and audience not in audiences]:
+            lacking = [cid for cid in cids if _is_private(connection, cid) and not _is_for(connection, cid, audience)]
+        if lacking:
             self.add(lacking, audience)
 
     def forget(self, cids: Collection[Cid]) -> None:
         """They are everybody's, or gone."""
         with self._locked() as connection:
-            known = [cid for cid in cids if _of(connection, cid)]
+            known = [cid for cid in cids if _is_private(connection, cid)]
             if known:
                 with database.transaction(connection):
                     for cid in known:
@@ -92,6 +92,20 @@ class DiskAudiences:
 def _of(connection: sqlite3.Connection, cid: Cid) -> frozenset[str]:
     with closing(connection.execute("SELECT audience FROM audiences WHERE digest = ?", (cid.digest,))) as rows:
         return frozenset(row[0] for row in rows)
+
+
+def _is_private(connection: sqlite3.Connection, cid: Cid) -> bool:
+    """Without counting for whom it is: thousands of jobs may have the same input."""
+    return _found(connection, "SELECT 1 FROM audiences WHERE digest = ? LIMIT 1", (cid.digest,))
+
+
+def _is_for(connection: sqlite3.Connection, cid: Cid, audience: str) -> bool:
+    return _found(connection, "SELECT 1 FROM audiences WHERE digest = ? AND audience = ?", (cid.digest, audience))
+
+
+def _found(connection: sqlite3.Connection, statement: str, values: tuple[bytes | str, ...]) -> bool:
+    with closing(connection.execute(statement, values)) as rows:
+        return rows.fetchone() is not None
 
 
 class AudiencesInMemory:

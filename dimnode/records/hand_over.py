@@ -5,7 +5,7 @@ Other nodes are asked first what they have (most have most already), and get wha
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -15,10 +15,10 @@ import trio
 
 from dimnode.core.job_record import Record
 from dimnode.core.job_view import view
-from dimnode.core.record_blocks import blocks_of, tensors_of
 from dimnode.domain import codec
 from dimnode.errors import DimError
 from dimnode.ports import JobDigest, Journal
+from dimnode.records.blocks import blocks_here
 from dimnode.records.keepers import Keepers
 from dimnode.records.links import in_parts
 from dimnode.records.messages import (
@@ -36,7 +36,7 @@ from dimnode.records.messages import (
 )
 from dimnode.records.table import RecordTable
 from p2p.api import Network, NetworkError
-from p2p.ipfs.api import ContentError, ContentStore
+from p2p.ipfs.api import ContentStore
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -48,13 +48,17 @@ class HandOverSettings:
     """Records of the journal that are looked at in one go."""
     compare: int = 256
     """Records that a node is asked about at once."""
-    rounds: int = 3
-    """Nodes that are tried for a record, one after the other."""
+    tries: int = 4
+    """Requests in a row that a node may leave without an answer."""
+    pause: float = 0.5
+    """Seconds before it is asked again."""
     max_bytes: int = 4 * 1024 * 1024
     """Of entries in one request."""
     request_timeout: float = 5.0
     blocks_timeout: float = 30.0
     """For a node to fetch a record's blocks."""
+    blocks_at_once: int = 8
+    """Records whose blocks one node is asked to fetch at the same time."""
 
 
 @dataclass(slots=True)
@@ -62,8 +66,8 @@ class _Item:
     digest: bytes
     have: set[str] = field(default_factory=set[str])
     """Nodes that have it."""
-    failed: set[str] = field(default_factory=set[str])
-    """Nodes that did not take it."""
+    refused: set[str] = field(default_factory=set[str])
+    """Nodes that answered, and did not take it."""
 
 
 class HandOver:
@@ -95,12 +99,15 @@ class HandOver:
         items: dict[str, _Item] = {}
         with trio.move_on_after(timeout):
             items = await self._collect(held)
-            for _ in range(self._settings.rounds):
-                if not (plan := self._plan(items, wanted)):
-                    break
+            silent: Counter[str] = Counter()
+            while plan := self._plan(items, wanted, silent):
+                before = silent.total()
                 async with trio.open_nursery() as nursery:
                     for peer, jobs in plan.items():
-                        nursery.start_soon(self._to_peer, peer, {j: items[j] for j in jobs})
+                        nursery.start_soon(self._to_peer, peer, {j: items[j] for j in jobs}, silent)
+                if silent.total() > before:  # a busy node is asked again in a while, one that left is not
+                    await trio.sleep(self._settings.pause)
+                    self._keepers.look()
         left = sum(len(i.have) < wanted for i in items.values())
         log.info("records.handed_over", records=len(items), not_handed_over=left)
         return left
@@ -115,15 +122,21 @@ class HandOver:
         found.sort(key=lambda d: d.finished)
         return {d.job: _Item(d.digest, set(held(d.job))) for d in found}
 
-    def _plan(self, items: dict[str, _Item], wanted: int) -> dict[str, list[str]]:
+    def _plan(self, items: dict[str, _Item], wanted: int, silent: Counter[str]) -> dict[str, list[str]]:
         plan: dict[str, list[str]] = {}
         for job, item in items.items():
             if len(item.have) >= wanted:
                 continue
             owner = self._owner(job)
-            chosen = self._keepers.pick(job, wanted + 1, item.have, (), lambda p, i=item: p not in i.failed)
+
+            def fit(peer: str, item: _Item = item) -> bool:
+                return peer not in item.refused and silent[peer] < self._settings.tries
+
+            chosen = self._keepers.pick(job, wanted + 1, item.have, (), fit)
+            if len(chosen) < wanted:
+                chosen = self._keepers.pick(job, wanted + 1, item.have, (), fit, down=True)
             # An owner has the record, and finds others for it; before that one more node shall have it.
-            chosen = sorted(chosen, key=lambda p: p == owner)
+            chosen = sorted(chosen, key=lambda p: (silent[p], p == owner))
             for peer in [p for p in chosen if p not in item.have][: wanted - len(item.have)]:
                 plan.setdefault(peer, []).append(job)
         return plan
@@ -134,20 +147,21 @@ class HandOver:
         owner = view(self._table.record(job)).owner
         return owner.peer if owner is not None else None
 
-    async def _to_peer(self, peer: str, items: dict[str, _Item]) -> None:
-        """Marks each item: the peer has it, or failed."""
+    async def _to_peer(self, peer: str, items: dict[str, _Item], silent: Counter[str]) -> None:
+        """Marks each item that the peer has, or does not take; ``silent`` counts how often it did not answer at all since it last
+        did. Then the rest waits for the next round."""
         jobs = list(items)
         for start in range(0, len(jobs), self._settings.compare):
             part = jobs[start : start + self._settings.compare]
             try:
                 have = await self._some(peer, {j: items[j] for j in part})
             except (NetworkError, codec.CodecError, DimError) as e:
+                silent[peer] += 1
                 log.warning("records.not_handed_over", peer=peer, records=len(jobs) - start, reason=str(e))
-                for job in jobs[start:]:
-                    items[job].failed.add(peer)
                 return
+            silent[peer] = 0
             for job in part:
-                (items[job].have if job in have else items[job].failed).add(peer)
+                (items[job].have if job in have else items[job].refused).add(peer)
 
     async def _some(self, peer: str, items: dict[str, _Item]) -> set[str]:
         asked = CompareRequest(items=tuple(CompareItem(job=j, digest=i.digest, keep=True) for j, i in items.items()))
@@ -157,10 +171,16 @@ class HandOver:
         have = set(items) - set(missing)
         records = {j: Record(j, e) for j, e in (await self._journal.load_many(missing)).items()}
         taken = await self._store_all(peer, records)
-        for job, record in records.items():
-            if job in taken and await self._keep_blocks(peer, record):
-                have.add(job)
+        limit = trio.CapacityLimiter(self._settings.blocks_at_once)
+        async with trio.open_nursery() as nursery:
+            for job in taken:
+                nursery.start_soon(self._with_blocks, peer, records[job], limit, have)
         return have
+
+    async def _with_blocks(self, peer: str, record: Record, limit: trio.CapacityLimiter, have: set[str]) -> None:
+        async with limit:
+            if await self._keep_blocks(peer, record):
+                have.add(record.job)
 
     async def _store_all(self, peer: str, records: dict[str, Record]) -> set[str]:
         """Those that the peer stored whole."""
@@ -180,23 +200,13 @@ class HandOver:
 
     async def _keep_blocks(self, peer: str, record: Record) -> bool:
         """Whether the peer has the blocks of the record that are here."""
-        cids = [c for c in await self._blocks(record) if await self._store.has(c)]
+        cids = await blocks_here(record, self._store, self._settings.request_timeout)
         if not cids:
             return True
         self._let_in(peer, record.job)
         request = BlocksRequest(job=record.job, cids=tuple(cids), providers=(self._network.peer_id,))
         answer = await self._ask(peer, BLOCKS, request, BlocksAnswer, self._settings.blocks_timeout)
         return set(cids) <= set(answer.kept)
-
-    async def _blocks(self, record: Record) -> list[str]:
-        cids = list(blocks_of(record))
-        outcome = view(record).outcome
-        if outcome is not None and outcome.result is None and outcome.result_cid is not None and await self._store.has(outcome.result_cid):
-            try:
-                cids += tensors_of(await self._store.get_dag(outcome.result_cid, timeout=self._settings.request_timeout), "outputs")
-            except ContentError as e:
-                log.warning("records.result_unreadable", job=record.job, reason=str(e))
-        return cids
 
     async def _ask(self, peer: str, method: str, request: Any, kind: type[T], timeout: float | None = None) -> T:
         timeout = timeout or self._settings.request_timeout

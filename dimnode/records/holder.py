@@ -270,20 +270,20 @@ class RecordHolder:
     async def keep_blocks(self, request: BlocksRequest) -> set[str]:
         """Those that are durable and pinned here now."""
         kept: set[str] = set()
-        pinned = await self._store.pins()
         async with trio.open_nursery() as nursery:
             for cid in dict.fromkeys(request.cids):
-                nursery.start_soon(self._keep_block, request, cid, pinned, kept)
+                nursery.start_soon(self._keep_block, request, cid, kept)
         return kept
 
-    async def _keep_block(self, request: BlocksRequest, cid: str, pinned: Mapping[str, str], kept: set[str]) -> None:
+    async def _keep_block(self, request: BlocksRequest, cid: str, kept: set[str]) -> None:
         """Fetched whole and pinned. A pin for something else stays what it is; of several jobs the last one has the pin."""
         async with self._fetching:
             try:
                 if self._free is not None and self._free() < self._settings.keep_free:
                     raise DiskFull("the disk is nearly full")
                 await self._store.private_to(request.job).fetch(cid, providers=request.providers, timeout=self._settings.block_timeout)
-                if pinned.get(cid, PIN).startswith(PIN):
+                pinned = await self._store.pinned_for(cid)
+                if pinned is None or pinned.startswith(PIN):
                     await self._store.pin(cid, reason=PIN + request.job)
             except ContentError as e:
                 log.warning("records.block_not_kept", job=request.job, cid=cid, reason=str(e))

@@ -61,10 +61,18 @@ class Keepers:
         return any(link.up and link.crowded for peer, link in self._links.items() if peer in self.members)
 
     def pick(
-        self, job: str, wanted: int, keep: Collection[str], held_by: Collection[str], fit: Callable[[str], bool] = lambda _: True
+        self,
+        job: str,
+        wanted: int,
+        keep: Collection[str],
+        held_by: Collection[str],
+        fit: Callable[[str], bool] = lambda _: True,
+        *,
+        down: bool = False,
     ) -> tuple[str, ...]:
-        """Nodes for the copies of a job of this node. ``keep`` are to stay, then those that hold it; slow nodes come last."""
-        open_ = [c for c in self._candidates if self._open(c.peer) and fit(c.peer)]
+        """Nodes for the copies of a job of this node. ``keep`` are to stay, then those that hold it; slow nodes come last. ``down``: also
+        nodes that left a request without an answer lately."""
+        open_ = [c for c in self._candidates if (down or self._open(c.peer)) and fit(c.peer)]
         fast = [c for c in open_ if not self._slow(c.peer)]
         me = self._network.peer_id
         chosen = self._choose(job, wanted, fast, me, self._own_hosts, keep or held_by)

@@ -192,6 +192,10 @@ class ContentStore(Protocol):
         """Reasons by CID."""
         ...
 
+    async def pinned_for(self, cid: str) -> str | None:
+        """The reason of its pin; None if it has none."""
+        ...
+
     async def list_pins(self) -> dict[str, Pin]: ...
 
     async def collect(self, needed: AsyncIterator[str], *, down_to: int = 0, grace: float | None = None) -> Collected:

@@ -62,6 +62,8 @@ class Blocks(Protocol):
 
     def pins(self) -> dict[str, Pin]: ...
 
+    def pin_of(self, cid: Cid) -> Pin | None: ...
+
     def inventory(self) -> AsyncIterator[list[Kept]]:
         """Every block that is here, page by page."""
         ...
@@ -144,6 +146,9 @@ class BlocksOnDisk:
 
     def pins(self) -> dict[str, Pin]:
         return self._pins.all()
+
+    def pin_of(self, cid: Cid) -> Pin | None:
+        return self._pins.get(cid.text)
 
     async def inventory(self) -> AsyncGenerator[list[Kept], None]:
         for shard in await trio.to_thread.run_sync(self._disk.shards, limiter=self._threads):
@@ -273,6 +278,9 @@ class BlocksInMemory:
 
     def pins(self) -> dict[str, Pin]:
         return dict(self._pins)
+
+    def pin_of(self, cid: Cid) -> Pin | None:
+        return self._pins.get(cid.text)
 
     async def inventory(self) -> AsyncGenerator[list[Kept], None]:
         await trio.lowlevel.checkpoint()

@@ -60,6 +60,9 @@ class DiskPins:
             else:
                 self._pins[cid] = pin
 
+    def get(self, cid: str) -> Pin | None:
+        return self._pins.get(cid)
+
     def all(self) -> dict[str, Pin]:
         return dict(self._pins)
 

@@ -227,6 +227,11 @@ class Store:
         await trio.lowlevel.checkpoint()
         return {cid: pin.reason for cid, pin in self._blocks.pins().items()}
 
+    async def pinned_for(self, cid: str) -> str | None:
+        await trio.lowlevel.checkpoint()
+        pin = self._blocks.pin_of(cids.parse(cid))
+        return pin.reason if pin is not None else None
+
     async def list_pins(self) -> dict[str, Pin]:
         await trio.lowlevel.checkpoint()
         return self._blocks.pins()

@@ -81,6 +81,33 @@ async def test_nodes_that_fail_are_replaced(autojump_clock: MockClock) -> None:
         assert len(owner.holders["c"].records) == 60
 
 
+async def test_a_node_that_is_busy_is_asked_again(autojump_clock: MockClock) -> None:
+    """The only other one answers after eight seconds what it is asked; a request waits five."""
+    async with an_owner("a") as owner:
+        for i in range(10):
+            await keep(owner, f"j{i}")
+        busy = owner.holders["a"]
+        busy.sync = 60.0
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def catch_its_breath() -> None:
+                await trio.sleep(8.0)
+                busy.sync = 0.0
+
+            assert await owner.replicator.hand_over(30.0) == 0
+        assert len(busy.records) == 10
+
+
+async def test_a_node_that_never_answers_is_given_up(autojump_clock: MockClock) -> None:
+    async with an_owner("a") as owner:
+        await keep(owner, "j")
+        owner.hub.cut("owner", "a")
+        since = trio.current_time()
+        assert await owner.replicator.hand_over(300.0) == 1
+        assert trio.current_time() - since < 30
+
+
 @pytest.mark.parametrize("patience", [1.0, 30.0])
 async def test_what_nobody_takes_is_counted_in_time(autojump_clock: MockClock, patience: float) -> None:
     async with an_owner("ab") as owner:

@@ -151,9 +151,11 @@ class SingleContract:
         await store.pin(b, reason="model")
         await store.pin(a, reason="second")
         assert await store.pins() == {a: "second", b: "model"}
+        assert await store.pinned_for(a) == "second"
         await store.unpin(a)
         await store.unpin(a)
         assert await store.pins() == {b: "model"}
+        assert await store.pinned_for(a) is None
         assert store.statistics().pins == 1
 
     async def test_an_archive_of_several_roots_comes_back(self, store: ContentStore):

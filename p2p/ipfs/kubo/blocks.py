@@ -116,6 +116,9 @@ class KuboBlocks:
     def pins(self) -> dict[str, Pin]:
         return self._spool.pins()
 
+    def pin_of(self, cid: Cid) -> Pin | None:
+        return self._spool.pin_of(cid)
+
     async def inventory(self) -> AsyncGenerator[list[Kept], None]:
         """Of the spool."""
         async for page in self._spool.inventory():

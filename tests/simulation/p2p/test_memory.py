@@ -16,7 +16,7 @@ from tests.support.network_contract import NetworkContract, Pair, accept, echo
 
 class TestContract(NetworkContract):
     @pytest.fixture
-    async def pair(self, autojump_clock: trio.testing.MockClock) -> AsyncGenerator[Pair, None]:
+    async def pair(self) -> AsyncGenerator[Pair, None]:
         async with MemoryHub(seed=1, delay=(0.001, 0.01)) as hub:
             a, b = hub.network("12D3KooW-a"), hub.network("12D3KooW-b")
             hub.connect_all()

@@ -57,7 +57,7 @@ START = (e.core(), e.claim(1))
 # --- storing -------------------------------------------------------------------------------------
 
 
-async def test_what_is_stored_is_durable_and_seen_at_once(owner: RecordNode, holder: RecordNode) -> None:
+async def test_what_is_stored_is_durable_and_seen_at_once(owner: RecordNode, holder: RecordNode, autojump_clock: MockClock) -> None:
     assert (await owner.store_at("holder", e.JOB, *START, new=True)).status == "stored"
     assert await holder.has(e.JOB, START)
     assert holder.table.active == (e.JOB,)
@@ -69,7 +69,9 @@ async def test_what_is_stored_is_durable_and_seen_at_once(owner: RecordNode, hol
     assert await holder.journal.unfinished() == ()
 
 
-async def test_it_is_not_stored_before_the_disk_says_so(swarm: RecordSwarm, owner: RecordNode, holder: RecordNode) -> None:
+async def test_it_is_not_stored_before_the_disk_says_so(
+    swarm: RecordSwarm, owner: RecordNode, holder: RecordNode, autojump_clock: MockClock
+) -> None:
     holder.journal.sync = 3.0
     with pytest.raises(Exception, match="no answer"):
         await owner.ask("holder", STORE, StoreRequest(jobs=(JobEntries(job=e.JOB, entries=START),)), StoreAnswer, timeout=1.0)
@@ -78,7 +80,7 @@ async def test_it_is_not_stored_before_the_disk_says_so(swarm: RecordSwarm, owne
     assert e.JOB not in disk.records
 
 
-async def test_many_jobs_of_a_request_share_one_write(owner: RecordNode, holder: RecordNode) -> None:
+async def test_many_jobs_of_a_request_share_one_write(owner: RecordNode, holder: RecordNode, autojump_clock: MockClock) -> None:
     holder.journal.sync = 1.0
     jobs = [f"job-{i}" for i in range(400)]
     request = StoreRequest(jobs=tuple(JobEntries(job=j, entries=(e.core(j), e.claim(1, job=j)), new=True) for j in jobs))
@@ -87,7 +89,9 @@ async def test_many_jobs_of_a_request_share_one_write(owner: RecordNode, holder:
     assert set(holder.table.active) == set(jobs)
 
 
-async def test_a_lower_ballot_is_fenced_with_proof_and_not_stored(swarm: RecordSwarm, owner: RecordNode, holder: RecordNode) -> None:
+async def test_a_lower_ballot_is_fenced_with_proof_and_not_stored(
+    swarm: RecordSwarm, owner: RecordNode, holder: RecordNode, autojump_clock: MockClock
+) -> None:
     await owner.store_at("holder", e.JOB, *START)
     taken = e.claim(2, "q")
     assert (await swarm.nodes["q"].store_at("holder", e.JOB, taken)).status == "stored"
@@ -99,7 +103,9 @@ async def test_a_lower_ballot_is_fenced_with_proof_and_not_stored(swarm: RecordS
     assert (await swarm.nodes["q"].store_at("holder", e.JOB, e.assign(2, peer="q"))).status == "stored"
 
 
-async def test_whoever_goes_on_with_a_job_that_ended_is_told_so(swarm: RecordSwarm, owner: RecordNode, holder: RecordNode) -> None:
+async def test_whoever_goes_on_with_a_job_that_ended_is_told_so(
+    swarm: RecordSwarm, owner: RecordNode, holder: RecordNode, autojump_clock: MockClock
+) -> None:
     end = e.outcome(1, "cancelled")
     await owner.store_at("holder", e.JOB, *START)
     assert (await owner.store_at("holder", e.JOB, end)).entries == (), "it knows"
@@ -113,21 +119,21 @@ async def test_whoever_goes_on_with_a_job_that_ended_is_told_so(swarm: RecordSwa
     assert (await owner.store_at("holder", "other", e.claim(3, job="other"))).entries == (), "a failed job may be taken up again"
 
 
-async def test_a_fence_alone_fences_too(owner: RecordNode, holder: RecordNode) -> None:
+async def test_a_fence_alone_fences_too(owner: RecordNode, holder: RecordNode, autojump_clock: MockClock) -> None:
     await holder.journal.raise_ballot(e.JOB, e.ballot(4, "z"))
     answer = await owner.store_at("holder", e.JOB, *START)
     assert (answer.status, answer.ballot, answer.entries) == ("fenced", e.ballot(4, "z"), ())
     assert not holder.table.holds(e.JOB)
 
 
-async def test_the_owner_may_send_what_others_decided_before_it(swarm: RecordSwarm, holder: RecordNode) -> None:
+async def test_the_owner_may_send_what_others_decided_before_it(swarm: RecordSwarm, holder: RecordNode, autojump_clock: MockClock) -> None:
     """A record that is sent in parts: one of them may hold nothing but a former owner's decisions."""
     q = swarm.nodes["q"]
     assert (await q.store_at("holder", e.JOB, *START, e.claim(2, "q"))).status == "stored"
     assert (await q.store_at("holder", e.JOB, e.assign(1), e.attempt(1))).status == "stored"
 
 
-async def test_a_job_is_accepted_once(swarm: RecordSwarm, owner: RecordNode, holder: RecordNode) -> None:
+async def test_a_job_is_accepted_once(swarm: RecordSwarm, owner: RecordNode, holder: RecordNode, autojump_clock: MockClock) -> None:
     assert (await owner.store_at("holder", e.JOB, *START, new=True)).status == "stored"
     late = await swarm.nodes["q"].store_at("holder", e.JOB, e.core(submitted=3.0), e.claim(1, "q"), new=True)
     assert (late.status, late.ballot) == ("fenced", e.ballot(1, "p"))
@@ -136,14 +142,14 @@ async def test_a_job_is_accepted_once(swarm: RecordSwarm, owner: RecordNode, hol
     assert (await swarm.nodes["q"].store_at("holder", e.JOB, e.claim(1, "q"))).status == "stored", "not new: the higher ballot counts"
 
 
-async def test_parts_of_records_between_holders_are_never_fenced(swarm: RecordSwarm, holder: RecordNode) -> None:
+async def test_parts_of_records_between_holders_are_never_fenced(swarm: RecordSwarm, holder: RecordNode, autojump_clock: MockClock) -> None:
     q = swarm.nodes["q"]
     await q.store_at("holder", e.JOB, e.core(), e.claim(2, "q"))
     assert (await swarm.nodes["p"].store_at("holder", e.JOB, e.claim(1), e.assign(1), merge=True)).status == "stored"
     assert await holder.has(e.JOB, (e.core(), e.claim(2, "q"), e.claim(1), e.assign(1)))
 
 
-async def test_without_a_core_it_is_incomplete(owner: RecordNode, holder: RecordNode) -> None:
+async def test_without_a_core_it_is_incomplete(owner: RecordNode, holder: RecordNode, autojump_clock: MockClock) -> None:
     assert (await owner.store_at("holder", e.JOB, e.claim(1))).status == "incomplete"
     await holder.journal.append([e.attempt(1, node="holder")])  # it ran a task for somebody
     assert (await owner.store_at("holder", e.JOB, e.claim(1))).status == "incomplete"
@@ -152,7 +158,7 @@ async def test_without_a_core_it_is_incomplete(owner: RecordNode, holder: Record
     assert (await owner.store_at("holder", "job-b", e.outcome(1, "deleted", job="job-b"))).status == "stored"
 
 
-async def test_one_bad_job_does_not_spoil_the_others(owner: RecordNode, holder: RecordNode) -> None:
+async def test_one_bad_job_does_not_spoil_the_others(owner: RecordNode, holder: RecordNode, autojump_clock: MockClock) -> None:
     forged = SignedEntry(e.claim(1, job="job-f").payload, "p", b"0" * 32)
     bad = {
         "job-f": (e.core("job-f"), forged),
@@ -169,7 +175,7 @@ async def test_one_bad_job_does_not_spoil_the_others(owner: RecordNode, holder: 
     assert holder.holder.statistics() == {"stored": 2, "refused": 4}
 
 
-async def test_a_core_must_be_of_its_job(swarm: RecordSwarm, owner: RecordNode) -> None:
+async def test_a_core_must_be_of_its_job(swarm: RecordSwarm, owner: RecordNode, autojump_clock: MockClock) -> None:
     await swarm.add("strict", swarm="dim")
     said = {"spec_cid": "c", "spec": b"spec", "pattern": "chained", "priority": "low", "principal": "me", "submitted": 1.0, "timeout": 9.0}
     right = job_id("dim", "me", "n", codec.digest(b"spec"))
@@ -177,7 +183,7 @@ async def test_a_core_must_be_of_its_job(swarm: RecordSwarm, owner: RecordNode) 
     assert (await owner.store_at("strict", "job-w", e.signed(Core(job="job-w", nonce="n", **said)))).status == "refused"  # pyright: ignore
 
 
-async def test_a_full_record_is_refused(owner: RecordNode, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_record_is_refused(owner: RecordNode, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
     await owner.store_at("holder", e.JOB, *START)
     monkeypatch.setattr(job_record, "MAX_RECORD_ENTRIES", 2)
     answer = await owner.store_at("holder", e.JOB, e.assign(1))
@@ -186,7 +192,7 @@ async def test_a_full_record_is_refused(owner: RecordNode, monkeypatch: pytest.M
     assert (await owner.store_at("holder", e.JOB, e.outcome(1, "cancelled"))).status == "stored", "it can still end"
 
 
-async def test_a_full_disk_is_said_and_nothing_pretended(owner: RecordNode, holder: RecordNode) -> None:
+async def test_a_full_disk_is_said_and_nothing_pretended(owner: RecordNode, holder: RecordNode, autojump_clock: MockClock) -> None:
     holder.journal.disk.full = True
     assert (await owner.store_at("holder", e.JOB, *START)).status == "full"
     assert not holder.table.holds(e.JOB)
@@ -194,7 +200,7 @@ async def test_a_full_disk_is_said_and_nothing_pretended(owner: RecordNode, hold
     assert (await owner.store_at("holder", e.JOB, *START)).status == "stored"
 
 
-async def test_custody(swarm: RecordSwarm, owner: RecordNode) -> None:
+async def test_custody(swarm: RecordSwarm, owner: RecordNode, autojump_clock: MockClock) -> None:
     await swarm.add("picky", accepts=lambda peer: peer == "q")
     assert (await owner.store_at("picky", e.JOB, *START)).status == "refused"
     assert (await swarm.nodes["q"].store_at("picky", e.JOB, *START)).status == "stored"
@@ -204,7 +210,7 @@ async def test_custody(swarm: RecordSwarm, owner: RecordNode) -> None:
 
 
 @pytest.mark.parametrize("method", [STORE, COMPARE, FETCH, BLOCKS])
-async def test_garbage_is_refused(owner: RecordNode, method: str) -> None:
+async def test_garbage_is_refused(owner: RecordNode, method: str, autojump_clock: MockClock) -> None:
     rng = random.Random(2)
     for data in (b"", b"\xff", codec.encode({"jobs": 3}), codec.encode([1]), *(rng.randbytes(40) for _ in range(30))):
         with pytest.raises(RemoteFault) as caught:
@@ -212,7 +218,7 @@ async def test_garbage_is_refused(owner: RecordNode, method: str) -> None:
         assert caught.value.code == "INVALID_ARGUMENT"
 
 
-async def test_requests_are_bounded(owner: RecordNode) -> None:
+async def test_requests_are_bounded(owner: RecordNode, autojump_clock: MockClock) -> None:
     many = tuple(f"job-{i}" for i in range(2000))
     big = tuple(e.core(f"job-{i}", spec=b"x" * (3 << 20)) for i in range(2))
     for method, request in (
@@ -231,7 +237,7 @@ async def test_requests_are_bounded(owner: RecordNode) -> None:
 # --- comparing and fetching ----------------------------------------------------------------------
 
 
-async def test_a_comparison_tells_what_differs_and_what_is_wanted(owner: RecordNode, holder: RecordNode) -> None:
+async def test_a_comparison_tells_what_differs_and_what_is_wanted(owner: RecordNode, holder: RecordNode, autojump_clock: MockClock) -> None:
     await holder.journal.append([e.core("same"), e.core("other"), e.claim(1, job="other")])
     same, mine = Record("same", [e.core("same")]).digest, Record("other", [e.core("other")]).digest
     items = (
@@ -246,7 +252,9 @@ async def test_a_comparison_tells_what_differs_and_what_is_wanted(owner: RecordN
     assert answer.more == ()
 
 
-async def test_what_does_not_fit_is_named_and_can_be_fetched_in_parts(swarm: RecordSwarm, owner: RecordNode) -> None:
+async def test_what_does_not_fit_is_named_and_can_be_fetched_in_parts(
+    swarm: RecordSwarm, owner: RecordNode, autojump_clock: MockClock
+) -> None:
     small = await swarm.add("small", holder=HolderSettings(max_bytes=3000))
     big = [e.core(), *(e.raw(type="novelty", job=e.JOB, n=n, x=os.urandom(400)) for n in range(20))]
     await small.journal.append([*big, e.core("job-b"), e.core("job-c")])
@@ -276,7 +284,7 @@ async def _keep(node: RecordNode, *cids: str, at: str = "holder", job: str = e.J
     return (await node.ask(at, BLOCKS, BlocksRequest(job=job, cids=cids, providers=(node.peer,)), BlocksAnswer, timeout=60)).kept
 
 
-async def test_blocks_are_fetched_whole_and_pinned(owner: RecordNode, holder: RecordNode) -> None:
+async def test_blocks_are_fetched_whole_and_pinned(owner: RecordNode, holder: RecordNode, autojump_clock: MockClock) -> None:
     small, large = await owner.store.add_bytes(b"input"), await owner.store.add_bytes(os.urandom(900_000))
     missing = await owner.store.add_bytes(b"elsewhere")
     owner.store._blocks._blocks.pop(missing)  # pyright: ignore
@@ -286,7 +294,7 @@ async def test_blocks_are_fetched_whole_and_pinned(owner: RecordNode, holder: Re
     assert holder.holder.statistics() == {"blocks_kept": 2, "blocks_not_kept": 2}
 
 
-async def test_a_pin_for_something_else_stays(owner: RecordNode, holder: RecordNode) -> None:
+async def test_a_pin_for_something_else_stays(owner: RecordNode, holder: RecordNode, autojump_clock: MockClock) -> None:
     shared, model = await owner.store.add_bytes(b"shared"), await holder.store.add_bytes(b"model")
     await holder.store.pin(model, reason="model m")
     assert await _keep(owner, shared, model, job="job-1") == (shared, model)
@@ -294,7 +302,7 @@ async def test_a_pin_for_something_else_stays(owner: RecordNode, holder: RecordN
     assert await holder.store.pins() == {shared: "job job-2", model: "model m"}, "of several jobs the last one has the pin"
 
 
-async def test_no_blocks_are_kept_when_the_disk_is_nearly_full(swarm: RecordSwarm, owner: RecordNode) -> None:
+async def test_no_blocks_are_kept_when_the_disk_is_nearly_full(swarm: RecordSwarm, owner: RecordNode, autojump_clock: MockClock) -> None:
     free = [1 << 20]
     await swarm.add("tight", free=lambda: free[0])
     cid = await owner.store.add_bytes(b"input")

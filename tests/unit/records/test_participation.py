@@ -31,7 +31,7 @@ def made(hub: MemoryHub, *peers: str, settings: ParticipationSettings | None = N
     return keepers
 
 
-async def test_the_record_says_who_takes_part(hub: MemoryHub):
+async def test_the_record_says_who_takes_part(hub: MemoryHub, autojump_clock: MockClock):
     (keeper,) = made(hub, "keeper")
     await keeper.knows(*RECORD)
     assert [await keeper.serves(p) for p in ("owner", "worker", "next", "stranger")] == [True, True, True, False]
@@ -39,14 +39,14 @@ async def test_the_record_says_who_takes_part(hub: MemoryHub):
     assert await keeper.serves("newcomer"), "the record grew"
 
 
-async def test_holders_of_seats_get_everything_and_what_is_no_jobs_goes_to_them_only(hub: MemoryHub):
+async def test_holders_of_seats_get_everything_and_what_is_no_jobs_goes_to_them_only(hub: MemoryHub, autojump_clock: MockClock):
     (keeper,) = made(hub, "keeper")
     await keeper.knows(*RECORD)
     keeper.seated.holders = ["seat"]
     assert [await keeper.serves("seat"), await keeper.serves("seat", READER), await keeper.serves("owner", READER)] == [True, True, False]
 
 
-async def test_who_has_just_won_a_seat_is_waited_for_a_moment(hub: MemoryHub):
+async def test_who_has_just_won_a_seat_is_waited_for_a_moment(hub: MemoryHub, autojump_clock: MockClock):
     worker, _ = made(hub, "worker", "owner")
     await worker.knows(PART)
 
@@ -59,7 +59,7 @@ async def test_who_has_just_won_a_seat_is_waited_for_a_moment(hub: MemoryHub):
         assert await worker.serves("heir")
 
 
-async def test_who_is_asked_to_keep_copies_gets_the_blocks(hub: MemoryHub):
+async def test_who_is_asked_to_keep_copies_gets_the_blocks(hub: MemoryHub, autojump_clock: MockClock):
     (owner,) = made(hub, "owner")
     await owner.knows(*RECORD)
     assert not await owner.serves("keeper")
@@ -68,13 +68,13 @@ async def test_who_is_asked_to_keep_copies_gets_the_blocks(hub: MemoryHub):
     assert not await owner.serves("keeper", "another job")
 
 
-async def test_a_block_of_two_jobs_is_for_the_participants_of_both(hub: MemoryHub):
+async def test_a_block_of_two_jobs_is_for_the_participants_of_both(hub: MemoryHub, autojump_clock: MockClock):
     (keeper,) = made(hub, "keeper")
     await keeper.knows(*RECORD)
     assert await keeper.serves("worker", "another job", e.JOB)
 
 
-async def test_a_node_that_ran_a_task_asks_the_owner_once(hub: MemoryHub):
+async def test_a_node_that_ran_a_task_asks_the_owner_once(hub: MemoryHub, autojump_clock: MockClock):
     worker, owner, _ = made(hub, "worker", "owner", "next")
     await worker.knows(PART)
     await owner.knows(*RECORD)
@@ -90,7 +90,7 @@ async def test_a_node_that_ran_a_task_asks_the_owner_once(hub: MemoryHub):
     assert await worker.serves("stranger"), "it has got a task meanwhile"
 
 
-async def test_when_the_owner_is_gone_the_seats_know(hub: MemoryHub):
+async def test_when_the_owner_is_gone_the_seats_know(hub: MemoryHub, autojump_clock: MockClock):
     worker, heir, seat = made(hub, "worker", "heir", "seat")
     await worker.knows(PART)
     await heir.knows(*RECORD, e.claim(2, "heir"), e.assign(2, "v", node="last", peer="heir"))
@@ -99,7 +99,7 @@ async def test_when_the_owner_is_gone_the_seats_know(hub: MemoryHub):
     assert not await seat.serves("last"), "which had no record, and whose no was not the last word"
 
 
-async def test_nobody_to_ask_is_a_no_that_is_not_remembered(hub: MemoryHub):
+async def test_nobody_to_ask_is_a_no_that_is_not_remembered(hub: MemoryHub, autojump_clock: MockClock):
     worker, owner = made(hub, "worker", "owner")
     await worker.knows(PART)
     await owner.knows(*RECORD)
@@ -109,7 +109,7 @@ async def test_nobody_to_ask_is_a_no_that_is_not_remembered(hub: MemoryHub):
     assert await worker.serves("next")
 
 
-async def test_strangers_cannot_make_a_node_ask_without_end(hub: MemoryHub):
+async def test_strangers_cannot_make_a_node_ask_without_end(hub: MemoryHub, autojump_clock: MockClock):
     worker, owner = made(hub, "worker", "owner", settings=ParticipationSettings(at_once=2))
     await worker.knows(PART)
     await owner.knows(*RECORD)
@@ -119,7 +119,7 @@ async def test_strangers_cannot_make_a_node_ask_without_end(hub: MemoryHub):
     assert worker.asked == 2
 
 
-async def test_before_a_node_knows_its_records_nobody_gets_anything(hub: MemoryHub):
+async def test_before_a_node_knows_its_records_nobody_gets_anything(hub: MemoryHub, autojump_clock: MockClock):
     door = Door()
     assert not await door.may_serve("owner", {e.JOB})
     keeper = Doorkeeper(hub.network("keeper"), door=door)

@@ -45,7 +45,9 @@ async def on_disk(journal: MemoryJournal) -> frozenset[str]:
     return Record(e.JOB, await journal.load(e.JOB)).ids()
 
 
-async def test_what_is_durable_is_in_memory_though_its_writer_was_cancelled(table: RecordTable, journal: MemoryJournal) -> None:
+async def test_what_is_durable_is_in_memory_though_its_writer_was_cancelled(
+    table: RecordTable, journal: MemoryJournal, autojump_clock: MockClock
+) -> None:
     table.copies = Unanswered()
     table.note(e.JOB, SCHEDULING)
     with trio.move_on_after(0.5) as impatient:
@@ -57,7 +59,9 @@ async def test_what_is_durable_is_in_memory_though_its_writer_was_cancelled(tabl
     assert table.unwritten(e.JOB) == frozenset()
 
 
-async def test_what_another_copy_told_is_in_memory_though_who_merged_it_was_cancelled(table: RecordTable, journal: MemoryJournal) -> None:
+async def test_what_another_copy_told_is_in_memory_though_who_merged_it_was_cancelled(
+    table: RecordTable, journal: MemoryJournal, autojump_clock: MockClock
+) -> None:
     """A seat that is lost amid a comparison, say (seed 30)."""
     with trio.move_on_after(0.5) as impatient:
         await table.merge(e.JOB, [e.outcome(1, "completed")])
@@ -67,7 +71,7 @@ async def test_what_another_copy_told_is_in_memory_though_who_merged_it_was_canc
     assert table.active == ()
 
 
-async def test_what_could_not_be_written_is_noted_still(table: RecordTable, journal: MemoryJournal) -> None:
+async def test_what_could_not_be_written_is_noted_still(table: RecordTable, journal: MemoryJournal, autojump_clock: MockClock) -> None:
     table.note(e.JOB, SCHEDULING)
     journal.disk.full = True
     with pytest.raises(ResourceExhausted):
@@ -78,7 +82,9 @@ async def test_what_could_not_be_written_is_noted_still(table: RecordTable, jour
     assert await on_disk(journal) == table.record(e.JOB).ids()
 
 
-async def test_what_is_only_in_memory_is_written_when_a_copy_brings_it(table: RecordTable, journal: MemoryJournal) -> None:
+async def test_what_is_only_in_memory_is_written_when_a_copy_brings_it(
+    table: RecordTable, journal: MemoryJournal, autojump_clock: MockClock
+) -> None:
     """A copy got it, this disk was full: the copy gives it back."""
     table.note(e.JOB, RUNNING)
     assert await table.merge(e.JOB, [e.signed(RUNNING)]) is False

@@ -54,7 +54,7 @@ class Lane:
         self._desk = desk
         self._settings = settings
         self._sent = sent
-        self._waiting = {kind: Outgoing(settings.queue, settings.batch, settings.interval) for kind in KINDS}
+        self._waiting: dict[Kind, Outgoing] = {kind: Outgoing(settings.queue, settings.batch, settings.interval) for kind in KINDS}
         self._bell = trio.Event()
         self._published = 0
         self._messages = 0
@@ -104,7 +104,7 @@ class Lane:
         """The kind of which a message may go now."""
         while True:
             self._bell = trio.Event()
-            due = [(at, kind) for kind, w in self._waiting.items() if (at := w.due_at()) is not None]
+            due: list[tuple[float, Kind]] = [(at, kind) for kind, w in self._waiting.items() if (at := w.due_at()) is not None]
             if due:
                 at, kind = min(due, key=lambda item: item[0])
                 left = at - self._desk.clock.monotonic()

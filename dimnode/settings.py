@@ -46,6 +46,8 @@ from p2p.settings import DialSettings, MdnsSettings, NetworkSettings
 
 READY_POLL = 0.02
 READY_MARGIN = 5.0
+LOOKS = 0.25
+"""Seconds between two looks at changed jobs and members, at the most: what is told of them may be so late."""
 
 
 class Settings:
@@ -206,6 +208,7 @@ class Settings:
             retry_most=e.retry,
             max_age=e.max_age,
             remember=e.remember,
+            looks=min(LOOKS, e.interval / 2),
             inbox=self._config.p2p.gossip_queue,
             changed_jobs=2 * self._config.orchestrator.max_jobs,
             told_jobs=2 * self._config.orchestrator.max_jobs,

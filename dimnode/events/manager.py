@@ -46,24 +46,26 @@ class EventManager:
         lanes = {"swarm": Lane(SwarmOutlet(network), desk, settings, self.listener.hear)}
         if pubsub is not None:
             lanes["kubo"] = Lane(KuboOutlet(pubsub), desk, settings)
-        self.publisher = Publisher(lanes, settings)
-        self._jobs = JobSource(table, clock, self.publisher.tell, settings, me=signer.peer_id, boot=boot)
-        self._nodes = NodeSource(registry, elector, clock, self.publisher.tell, settings, me=signer.peer_id)
+        self._publisher = Publisher(lanes)
+        tell, me = self._publisher.tell, signer.peer_id
+        self._jobs = JobSource(table, clock, tell, settings, me=me, boot=boot) if settings.jobs else None
+        self._nodes = NodeSource(registry, elector, clock, tell, settings, me=me) if settings.nodes else None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled. Started once there is an elector."""
         async with trio.open_nursery() as nursery:
-            for part in (self.listener.run, self.publisher.run, self._jobs.run, self._nodes.run):
-                nursery.start_soon(part)
+            for part in (self.listener, self._publisher, self._jobs, self._nodes):
+                if part is not None:
+                    nursery.start_soon(part.run)
             task_status.started()
 
     def status(self) -> Mapping[str, Any]:
         """Topics, and for each way out how it goes; for ``dimnode status``."""
         topics = {kind: events.topic(self._settings.channel, kind) for kind in KINDS}
-        return {"topics": topics, "jobs": self._settings.jobs, "nodes": self._settings.nodes, **self.publisher.status()}
+        return {"topics": topics, "jobs": self._settings.jobs, "nodes": self._settings.nodes, **self._publisher.status()}
 
     def statistics(self) -> Mapping[str, Any]:
-        return {**self.publisher.status(), "missed_jobs": self._jobs.missed, **self.listener.statistics()}
+        return {**self._publisher.status(), "missed_jobs": self._jobs.missed if self._jobs else 0, **self.listener.statistics()}
 
     def watch(self, kinds: Collection[str], *, follow: bool) -> AsyncGenerator[dict[str, Any], None]:
         """``kinds``: of ``jobs`` and ``nodes``; empty: both. Raises `InvalidArgument`, `ResourceExhausted`."""

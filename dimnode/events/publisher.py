@@ -132,15 +132,13 @@ class Lane:
 class Publisher:
     """``lanes``: by the name under which `status` shows them."""
 
-    def __init__(self, lanes: Mapping[str, Lane], settings: EventSettings) -> None:
+    def __init__(self, lanes: Mapping[str, Lane]) -> None:
         self._lanes = lanes
-        self._on = {"jobs": settings.jobs, "nodes": settings.nodes}
 
     def tell(self, kind: Kind, event: Event) -> None:
         """Never waits, never fails."""
-        if self._on[kind]:
-            for lane in self._lanes.values():
-                lane.put(kind, event)
+        for lane in self._lanes.values():
+            lane.put(kind, event)
 
     def status(self) -> dict[str, Any]:
         return {name: lane.status() for name, lane in self._lanes.items()}

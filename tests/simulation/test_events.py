@@ -129,6 +129,17 @@ async def test_a_burst_of_jobs_is_paced_bounded_and_counted(autojump_clock: Mock
     assert a.network.statistics().published - before < 40, "heartbeats, and about twenty messages"
 
 
+@pytest.mark.parametrize(("off", "heard"), [("jobs", {"nodes": 3, "jobs": 0}), ("nodes", {"nodes": 0, "jobs": 1})])
+async def test_what_is_switched_off_is_not_told(
+    autojump_clock: MockClock, hub: MemoryHub, nursery: trio.Nursery, off: str, heard: dict[str, int]
+) -> None:
+    a, b = await started(hub, nursery, "a", "b", settings=replace(SETTINGS, **{off: False}))
+    await a.table.merge("job-a", [core(), claim(1, "a")])
+    await trio.sleep(2)
+    for node in (a, b):
+        assert {kind: len(await node.heard(kind)) for kind in heard} == {**heard, "nodes": heard["nodes"] - (node is b and off == "jobs")}
+
+
 async def test_what_is_forged_repeated_or_too_large_is_not_heard(autojump_clock: MockClock, hub: MemoryHub, nursery: trio.Nursery) -> None:
     a, b = await started(hub, nursery, "a", "b")
     topic = events.topic("c", "jobs")

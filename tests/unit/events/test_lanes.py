@@ -93,7 +93,7 @@ async def test_an_outlet_that_hangs_is_given_up_in_time_and_holds_up_no_other(au
     slow, quick = Post(), Post()
     slow.takes = 1000.0
     lanes = {"slow": lane(slow), "quick": lane(quick)}
-    publisher = Publisher(lanes, SETTINGS)
+    publisher = Publisher(lanes)
     nursery.start_soon(publisher.run)
     began = trio.current_time()
     for number in range(1000):
@@ -104,17 +104,6 @@ async def test_an_outlet_that_hangs_is_given_up_in_time_and_holds_up_no_other(au
     told = publisher.status()
     assert "5 s" in told["slow"]["problem"]
     assert told["slow"]["published"] == 0
-
-
-async def test_what_is_switched_off_is_not_told(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
-    post = Post()
-    settings = EventSettings(jobs=False)
-    publisher = Publisher({"post": lane(post)}, settings)
-    nursery.start_soon(publisher.run)
-    publisher.tell("jobs", event(1))
-    publisher.tell("nodes", Event(event="joined", at=1.0, node="q"))
-    await trio.sleep(5)
-    assert [topic for _, topic, _ in post.taken] == ["dim/events/c/nodes/1"]
 
 
 async def test_cancelled_in_the_midst_of_sending_it_ends_at_once(autojump_clock: MockClock) -> None:

@@ -79,8 +79,10 @@ async def test_members_and_seats_are_told_once_to_everybody(autojump_clock: Mock
     assert words(told, "c") == ["joined", "seat_won"]
     assert words(told, "a") == ["seat_won"]
     assert words(told, "o") == ["joined"]
+    await c.elector.release()
     c.registry.announce(leaving=True)
     await trio.sleep(2)
+    assert "seat_lost" in words(await observer.heard("nodes"), "c")
     a.crash()  # who has told of members so far
     await trio.sleep(15)
     heard = await observer.heard("nodes")

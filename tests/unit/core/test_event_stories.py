@@ -64,6 +64,14 @@ def test_a_new_owner_tells_that_it_took_over_and_the_old_one_no_more() -> None:
     assert told(old, *after, outcome(2, "failed", "q")) == []
 
 
+def test_an_owner_that_claims_its_job_again_tells_its_progress_again() -> None:
+    teller = story()
+    before = (core(), claim(1), status(1, "running", 4.0))
+    told(teller, *before)
+    again = (*before, claim(2, at=6.0), status(2, "running", 7.0))
+    assert told(teller, *again) == [("taken_over", 6.0, 2), ("running", 7.0, 2)]
+
+
 def test_an_end_is_told_by_whoever_wrote_it() -> None:
     """A job that another seat cancelled: its owner hears of it, and says nothing."""
     owner, canceller = story("p"), story("q")

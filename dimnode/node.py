@@ -29,6 +29,7 @@ from dimnode.daemon import gpus
 from dimnode.daemon.service import Change, Daemon
 from dimnode.domain.node import Heartbeat, Load
 from dimnode.errors import FailedPrecondition, ResourceExhausted, Unavailable
+from dimnode.events.manager import EventManager
 from dimnode.garbage import Garbage
 from dimnode.home import Control, Home
 from dimnode.invite import Invite, Membership, make, settle
@@ -195,7 +196,11 @@ class Node:
             settings=self.settings.state(),
             outlet=node_parts.outlet(store, member.swarm),
         )
-        self.daemon.more_stats = lambda: {"records": self.keeping.statistics(), "state": self.state.statistics()}
+        self.events = EventManager(
+            network=network, table=self.keeping.table, registry=self.registry, elector=self.elector, clock=self.clock, signer=identity,
+            boot=self.boot, settings=self.settings.events(member.key), pubsub=node_parts.pubsub(config, store),
+        )  # fmt: skip
+        self.daemon.more_stats = self._more_stats
         self.met_before = met_before
         self.models = SwarmModels(self.registry, store, fetch_timeout=config.ipfs.fetch_timeout)
         self.limiter = RateLimiter(self.settings.rate_limit())
@@ -245,6 +250,7 @@ class Node:
                     await nursery.start(self.garbage.run)
                 await nursery.start(self.elector.run)
                 await nursery.start(self.state.run)
+                await nursery.start(self.events.run)
                 self._seek_acquaintances(nursery)
                 await self._serve_locally(nursery, client, announce, stop)
             nursery.cancel_scope.cancel()
@@ -428,6 +434,7 @@ class Node:
             make_invite=self._invite,
             electorate=Electorate(self.electorates, self.elector, self.registry, self.config.election.mode),
             state=self.state.resolver,
+            events=self.events,
             content=StoreDesk(self.store, self.garbage.collect, self.config.ipfs.fetch_timeout),
             max_artifact_bytes=self.config.daemon.model_bytes,
             fetch_timeout=self.config.ipfs.fetch_timeout,
@@ -445,8 +452,12 @@ class Node:
             "peers": len(self.network.peers()),
             "ipfs": {"backend": self.store.backend, **asdict(self.store.health())},
             "state": self.state.status(),
+            "events": self.events.status(),
             "uptime": self.clock.monotonic() - self.started,
         }
+
+    def _more_stats(self) -> Mapping[str, Any]:
+        return {"records": self.keeping.statistics(), "state": self.state.statistics(), "events": self.events.statistics()}
 
     def _invite(self) -> str:
         return make(

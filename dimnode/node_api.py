@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import msgspec
 from dimnode.domain.node import CabinetInfo
 from dimnode.errors import DimError, FailedPrecondition, FieldProblem, InvalidArgument, NotFound
 from dimnode.node_electorate import Electorate
-from dimnode.node_ports import ContentApi, Published
+from dimnode.node_ports import ContentApi, EventFeed, Published
 from dimnode.ports import DaemonClient, Elector, Models, Registry, TaskService
 from dimnode.swarm.views import SwarmViews, manifest_document
 from p2p.ipfs.api import ContentStore
@@ -36,6 +36,7 @@ class LocalNode(SwarmViews):
         electorate: Electorate,
         content: ContentApi,
         state: Published,
+        events: EventFeed,
         max_artifact_bytes: int,
         fetch_timeout: float,
     ) -> None:
@@ -48,6 +49,7 @@ class LocalNode(SwarmViews):
         self._electorate = electorate
         self.content: ContentApi = content
         self._state = state
+        self._events = events
 
     def status(self) -> Mapping[str, Any]:
         mine = self._elector.mine()
@@ -66,6 +68,9 @@ class LocalNode(SwarmViews):
 
     async def resolve(self, path: str, *, after: str, limit: int) -> Mapping[str, Any]:
         return await self._state.resolve(path, after=after, limit=limit)
+
+    def events(self, kinds: Collection[str], *, follow: bool) -> AsyncGenerator[Mapping[str, Any], None]:
+        return self._events.watch(kinds, follow=follow)
 
     def electorate(self) -> Mapping[str, Any]:
         return self._electorate.document()

@@ -11,6 +11,7 @@ import trio
 from dimnode.clock import SystemClock
 from dimnode.config import Config
 from dimnode.errors import FailedPrecondition
+from dimnode.events.outlets import Pubsub
 from dimnode.home import Home
 from dimnode.invite import Membership
 from dimnode.ports import Journal
@@ -91,6 +92,16 @@ def outlet(store: Store, swarm: str) -> Outlet | None:
 
     assert isinstance(store, KuboStore)
     return store.names(f"dim-{swarm}")
+
+
+def pubsub(config: Config, store: Store) -> Pubsub | None:
+    """Where events are published besides."""
+    if store.backend != "kubo" or not config.events.kubo:
+        return None
+    from p2p.ipfs.kubo.store import KuboStore
+
+    assert isinstance(store, KuboStore)
+    return store.pubsub()
 
 
 def store(

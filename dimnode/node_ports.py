@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from dimnode.ports import SwarmApi
@@ -37,6 +37,12 @@ class Published(Protocol):
     async def resolve(self, path: str, *, after: str = "", limit: int = 1000) -> Mapping[str, Any]: ...
 
 
+class EventFeed(Protocol):
+    """What was published for listeners, as this node heard it."""
+
+    def watch(self, kinds: Collection[str], *, follow: bool) -> AsyncGenerator[Mapping[str, Any], None]: ...
+
+
 class NodeApi(SwarmApi, Protocol):
     """The node's own socket."""
 
@@ -49,6 +55,11 @@ class NodeApi(SwarmApi, Protocol):
 
     async def resolve(self, path: str, *, after: str, limit: int) -> Mapping[str, Any]:
         """``registry``, ``jobs`` or ``jobs/ID`` as the seats have published them. Raises `InvalidArgument`, `NotFound`, `Unavailable`."""
+        ...
+
+    def events(self, kinds: Collection[str], *, follow: bool) -> AsyncGenerator[Mapping[str, Any], None]:
+        """Documents of `dimnode events`: the latest that are remembered, and with ``follow`` those that come. ``kinds``: jobs, nodes; empty: both.
+        Raises `InvalidArgument`, `ResourceExhausted`."""
         ...
 
     def electorate(self) -> Mapping[str, Any]: ...

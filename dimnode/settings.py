@@ -12,6 +12,8 @@ from dimnode.core.rate_limit import RateLimitSettings
 from dimnode.core.retention import RetentionRule
 from dimnode.daemon.batching import BatchSettings
 from dimnode.daemon.settings import AgentSettings, DaemonSettings, PrewarmSettings
+from dimnode.domain.events import channel_of
+from dimnode.events.settings import EventSettings
 from dimnode.garbage import GarbageSettings
 from dimnode.invite import Membership
 from dimnode.leadership import LeadershipSettings
@@ -44,6 +46,8 @@ from p2p.settings import DialSettings, MdnsSettings, NetworkSettings
 
 READY_POLL = 0.02
 READY_MARGIN = 5.0
+LOOKS = 0.25
+"""Seconds between two looks at changed jobs and members, at the most: what is told of them may be so late."""
 
 
 class Settings:
@@ -189,6 +193,25 @@ class Settings:
                 timeout=c.ipfs.fetch_timeout,
             ),
             exchange=ExchangeSettings(retention=rule, request_timeout=c.p2p.request_timeout),
+        )
+
+    def events(self, swarm_key: str) -> EventSettings:
+        e = self._config.events
+        return EventSettings(
+            channel=e.channel or channel_of(swarm_key),
+            jobs=e.jobs,
+            nodes=e.nodes,
+            interval=e.interval,
+            batch=e.batch,
+            queue=e.queue,
+            timeout=e.timeout,
+            retry_most=e.retry,
+            max_age=e.max_age,
+            remember=e.remember,
+            looks=min(LOOKS, e.interval / 2),
+            inbox=self._config.p2p.gossip_queue,
+            changed_jobs=2 * self._config.orchestrator.max_jobs,
+            told_jobs=2 * self._config.orchestrator.max_jobs,
         )
 
     def leadership(self) -> LeadershipSettings:

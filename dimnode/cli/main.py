@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from dimnode import __version__
-from dimnode.cli import data_verbs, electorate_verbs, ipfs_verbs, job_verbs, node_verbs
+from dimnode.cli import data_verbs, electorate_verbs, event_verbs, ipfs_verbs, job_verbs, node_verbs
 from dimnode.cli.demo_verb import demo
 from dimnode.cli.doctor import doctor
 
@@ -23,6 +23,7 @@ for command in (
     node_verbs.status,
     node_verbs.nodes,
     node_verbs.stats,
+    event_verbs.events,
     electorate_verbs.electorate,
     data_verbs.model,
     data_verbs.cabinet,

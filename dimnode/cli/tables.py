@@ -54,6 +54,8 @@ def status(d: Document) -> str:
     if ipfs.get("problem"):
         told.append(str(ipfs["problem"]))
     lines.append(", ".join(told))
+    feeds = d.get("events") or {}
+    lines += [f"events not sent ({name}): {feeds[name]['problem']}" for name in ("swarm", "kubo") if (feeds.get(name) or {}).get("problem")]
     lines += [f"seat: {o.get('name')}  {o.get('grpc')}  term {o.get('term')}" for o in d.get("orchestrators") or ()]
     return "\n".join(lines)
 
@@ -106,6 +108,13 @@ def jobs(found: Sequence[Document]) -> Any:
         row = (j["job_id"], j["pattern"], j["status"], j["owner"], clock(j["submitted"]), clock(j["updated"]))
         table.add_row(*(str(x) for x in row))
     return table
+
+
+def event(e: Document) -> str:
+    """One line."""
+    what = f"job {e['job']}, epoch {e.get('epoch', 0)}" if e.get("job") else f"node {e.get('node')}"
+    seat = f", seat {e['seat']}, term {e.get('term', 0)}" if e.get("seat") is not None else ""
+    return f"{clock(e.get('at'))} {e.get('event')}: {what}{seat} (by {e.get('publisher')})"
 
 
 def progress(job: Document) -> str:

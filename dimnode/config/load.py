@@ -17,6 +17,7 @@ from dimnode.config.sections import (
     CostSection,
     DaemonSection,
     ElectionSection,
+    EventsSection,
     GatewaySection,
     IpfsSection,
     JobsSection,
@@ -48,6 +49,7 @@ class Config(Section):
     gateway: GatewaySection = GatewaySection()
     ipfs: IpfsSection = IpfsSection()
     jobs: JobsSection = JobsSection()
+    events: EventsSection = EventsSection()
     cost: CostSection = CostSection()
     limits: LimitsSection = LimitsSection()
     tls: TlsSection = TlsSection()

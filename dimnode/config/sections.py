@@ -229,6 +229,32 @@ class JobsSection(Section):
     )
 
 
+class EventsSection(Section):
+    """Job and node events for listeners, as docs/events.md describes them: signed hints, without anything of forms, inputs or results."""
+
+    jobs: bool = Field(default=True, description="Publish what happens to the jobs that this node drives.")
+    nodes: bool = Field(default=True, description="Publish seats won and lost, and, from the lowest seat, who joins and leaves.")
+    kubo: bool = Field(
+        default=True,
+        description='With ipfs.backend = "kubo": publish through Kubo\'s pubsub, too, to whoever in its network knows the topics.',
+    )
+    channel: Name = Field(
+        default="",
+        description="Part of the topics' names. Empty: made from the swarm key, so that nobody can guess it; `dimnode status` tells. The same on every node.",
+    )
+    interval: Annotated[float, Field(ge=0.1, le=3600)] = Field(
+        default=0.5, description="Least seconds between two messages of one kind; what happens meanwhile goes together."
+    )
+    batch: Annotated[int, Field(ge=1, le=200)] = Field(default=100, description="Events in one message, at the most.")
+    queue: Count = Field(default=1000, description="Events of one kind that wait to be sent; the oldest is dropped and counted.")
+    timeout: Seconds = Field(default=5.0, description="Time for one message to be sent.")
+    retry: Annotated[float, Field(ge=1, le=86_400)] = Field(
+        default=60.0, description="Most seconds between two tries to send while that fails, as when Kubo's pubsub is off."
+    )
+    max_age: Seconds = Field(default=120.0, description="Messages whose time differs from this node's clock by more are not believed.")
+    remember: Count = Field(default=200, description="Latest events that `dimnode events` shows.")
+
+
 class CostSection(Section):
     """What this node asks for its work."""
 

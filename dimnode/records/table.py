@@ -8,7 +8,7 @@ are noted at once and become durable together with the next decision.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -62,6 +62,7 @@ class RecordTable:
         self._changed = trio.Event()
         self._dirty: set[str] = set()
         self._lately: OrderedDict[str, None] = OrderedDict()
+        self._told: list[Callable[[str], None]] = []
         self._disk = EntryDisk(journal)
 
     async def open(self) -> None:
@@ -398,6 +399,10 @@ class RecordTable:
             await self._changed.wait()
         return self._version
 
+    def on_change(self, tell: Callable[[str], None]) -> None:
+        """``tell`` is called with each job whose record changes, in the midst of it: it may only take a note."""
+        self._told.append(tell)
+
     def take_dirty(self) -> set[str]:
         """Jobs whose records changed since the last call: for one caller, who tells others of them."""
         dirty, self._dirty = self._dirty, set()
@@ -434,6 +439,8 @@ class RecordTable:
         state.changed.set()
         state.changed = trio.Event()
         self._dirty.add(job)
+        for tell in self._told:
+            tell(job)
         self._lately[job] = None
         self._lately.move_to_end(job)
         while len(self._lately) > self._settings.remember_changed:

@@ -3,7 +3,7 @@ orchestrators."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dimnode.rpc import documents
@@ -119,6 +119,13 @@ class NodeClient:
     def resolve(self, path: str, *, after: str = "", limit: int = 1000, timeout: float = 120.0) -> dict[str, Any]:
         """``registry``, ``jobs`` (ids above ``after``, ``limit`` of them) or ``jobs/ID``, as the seats have published them."""
         return self._content("ResolveState", npb.ResolveStateRequest(path=path, after=after, limit=limit), timeout)
+
+    def events(self, kinds: Sequence[str] = (), *, follow: bool = False) -> Iterator[dict[str, Any]]:
+        """Of jobs and nodes, or of one ``kinds``: the latest that the node remembers, with ``follow`` those that come, until the iteration
+        is left."""
+        request = npb.WatchEventsRequest(kinds=kinds, follow=follow)
+        for _, answer in self._connection.follow("WatchEvents", request, self._connection.attempts(), endless=False):
+            yield from_struct(answer.event)
 
     def _content(self, method: str, request: Any, timeout: float | None = None) -> dict[str, Any]:
         answer = self._connection.call(method, request) if timeout is None else self._connection.call(method, request, timeout=timeout)

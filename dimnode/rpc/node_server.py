@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from dimnode.errors import FailedPrecondition, FieldProblem, InvalidArgument
 from dimnode.node_ports import NodeApi
 from dimnode.rpc import convert, documents
 from dimnode.rpc.bridge import Bridge
-from dimnode.rpc.dispatch import Call, Service
+from dimnode.rpc.dispatch import Call, Service, closing
 from dimnode.rpc.server import RunningServer, ServerSettings, serve
 from dimnode.rpc.v1 import node_pb2 as pb
 
@@ -105,6 +105,11 @@ class NodeService:
     async def ResolveState(self, request: Any, _call: Call) -> Any:  # noqa: N802
         return _content(await self._api.resolve(request.path, after=request.after, limit=request.limit or 1000))
 
+    async def WatchEvents(self, request: Any, _call: Call) -> AsyncIterator[Any]:  # noqa: N802
+        async with closing(self._api.events(tuple(request.kinds), follow=request.follow)) as found:
+            async for event in found:
+                yield pb.EventResponse(event=convert.to_struct(event))
+
 
 def _content(document: Mapping[str, Any]) -> Any:
     return pb.ContentResponse(document=convert.to_struct(document))
@@ -131,7 +136,7 @@ async def serve_node(bridge: Bridge, api: NodeApi, path: Path, settings: ServerS
     """Serve on the Unix socket ``path`` (mode 0600; its folder, made if missing, 0700) while the block runs. A socket that
     a dead node left is replaced. Raises `FailedPrecondition` if a live node answers there, or the path is too long."""
     await trio.to_thread.run_sync(_prepare, path)
-    contract = Service(pb.DESCRIPTOR.services_by_name["Node"], NodeService(api))
+    contract = Service(pb.DESCRIPTOR.services_by_name["Node"], NodeService(api), endless=frozenset({"WatchEvents"}))
     settings = settings or ServerSettings(setting="the node's socket")
     async with serve(bridge, [contract], f"unix:{path}", settings) as running:
         await trio.to_thread.run_sync(path.chmod, 0o600)

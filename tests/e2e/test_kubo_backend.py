@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,6 +48,10 @@ def ipfs(node: RealNode) -> dict[str, object]:
     return node.status()["ipfs"]
 
 
+def events(node: RealNode) -> dict[str, Any]:
+    return node.status()["events"]["kubo"]
+
+
 def test_jobs_run_with_kubo_without_it_and_with_it_again(tmp_path: Path, server: Server) -> None:
     settings = {"ipfs.backend": "kubo", "ipfs.api": f"http://127.0.0.1:{server.port}"}
     x = rows(LARGE_ROWS)
@@ -61,9 +66,13 @@ def test_jobs_run_with_kubo_without_it_and_with_it_again(tmp_path: Path, server:
             local.add_model_file(str(MODELS / "mlp.onnx"), id="mlp")
             run()
             wait_until(lambda: ipfs(node) == {"backend": "kubo", "ok": True, "backlog": 0, "problem": ""}, "all is with Kubo")
+            wait_until(lambda: events(node)["published"] >= 3, "a seat and a job are told through Kubo's pubsub")
+            assert (events(node)["ok"], events(node)["dropped"]) == (True, 0)
             server.kill()
             wait_until(lambda: not ipfs(node)["ok"], "the node has noticed")
             run()
+            wait_until(lambda: "Kubo" in events(node)["problem"], "events are not told through Kubo, and the status says so")
+            assert node.status()["events"]["swarm"]["ok"]
             told = ipfs(node)
             assert told["backlog"]
             assert "Kubo" in str(told["problem"])
@@ -71,4 +80,5 @@ def test_jobs_run_with_kubo_without_it_and_with_it_again(tmp_path: Path, server:
             server.start()  # its memory is empty: what the spool still has is not handed over twice, new things are
             wait_until(lambda: ipfs(node)["ok"], "the node has it again")
             run()
+            wait_until(lambda: events(node)["ok"], "and they are told again")
             assert not node.crashed()

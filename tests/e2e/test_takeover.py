@@ -118,6 +118,10 @@ def test_jobs_of_a_killed_owner_go_on_where_they_were(swarm: RealSwarm) -> None:
             assert_linear(result)
             assert_each_ran_once(result)
             assert client.get(job)["epoch"] == 2
+    told = [(e["event"], e["epoch"]) for e in cora.cli("events", "--jobs") if e["job"] == first]
+    assert told[0] == ("accepted", 1)
+    assert told.index(("taken_over", 2)) < told.index(("completed", 2))
+    assert len(told) == len(set(told)), told
     done = executions([bert, cora])
     assert done["completed"] - before["completed"] == sum(len(r["tasks"]) for r in results.values()) == 4 + 6
     assert done["accepted"] - before["accepted"] == 10

@@ -4,6 +4,7 @@ what https://docs.ipfs.tech/reference/kubo/rpc/ describes, and it fails on deman
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -47,6 +48,10 @@ class KuboRpcServer:
     """It knows a block's codec as ``format``."""
     keys: dict[str, str] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
+    pubsub: bool = True
+    """It was started with --enable-pubsub-experiment."""
+    heard: list[tuple[str, bytes]] = field(default_factory=list)
+    """(topic, message) of what was published."""
     calls: list[str] = field(default_factory=list)
     api: str = ""
     listening: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -158,6 +163,15 @@ class KuboRpcServer:
         if name not in self.names:
             raise Failed("could not resolve name")
         return {"Path": self.names[name]}
+
+    async def pubsub_pub(self, options: dict[str, str], body: bytes) -> Any:
+        if not self.pubsub:
+            raise Failed("experimental pubsub feature not enabled, run daemon with --enable-pubsub-experiment to use")
+        topic = options["arg"]
+        if not topic.startswith("u"):
+            raise Failed("failed to decode topic: selected encoding not supported")
+        self.heard.append((base64.urlsafe_b64decode(topic[1:] + "=" * (-len(topic[1:]) % 4)).decode(), body))
+        return b""
 
     # --- HTTP
 

@@ -106,6 +106,7 @@ class FakeSwarm:
         self.blobs: dict[str, bytes] = {}
         self.received = 0
         self.hold: trio.Event | None = None
+        self.events_left = trio.Event()
 
     def nodes(self) -> list[Mapping[str, Any]]:
         return [
@@ -159,6 +160,16 @@ class FakeSwarm:
         if peer == "nobody":
             raise NotFound("nobody is no voter")
         return {**self.electorate(), "version": 3, "voters": [{"peer_id": peer, "name": action, "state": "alive"}]}
+
+    async def events(self, kinds: Any, *, follow: bool) -> AsyncGenerator[Mapping[str, Any], None]:
+        """With ``follow`` one more, after which nothing comes until the caller leaves."""
+        for number in range(3 if follow else 2):
+            yield {"kind": kinds[0] if kinds else "jobs", "event": "accepted", "job": f"job-{number}", "at": 1.5, "epoch": number}
+        if follow:
+            try:
+                await trio.sleep_forever()
+            finally:
+                self.events_left.set()
 
     async def node_stats(self, node: str) -> Mapping[str, Any]:
         return {"node": node, "queue": {"length": 0}}

@@ -149,6 +149,11 @@ class NodeStub:
                 request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ResolveStateRequest.SerializeToString,
                 response_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.FromString,
                 _registered_method=True)
+        self.WatchEvents = channel.unary_stream(
+                '/dim.v1.Node/WatchEvents',
+                request_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.WatchEventsRequest.SerializeToString,
+                response_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.EventResponse.FromString,
+                _registered_method=True)
 
 
 class NodeServicer:
@@ -301,6 +306,13 @@ class NodeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchEvents(self, request, context):
+        """Job and node events, as this node heard them: hints.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -418,6 +430,11 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.ResolveState,
                     request_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ResolveStateRequest.FromString,
                     response_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.SerializeToString,
+            ),
+            'WatchEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchEvents,
+                    request_deserializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.WatchEventsRequest.FromString,
+                    response_serializer=dimnode_dot_rpc_dot_v1_dot_node__pb2.EventResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1041,6 +1058,33 @@ class Node:
             '/dim.v1.Node/ResolveState',
             dimnode_dot_rpc_dot_v1_dot_node__pb2.ResolveStateRequest.SerializeToString,
             dimnode_dot_rpc_dot_v1_dot_node__pb2.ContentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/dim.v1.Node/WatchEvents',
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.WatchEventsRequest.SerializeToString,
+            dimnode_dot_rpc_dot_v1_dot_node__pb2.EventResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,7 @@ Whatever keeps an answer from coming (refused, timed out, not HTTP, a status or 
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -170,6 +171,12 @@ class KuboRpc:
         """``address``: a multiaddr with ``/p2p/PEER_ID``."""
         await self._call("swarm/connect", {"arg": address})
 
+    # Pubsub
+
+    async def pubsub_pub(self, topic: str, data: bytes) -> None:
+        """Raises `Refused` while the daemon's pubsub is off."""
+        await self._bytes("pubsub/pub", {"arg": multibase(topic)}, data=data, limit=_MAX_ANSWER)
+
     # Parts
 
     async def _put(self, cid: Cid, data: bytes) -> str:
@@ -264,6 +271,11 @@ def _number(found: Mapping[str, Any], key: str) -> int:
     if not isinstance(value, int) or value < 0:
         raise StoreUnavailable("the Kubo daemon's answer makes no sense")
     return value
+
+
+def multibase(text: str) -> str:
+    """base64url without padding, after its letter: how Kubo takes topics since 0.11."""
+    return "u" + base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode("ascii")
 
 
 def _flag(value: bool) -> str:

@@ -20,6 +20,7 @@ from p2p.ipfs.embedded import connected_to
 from p2p.ipfs.exchange import BitswapExchange, open_exchange
 from p2p.ipfs.kubo.blocks import KuboBlocks
 from p2p.ipfs.kubo.names import KuboNames
+from p2p.ipfs.kubo.pubsub import KuboPubsub
 from p2p.ipfs.kubo.rpc import KuboRpc, Refused, open_rpc
 from p2p.ipfs.kubo.settings import KuboSettings
 from p2p.ipfs.link import Libp2pLink, OpenStream
@@ -77,6 +78,9 @@ class KuboStore(Store):
     def names(self, label: str) -> KuboNames:
         """For publishing under a key of the daemon's that is called ``label``."""
         return KuboNames(self._rpc, label, self._kubo.publish_timeout)
+
+    def pubsub(self) -> KuboPubsub:
+        return KuboPubsub(self._rpc)
 
     async def ok(self) -> bool:
         try:

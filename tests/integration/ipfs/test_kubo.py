@@ -305,3 +305,22 @@ async def test_a_name_that_cannot_be_published_is_said(server: KuboRpcServer, tm
         server.fault = fault
         with pytest.raises(StoreUnavailable):
             await store.names("dim").publish(cid, lifetime=60.0, ttl=30.0)
+
+
+async def test_messages_go_through_kubos_pubsub_in_its_own_spelling(server: KuboRpcServer, tmp_path: Path) -> None:
+    async with on(server, tmp_path / "spool") as store:
+        data = b"eyJ.\x00\r\n--boundary--\r\n\xff"
+        await store.pubsub().publish("dim/events/\u00e4/jobs/1", data)
+        assert server.heard == [("dim/events/\u00e4/jobs/1", data)]
+
+
+@pytest.mark.parametrize("fault", ["500", "hang", "cut off"])
+async def test_a_message_that_kubo_does_not_take_is_said(server: KuboRpcServer, tmp_path: Path, fault: Fault) -> None:
+    async with on(server, tmp_path / "spool") as store:
+        server.fault = fault
+        with trio.fail_after(5), pytest.raises(StoreUnavailable):
+            await store.pubsub().publish("t", b"x")
+        server.fault, server.pubsub = "", False
+        with pytest.raises(StoreUnavailable, match="--enable-pubsub-experiment"):
+            await store.pubsub().publish("t", b"x")
+        assert server.heard == [] or fault == "cut off"

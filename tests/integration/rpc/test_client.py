@@ -165,6 +165,42 @@ async def test_nobody_there_is_unavailable_in_plain_words() -> None:
     await in_thread(use)
 
 
+async def test_events_come_over_the_nodes_socket_until_the_caller_leaves(tmp_path: Path) -> None:
+    swarm = FakeSwarm()
+    async with open_bridge() as bridge, serve_node(bridge, swarm, tmp_path / "node.sock") as server:
+
+        def use() -> None:
+            with NodeClient(server.address) as node:
+                assert [e["job"] for e in node.events()] == ["job-0", "job-1"]
+                follow = node.events(["nodes"], follow=True)
+                assert [next(follow) for _ in range(3)][2] == {"kind": "nodes", "event": "accepted", "job": "job-2", "at": 1.5, "epoch": 2}
+                follow.close()
+
+        await in_thread(use)
+        with trio.fail_after(5):
+            await swarm.events_left.wait()
+
+
+async def test_a_follower_of_events_hears_that_the_node_stops(tmp_path: Path) -> None:
+    async with open_bridge() as bridge:
+        begun = trio.Event()
+
+        def use() -> None:
+            with NodeClient(server.address) as node:
+                for event in node.events(follow=True):
+                    if event["job"] == "job-2":
+                        trio.from_thread.run_sync(begun.set)
+
+        async with trio.open_nursery() as nursery, serve_node(bridge, FakeSwarm(), tmp_path / "node.sock") as server:
+
+            async def fails() -> None:
+                with pytest.raises(Unavailable):
+                    await in_thread(use)
+
+            nursery.start_soon(fails)
+            await begun.wait()
+
+
 async def test_the_nodes_socket_serves_its_operator_only(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     path = folder / "node.sock"

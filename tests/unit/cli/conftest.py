@@ -74,6 +74,10 @@ class FakeClient:
                 return {"path": args[0], "seats": seats, **found}
             case "store_statistics":
                 return {"backend": "embedded", "ok": True, "blocks": 1}
+            case "events":
+                told = [{"kind": "jobs", "publisher": "p", "event": "accepted", "at": 1.0, "job": "job-1", "epoch": 1},
+                        {"kind": "nodes", "publisher": "p", "event": "seat_won", "at": 2.0, "node": "q", "seat": 0, "term": 3}]  # fmt: skip
+                return iter([e for e in told if e["kind"] in (args[0] or ("jobs", "nodes"))])
             case "invite":
                 return "dim1abc"
             case "nodes":
@@ -115,7 +119,7 @@ class FakeClient:
             case "list":
                 return [JOB]
             case "follow":
-                return [*self.texts, *self.events()]
+                return [*self.texts, *self.documents()]
             case "get" | "cancel":
                 return {**JOB, "error": {"code": "X", "message": "m", "hint": "h"}}
             case "result" | "wait":
@@ -124,7 +128,7 @@ class FakeClient:
             case _:
                 raise AssertionError(name)
 
-    def events(self) -> Iterator[dict[str, Any]]:
+    def documents(self) -> Iterator[dict[str, Any]]:
         yield {**JOB, "status": "running"}
         yield {**JOB, "status": self.status_}
 

@@ -19,6 +19,7 @@ NODE_VERBS = [
     ("nodes",),
     ("stats",),
     ("invite",),
+    ("events",),
     ("model", "list"),
     ("cabinet", "list"),
     ("electorate", "list"),
@@ -57,6 +58,17 @@ def test_without_a_node_exit_is_3(tmp_path: Path, shell: Shell, argv: tuple[str,
     document = lonely.json(*argv, exit_code=3)
     assert document["error"]["code"] == "UNAVAILABLE"
     assert "dimnode start" in document["error"]["hint"]
+
+
+def test_events_of_a_kind_and_as_they_come(shell: Shell) -> None:
+    assert [e["event"] for e in shell.json("events")] == ["accepted", "seat_won"]
+    assert [e["event"] for e in shell.json("events", "--jobs")] == ["accepted"]
+    lines = [json.loads(line) for line in shell("events", "--follow", "--json").stdout.splitlines()]
+    assert [line["kind"] for line in lines] == ["jobs", "nodes"]
+    assert "seat_won: node q, seat 0, term 3" in shell("events", "--nodes", "--follow").stdout
+    assert [asked[1:] for asked in shell.client.asked] == [
+        (([],), {"follow": False}), ((["jobs"],), {"follow": False}), (([],), {"follow": True}), ((["nodes"],), {"follow": True}),
+    ]  # fmt: skip
 
 
 def test_node_verbs_use_the_nodes_socket_and_job_verbs_the_orchestrators(shell: Shell) -> None:

@@ -15,6 +15,7 @@ MEMBER = Membership(swarm="s", key="ab" * 32, bootstrap=())
 READ_ELSEWHERE = {
     "node.name", "election.electorate", "swarm.name", "swarm.key_file", "swarm.bootstrap", "election.eligible", "daemon.listen", "daemon.announce",
     "cost.price", "logging.level", "logging.format", "auth.mode", "ipfs.backend",
+    "events.kubo",
 }  # fmt: skip
 """Taken by the composition root or the command line as they are."""
 PLANNED = {
@@ -42,6 +43,9 @@ OTHER: dict[str, Any] = {
     "p2p.announce": ["/ip4/127.0.0.1/tcp/4999"],
     "orchestrator.listen": "127.0.0.1:4999",
     "orchestrator.announce": "127.0.0.1:4999",
+    "events.jobs": False,
+    "events.nodes": False,
+    "events.channel": "ours",
 }
 
 
@@ -49,7 +53,7 @@ def parts(config: Config) -> str:
     s = Settings(config)
     made = (
         s.network(MEMBER), s.store(), s.channels(), s.certificates(), s.relay(), s.registry(), s.daemon(), s.membership(), s.election(),
-        s.lists(), s.kubo(), s.garbage(), s.rate_limit(), s.orchestrator(), s.leadership(), s.keeping(), s.state(), s.ready_timeout(), s.load_interval(), config.node.drain,
+        s.lists(), s.kubo(), s.garbage(), s.rate_limit(), s.orchestrator(), s.leadership(), s.keeping(), s.state(), s.events(MEMBER.key), s.ready_timeout(), s.load_interval(), config.node.drain,
     )  # fmt: skip
     return repr(made)
 

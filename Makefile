@@ -7,10 +7,11 @@ BASE := $(VENV)/.made
 DEMO := $(VENV)/.demo-installed
 DEV := $(VENV)/.dev-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps
+JS_IPFS := tests/support/js_ipfs
 KINDS := unit simulation integration e2e performance security
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test $(addprefix test-,$(KINDS)) check bench chaos simulate simulate-long report up down format lock clean
+.PHONY: help setup demo js-ipfs test $(addprefix test-,$(KINDS)) check bench chaos simulate simulate-long report up down format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z% -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -19,6 +20,8 @@ setup: $(DEV)  ## a virtual environment with every extra and the test tools
 
 demo: $(DEMO)  ## three nodes on this machine, one job of each pattern, a table of results
 	$(BIN)/dimnode demo
+
+js-ipfs: $(JS_IPFS)/node_modules/.package-lock.json  ## a second implementation of Kubo's RPC, for some tests (needs node and npm)
 
 test: $(DEV)  ## all tests, coverage and its gates
 	$(BIN)/python tools/run_tests.py
@@ -66,6 +69,7 @@ lock: $(DEV)  ## write requirements/*.lock from what is installed
 
 clean:  ## remove everything that was made here, the virtual environment too
 	rm -rf $(VENV) build dist *.egg-info htmlcov coverage.xml coverage.json test-results.xml report.md report bench-results.json chaos-results.json chaos-kept .dim-demo
+	rm -rf $(JS_IPFS)/node_modules
 	rm -rf .coverage .coverage.* .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(BASE):
@@ -85,4 +89,8 @@ $(DEV): $(BASE) requirements/dev.lock pyproject.toml
 	$(PIP) -r requirements/dev.lock
 	$(PIP) -e .
 	rm -rf $(VENV)/lib/python*/site-packages/trio-stubs
+	@touch $@
+
+$(JS_IPFS)/node_modules/.package-lock.json: $(JS_IPFS)/package-lock.json
+	npm ci --prefix $(JS_IPFS) --ignore-scripts --omit=optional --no-audit --no-fund
 	@touch $@

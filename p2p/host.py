@@ -54,7 +54,7 @@ StreamHandler = Callable[[Stream], Awaitable[None]]
 
 
 class Gate(ResourceManager):
-    """Admits peers of the allow-list (all, if it is empty) once their identity is proved.
+    """Admits peers of the allow-list (all, if it is empty) once their identity is proved, which has to be an Ed25519 key.
 
     The other duties of libp2p's resource manager are off: its circuit breaker shuts everybody out for a
     minute after five refusals, which any stranger can cause.
@@ -76,11 +76,17 @@ class Gate(ResourceManager):
         self, peer_id: ID | None = None, endpoint_ip: str | None = None, direction: str = "inbound"
     ) -> ConnectionScope | None:
         # Before the handshake the peer is unknown (None); the same question comes again after it.
-        if self._allow and peer_id is not None and str(peer_id) not in self._allow:
+        reason = "" if peer_id is None else self._objection(str(peer_id))
+        if reason:
             self.refused += 1
-            log.info("refused a connection: peer is not on the allow-list", extra={"peer": str(peer_id)})
+            log.info("refused a connection: %s", reason, extra={"peer": str(peer_id)})
             return None
         return super().open_connection(peer_id, endpoint_ip, direction)
+
+    def _objection(self, peer: str) -> str:
+        if not is_peer_id(peer):
+            return "the peer's identity is no Ed25519 key (an old Kubo repository gets one by `ipfs key rotate`)"
+        return "peer is not on the allow-list" if self._allow and peer not in self._allow else ""
 
 
 class NoConnector:

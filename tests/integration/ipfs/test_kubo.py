@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from p2p.ipfs.api import BlockCorrupt, BlockMissing, ContentStore, DiskFull, StoreUnavailable
-from p2p.ipfs.cid import parse
+from p2p.ipfs.cid import RAW, compute, parse
 from p2p.ipfs.kubo.rpc import open_rpc
 from p2p.ipfs.kubo.settings import KuboSettings, RpcSettings
 from p2p.ipfs.kubo.store import KuboStore, open_kubo
@@ -260,6 +260,17 @@ async def test_older_daemons_know_a_codec_by_another_name(server: KuboRpcServer,
         cid = await store.put_dag({"n": 1})
         await handed_over(store)
         assert await server.store.get_dag(cid) == {"n": 1}
+
+
+async def test_several_blocks_at_once_find_out_what_an_older_daemon_calls_a_codec(server: KuboRpcServer):
+    server.old_options = True
+    blocks = [bytes((number,)) for number in range(8)]
+    async with open_rpc(server.api) as rpc:
+        async with trio.open_nursery() as nursery:
+            for data in blocks:
+                nursery.start_soon(rpc.block_put, compute(RAW, data), data)
+        for data in blocks:
+            assert await rpc.block_get(compute(RAW, data), offline=True) == data
 
 
 async def test_the_daemon_makes_the_same_cids(server: KuboRpcServer, tmp_path: Path):

@@ -33,6 +33,16 @@ async def test_the_oldest_gives_way() -> None:
         reader.receive_nowait()
 
 
+def test_who_has_another_kind_of_key_is_not_admitted() -> None:
+    """Such a peer could not be answered: its id does not say its key."""
+    gate = hosts.Gate(NetworkSettings())
+    rsa, ed25519 = hosts.ID(b"\x12\x20" + bytes(32)), hosts.to_id(Identity.generate().peer_id)
+    assert gate.open_connection(rsa) is None
+    assert gate.refused == 1
+    assert gate.open_connection(ed25519) is not None
+    assert gate.open_connection(None) is not None, "before the handshake nobody is known"
+
+
 async def test_a_queue_without_reader_takes_nothing() -> None:
     queue = DropOldest[int](2)
     assert not queue.put(1)

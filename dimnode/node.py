@@ -38,6 +38,7 @@ from dimnode.node_electorate import Electorate
 from dimnode.orchestrator import Orchestrator, ask_over, build_orchestrator
 from dimnode.orchestrator.any_seat import AnySeat
 from dimnode.ports import Journal
+from dimnode.providing import Providing
 from dimnode.records.keeping import Keeping
 from dimnode.records.participation import Door
 from dimnode.rpc.bridge import Bridge, open_bridge
@@ -58,6 +59,7 @@ from dimnode.swarm.majority_elector import MajorityElector
 from dimnode.swarm.models import SwarmModels
 from dimnode.swarm.registry import SwarmRegistry
 from dimnode.swarm.relay import Relay
+from p2p.dht.dht import SwarmDht
 from p2p.identity import Identity
 from p2p.ipfs.store import Store
 from p2p.network import Libp2pNetwork
@@ -126,6 +128,7 @@ class Node:
         electorates: Electorates,
         cards: tuple[gpus.Gpu, ...],
         names_key: Identity,
+        dht: SwarmDht | None,
     ) -> None:
         self.clock = SystemClock()
         self.config = config
@@ -194,8 +197,15 @@ class Node:
             keep_blocks=self.keeping.keep_blocks,
             settings=self.settings.state(),
             outlet=node_parts.outlet(store, member.swarm),
+            dht=dht,
         )
-        self.daemon.more_stats = lambda: {"records": self.keeping.statistics(), "state": self.state.statistics()}
+        self.dht = dht
+        self.providing = Providing(dht, store, self.daemon.needed_blocks, self._met, self.settings.providing()) if dht else None
+        self.daemon.more_stats = lambda: {
+            "records": self.keeping.statistics(),
+            "state": self.state.statistics(),
+            "dht": {**self.dht.statistics(), **self.providing.statistics()} if self.dht and self.providing else {},
+        }
         self.met_before = met_before
         self.models = SwarmModels(self.registry, store, fetch_timeout=config.ipfs.fetch_timeout)
         self.limiter = RateLimiter(self.settings.rate_limit())
@@ -214,13 +224,14 @@ class Node:
         await journal.put(BOOT_COUNT, str(boots).encode())
         network = await stack.enter_async_context(node_parts.network(config, settings, identity, member))
         door = Door()
-        store = await stack.enter_async_context(node_parts.store(config, settings, home, network, door.may_serve))
+        dht = node_parts.dht(settings, member.swarm, network)
+        store = await stack.enter_async_context(node_parts.store(config, settings, home, network, door.may_serve, dht))
         bridge = await stack.enter_async_context(open_bridge())
         electorates = await node_parts.electorates(config, settings, home, member, journal, network)
         met_before = await acquaintances.recall(journal)
         cards = await trio.to_thread.run_sync(gpus.look)
         key = await trio.to_thread.run_sync(node_parts.names_key, home)
-        node = cls(config, home, identity, member, journal, network, store, bridge, boots, met_before, electorates, cards, key)
+        node = cls(config, home, identity, member, journal, network, store, bridge, boots, met_before, electorates, cards, key, dht)
         door.participation = node.keeping.participation
         return node
 
@@ -245,6 +256,9 @@ class Node:
                     await nursery.start(self.garbage.run)
                 await nursery.start(self.elector.run)
                 await nursery.start(self.state.run)
+                for part in (self.dht, self.providing):
+                    if part is not None:
+                        await nursery.start(part.run)
                 self._seek_acquaintances(nursery)
                 await self._serve_locally(nursery, client, announce, stop)
             nursery.cancel_scope.cancel()
@@ -276,6 +290,9 @@ class Node:
             finally:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(self.home.clear_control)
+
+    def _met(self) -> bool:
+        return bool(self.network.peers())
 
     def _seek_acquaintances(self, nursery: trio.Nursery) -> None:
         for peer, addresses in self.met_before.items():

@@ -16,6 +16,7 @@ from dimnode.config.sections import (
     AuthSection,
     CostSection,
     DaemonSection,
+    DhtSection,
     ElectionSection,
     GatewaySection,
     IpfsSection,
@@ -47,6 +48,7 @@ class Config(Section):
     daemon: DaemonSection = DaemonSection()
     gateway: GatewaySection = GatewaySection()
     ipfs: IpfsSection = IpfsSection()
+    dht: DhtSection = DhtSection()
     jobs: JobsSection = JobsSection()
     cost: CostSection = CostSection()
     limits: LimitsSection = LimitsSection()

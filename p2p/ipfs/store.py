@@ -34,8 +34,8 @@ _INLINE = 64 * 1024
 class Exchange(Protocol):
     traffic: Traffic
 
-    async def fetch_block(self, cid: Cid, providers: Collection[str], timeout: float) -> bytes:
-        """A verified block. Raises `BlockMissing`, `BlockCorrupt`."""
+    async def fetch_block(self, cid: Cid, providers: Collection[str], timeout: float, *, private: bool = False) -> bytes:
+        """A verified block. ``private``: strangers are not asked who has it. Raises `BlockMissing`, `BlockCorrupt`."""
         ...
 
 
@@ -81,6 +81,11 @@ class Store:
 
     async def rename_audience(self, old: str, new: str) -> None:
         await self._blocks.rename_audience(old, new)
+
+    async def is_public(self, cid: str) -> bool:
+        """Whether the block is here and everybody's."""
+        root = cids.parse(cid)
+        return await self._blocks.has(root) and not await self._blocks.audiences(root)
 
     async def ok(self) -> bool:
         await trio.lowlevel.checkpoint()
@@ -307,7 +312,7 @@ class Store:
             return data
         if self._exchange is None:
             raise BlockMissing(f"{cid} is not here")
-        data = await self._exchange.fetch_block(cid, providers, timeout)
+        data = await self._exchange.fetch_block(cid, providers, timeout, private=bool(self._audience))
         await self._keep([Block(cid, data)], False)
         return data
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -51,7 +52,7 @@ async def open_embedded(
         link = Libp2pLink(host, PROTOCOL, max_message=settings.exchange.max_message, open_stream=open_stream)
         peers = connected if connected is not None else connected_to(host)
         async with open_exchange(link, blocks, settings.exchange, peers, may_serve, find_providers) as exchange:
-            yield EmbeddedStore("embedded", blocks, exchange, settings)
+            yield EmbeddedStore("embedded", blocks, exchange, settings, random.Random())  # noqa: S311 - an order
     finally:
         await blocks.close()
 

@@ -7,6 +7,7 @@ collection off the blocks and, when the store is full, asks whoever looks after 
 from __future__ import annotations
 
 import copy
+import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import ExitStack, aclosing
@@ -50,7 +51,12 @@ class _State:
 
 
 class Store:
-    def __init__(self, backend: str, blocks: Blocks, exchange: Exchange | None, settings: StoreSettings) -> None:
+    """``rng``: makes the order in which the parts of a DAG are fetched."""
+
+    def __init__(
+        self, backend: str, blocks: Blocks, exchange: Exchange | None, settings: StoreSettings, rng: random.Random | None = None
+    ) -> None:
+        self._rng = rng
         self.backend = backend
         self._blocks = blocks
         self._exchange = exchange
@@ -174,7 +180,7 @@ class Store:
 
         root = cids.parse(cid)
         with self._uses.of(root):
-            top = await Walk(need, self._here, self._settings).run(root)
+            top = await Walk(need, self._here, self._settings, self._rng).run(root)
         return top.size
 
     # Archives

@@ -18,6 +18,7 @@ from p2p.ipfs.settings import ExchangeSettings
 
 _LATE_MEMORY = 1024
 _STRIKES = 3
+_LACKED_MOST = 16
 _HELPFUL = 60.0
 """Seconds for which a peer that a search found, or that brought a block since, is a provider of what has none named: who has the root of a
 DAG is likely to have the rest, and only roots are announced."""
@@ -94,6 +95,8 @@ class _Peer:
     """When it last delivered a block that was wanted."""
     reached: float = float("-inf")
     """Of the blocks that it delivered the latest time of asking: what it was asked for before that, it has passed over."""
+    lacked: int = 0
+    """Blocks in a row that it was asked for and did not have, at most `_LACKED_MOST`: it may have parts of a DAG only."""
     strikes: int = 0
     distrusted_until: float = float("-inf")
     was_connected: bool = False
@@ -162,6 +165,8 @@ class WantBook:
     def dont_have(self, peer: str, cid: Cid, now: float) -> None:
         want = self._wants.get(cid)
         if want is not None and (peer in want.asked or peer in want.probing):
+            state = self._peer(peer)
+            state.lacked = min(_LACKED_MOST, state.lacked + (peer in want.asked))
             self._drop(want, peer)
             self._assign(want, now)
             self._fill(now)
@@ -181,6 +186,7 @@ class WantBook:
         want.probing.pop(peer, None)
         state.asked.discard(cid)
         state.brought = now
+        state.lacked //= 2
         if peer in self._helpful:
             self._note_helpful(peer, now)
         self.leave(cid)
@@ -285,7 +291,7 @@ class WantBook:
         free = [p for p in want.candidates if self.trusts(p, now) and len(self._peer(p).asked) < self._settings.window]
         if not free:
             return False
-        peer = min(free, key=lambda name: len(self._peer(name).asked))
+        peer = min(free, key=lambda name: len(self._peer(name).asked) + self._peer(name).lacked)
         del want.candidates[peer]
         want.asked[peer] = now
         self._peer(peer).asked.add(want.cid)

@@ -365,3 +365,21 @@ def test_who_was_found_to_have_a_root_is_asked_for_what_is_below_it():
     scene.deliver("c", 1)
     scene.tick(61)
     assert scene.want(3) == ["search 3"], "not for ever"
+
+
+def test_who_has_parts_only_is_asked_after_who_has_all_and_gets_back_what_it_lost():
+    scene = Scene("whole", "part", settings=dataclasses.replace(SETTINGS, window=8))
+    for number in range(3):
+        scene.want(number, "part")
+        scene.book.dont_have("part", C[number], 0)
+    scene.out()
+    for number in range(3):
+        scene.book.leave(C[number])
+    scene.out()
+    asked = [scene.want(number, "part", "whole") for number in range(4, 9)]
+    assert asked == [["whole block 4"], ["whole block 5"], ["whole block 6"], ["part block 7"], ["whole block 8"]]
+    for _ in range(2):
+        assert scene.deliver("part", 7) is not Delivery.UNSOLICITED
+        scene.want(7, "part")
+    assert scene.deliver("whole", 4) is Delivery.WANTED
+    assert scene.book._peer("part").lacked == 0

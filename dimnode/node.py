@@ -34,11 +34,13 @@ from dimnode.garbage import Garbage
 from dimnode.home import Control, Home
 from dimnode.invite import Invite, Membership, make, settle
 from dimnode.leadership import Leadership
+from dimnode.leaving import leave
 from dimnode.node_api import LocalNode
 from dimnode.node_electorate import Electorate
 from dimnode.orchestrator import Orchestrator, ask_over, build_orchestrator
 from dimnode.orchestrator.any_seat import AnySeat
 from dimnode.ports import Journal
+from dimnode.providing import Providing
 from dimnode.records.keeping import Keeping
 from dimnode.records.participation import Door
 from dimnode.rpc.bridge import Bridge, open_bridge
@@ -59,6 +61,7 @@ from dimnode.swarm.majority_elector import MajorityElector
 from dimnode.swarm.models import SwarmModels
 from dimnode.swarm.registry import SwarmRegistry
 from dimnode.swarm.relay import Relay
+from p2p.dht.dht import SwarmDht
 from p2p.identity import Identity
 from p2p.ipfs.store import Store
 from p2p.network import Libp2pNetwork
@@ -127,6 +130,7 @@ class Node:
         electorates: Electorates,
         cards: tuple[gpus.Gpu, ...],
         names_key: Identity,
+        dht: SwarmDht | None,
     ) -> None:
         self.clock = SystemClock()
         self.config = config
@@ -195,11 +199,14 @@ class Node:
             keep_blocks=self.keeping.keep_blocks,
             settings=self.settings.state(),
             outlet=node_parts.outlet(store, member.swarm),
+            dht=dht,
         )
         self.events = EventManager(
             network=network, table=self.keeping.table, registry=self.registry, elector=self.elector, clock=self.clock, signer=identity,
             boot=self.boot, settings=self.settings.events(member.key), pubsub=node_parts.pubsub(config, store),
         )  # fmt: skip
+        self.dht = dht
+        self.providing = Providing(dht, store, self.daemon.needed_blocks, self._met, self.settings.providing()) if dht else None
         self.daemon.more_stats = self._more_stats
         self.met_before = met_before
         self.models = SwarmModels(self.registry, store, fetch_timeout=config.ipfs.fetch_timeout)
@@ -219,13 +226,14 @@ class Node:
         await journal.put(BOOT_COUNT, str(boots).encode())
         network = await stack.enter_async_context(node_parts.network(config, settings, identity, member))
         door = Door()
-        store = await stack.enter_async_context(node_parts.store(config, settings, home, network, door.may_serve))
+        dht = node_parts.dht(settings, member.swarm, network)
+        store = await stack.enter_async_context(node_parts.store(config, settings, home, network, door.may_serve, dht))
         bridge = await stack.enter_async_context(open_bridge())
         electorates = await node_parts.electorates(config, settings, home, member, journal, network)
         met_before = await acquaintances.recall(journal)
         cards = await trio.to_thread.run_sync(gpus.look)
         key = await trio.to_thread.run_sync(node_parts.names_key, home)
-        node = cls(config, home, identity, member, journal, network, store, bridge, boots, met_before, electorates, cards, key)
+        node = cls(config, home, identity, member, journal, network, store, bridge, boots, met_before, electorates, cards, key, dht)
         door.participation = node.keeping.participation
         return node
 
@@ -250,7 +258,9 @@ class Node:
                     await nursery.start(self.garbage.run)
                 await nursery.start(self.elector.run)
                 await nursery.start(self.state.run)
-                await nursery.start(self.events.run)
+                for part in (self.dht, self.providing, self.events):
+                    if part is not None:
+                        await nursery.start(part.run)
                 self._seek_acquaintances(nursery)
                 await self._serve_locally(nursery, client, announce, stop)
             nursery.cancel_scope.cancel()
@@ -283,6 +293,9 @@ class Node:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(self.home.clear_control)
 
+    def _met(self) -> bool:
+        return bool(self.network.peers())
+
     def _seek_acquaintances(self, nursery: trio.Nursery) -> None:
         for peer, addresses in self.met_before.items():
             self.network.add_address(peer, addresses)
@@ -295,7 +308,9 @@ class Node:
             nursery.start_soon(self._tell_ready, leadership, announce)
             await stop.wait()
             nursery.cancel_scope.cancel()
-        await self._drain(leadership)
+        self.left_behind = await leave(
+            leadership.orchestrator, self.keeping, self.daemon, self.registry, self.elector, self.config.node.drain
+        )
 
     async def _tell_ready(self, leadership: Leadership, announce: Callable[[str], None]) -> None:
         """Ready means that jobs can be submitted: some orchestrator serves, here or elsewhere. After the
@@ -307,25 +322,6 @@ class Node:
                 await trio.sleep(self.settings.ready_poll())
         grpc = leadership.address or "-"
         announce(f"dimnode ready: name={self.name} peer={self.identity.peer_id} swarm={self.member.swarm} grpc={grpc}")
-
-    async def _drain(self, leadership: Leadership) -> None:
-        """Within ``node.drain`` seconds: nothing new is accepted, other seats have this one's jobs (claimed while it still drives
-        them and is still called upon, so that they go on without a pause), the seat is free, tasks are handed back,
-        records are where they will be looked for."""
-        drain = self.config.node.drain
-        until = trio.current_time() + drain
-        with trio.move_on_after(drain / 2) as scope:
-            if leadership.orchestrator is not None:
-                leadership.orchestrator.stop_accepting()
-            await self.keeping.offers.hand_over(drain / 4)
-            self.daemon.close_intake()
-            self.registry.announce(leaving=True)
-            await self.elector.release()
-            await self.daemon.wait_idle()
-        if scope.cancelled_caught:
-            log.info("node.handing_back", tasks=self.daemon.load().running + self.daemon.load().queued)
-        await self.daemon.hand_back()
-        self.left_behind = await self.keeping.replicator.hand_over(max(drain / 4, until - trio.current_time()))
 
     # --- what parts are given ---
 
@@ -457,7 +453,12 @@ class Node:
         }
 
     def _more_stats(self) -> Mapping[str, Any]:
-        return {"records": self.keeping.statistics(), "state": self.state.statistics(), "events": self.events.statistics()}
+        return {
+            "records": self.keeping.statistics(),
+            "state": self.state.statistics(),
+            "events": self.events.statistics(),
+            "dht": {**self.dht.statistics(), **self.providing.statistics()} if self.dht and self.providing else {},
+        }
 
     def _invite(self) -> str:
         return make(

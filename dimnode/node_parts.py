@@ -16,10 +16,12 @@ from dimnode.home import Home
 from dimnode.invite import Membership
 from dimnode.ports import Journal
 from dimnode.settings import Settings
-from dimnode.snapshots.names import Outlet
+from dimnode.snapshots.name_book import NameKind
+from dimnode.snapshots.names import NAMESPACE, Outlet
 from dimnode.swarm.electorate import Electorates, require_operator
 from p2p.api import PortInUse
-from p2p.identity import Identity, IdentityError, load, load_or_create
+from p2p.dht.dht import SwarmDht
+from p2p.identity import Identity, IdentityError, load, load_or_create, verify
 from p2p.ipfs.embedded import open_embedded
 from p2p.ipfs.store import Store
 from p2p.ipfs.traffic import MayServe
@@ -104,10 +106,18 @@ def pubsub(config: Config, store: Store) -> Pubsub | None:
     return store.pubsub()
 
 
+def dht(settings: Settings, swarm: str, network: Libp2pNetwork) -> SwarmDht | None:
+    """The swarm's distributed hash table, unless the configuration is against it."""
+    if (wanted := settings.dht()) is None:
+        return None
+    return SwarmDht(network, {NAMESPACE: NameKind(swarm, SystemClock().wall, verify)}, wanted)
+
+
 def store(
-    config: Config, settings: Settings, home: Home, network: Libp2pNetwork, may_serve: MayServe
+    config: Config, settings: Settings, home: Home, network: Libp2pNetwork, may_serve: MayServe, dht: SwarmDht | None
 ) -> AbstractAsyncContextManager[Store]:
     folder = home.folder("blocks")
+    find_providers = dht.find_providers if dht is not None else None
     if config.ipfs.backend == "embedded":
         return open_embedded(
             folder,
@@ -115,6 +125,7 @@ def store(
             connected=network.peers,
             open_stream=network.open_stream,
             may_serve=may_serve,
+            find_providers=find_providers,
             settings=settings.store(),
         )
     from p2p.ipfs.kubo.store import open_kubo  # which brings an HTTP client: other nodes need none
@@ -125,6 +136,7 @@ def store(
         connected=network.peers,
         open_stream=network.open_stream,
         may_serve=may_serve,
+        find_providers=find_providers,
         settings=settings.store(),
         kubo=settings.kubo(),
     )

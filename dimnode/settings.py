@@ -8,6 +8,7 @@ from dataclasses import replace
 from dimnode.config import Config
 from dimnode.core.election import ElectionSettings
 from dimnode.core.membership import MembershipSettings
+from dimnode.core.provide_plan import ProvideSettings
 from dimnode.core.rate_limit import RateLimitSettings
 from dimnode.core.retention import RetentionRule
 from dimnode.daemon.batching import BatchSettings
@@ -40,6 +41,7 @@ from dimnode.snapshots.writer import WriterSettings
 from dimnode.swarm.electorate import ListSettings
 from dimnode.swarm.registry import RegistrySettings
 from dimnode.swarm.relay import RelaySettings
+from p2p.dht.settings import DhtSettings
 from p2p.ipfs.kubo.settings import KuboSettings, RpcSettings
 from p2p.ipfs.settings import StoreSettings
 from p2p.settings import DialSettings, MdnsSettings, NetworkSettings
@@ -181,7 +183,7 @@ class Settings:
         rule, copies_on = RetentionRule(retention=c.jobs.retention), frozenset(c.jobs.copies_on)
         ttl = c.ipfs.snapshot_interval
         return StateSettings(
-            names=NamesSettings(validity=c.ipfs.name_validity, ttl=ttl, timeout=c.p2p.request_timeout),
+            names=NamesSettings(validity=c.ipfs.name_validity, ttl=ttl, timeout=c.p2p.request_timeout, repeat=c.dht.reprovide),
             writer=WriterSettings(with_records=not copies_on),
             publisher=PublisherSettings(interval=ttl, validity=c.ipfs.name_validity, ttl=ttl),
             resolver=ResolverSettings(timeout=c.ipfs.fetch_timeout / 2),
@@ -213,6 +215,17 @@ class Settings:
             changed_jobs=2 * self._config.orchestrator.max_jobs,
             told_jobs=2 * self._config.orchestrator.max_jobs,
         )
+
+    def dht(self) -> DhtSettings | None:
+        """None: no part in it."""
+        d = self._config.dht
+        names = max(1, d.most_kept // 16)
+        made = DhtSettings(timeout=d.timeout, refresh=d.refresh, most_providers=d.most_kept, most_records=names)
+        return made if d.enabled else None
+
+    def providing(self) -> ProvideSettings:
+        d = self._config.dht
+        return ProvideSettings(repeat=d.reprovide, most=d.most_provided)
 
     def leadership(self) -> LeadershipSettings:
         c = self._config

@@ -142,6 +142,9 @@ class Dialer:
         self._plan.mention(peer, addresses, trio.current_time(), bootstrap=bootstrap, wanted=wanted)
         self._changed.set()
 
+    def addresses(self, peer: str) -> tuple[str, ...]:
+        return self._plan.addresses(peer)
+
     def lost(self, peer: str) -> None:
         self._plan.lost(peer, trio.current_time())
         self._changed.set()

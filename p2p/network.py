@@ -115,6 +115,19 @@ class Libp2pNetwork:
         if peer != self.peer_id and is_peer_id(peer):
             self._dialer.mention(peer, addresses)
 
+    def addresses_of(self, peer: str) -> tuple[str, ...]:
+        """What is known of a peer's addresses."""
+        return self._dialer.addresses(peer)
+
+    async def reach(self, peer: str, addresses: tuple[str, ...]) -> None:
+        """Connects, if need be by addresses that somebody else named: they are tried and not remembered. Raises `Unreachable`."""
+        if hosts.live_connections(self.host, peer):
+            return
+        if self._dialer.addresses(peer) or not addresses:
+            await self._dialer.connect(peer)
+        else:
+            await self._dial(peer, addresses)
+
     async def disconnect(self, peer: str) -> None:
         async with trio.open_nursery() as nursery:
             for connection in hosts.live_connections(self.host, peer):
@@ -190,6 +203,13 @@ class Libp2pNetwork:
         finally:
             if stream is not None and not agreed:
                 self._start(stream.reset)
+
+    def serve_streams(self, protocol: str, handler: hosts.StreamHandler) -> None:
+        """Streams of others, each in a task of its own; an exception resets the stream."""
+        self.host.set_stream_handler(TProtocol(protocol), cast(Any, hosts.contain(handler)))
+
+    def stop_serving_streams(self, protocol: str) -> None:
+        self.host.remove_stream_handler(TProtocol(protocol))
 
     async def _open_request_stream(self, peer: str) -> Any:
         return await self.open_stream(peer, REQUEST)

@@ -56,7 +56,7 @@ class Direct:
         self.traffic = Traffic()
         self._other = other
 
-    async def fetch_block(self, cid: Cid, providers: Collection[str], timeout: float) -> bytes:
+    async def fetch_block(self, cid: Cid, providers: Collection[str], timeout: float, *, private: bool = False) -> bytes:
         del providers, timeout
         data = await self._other.get(cid) if self._other is not None else None
         if data is None:

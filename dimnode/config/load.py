@@ -16,6 +16,7 @@ from dimnode.config.sections import (
     AuthSection,
     CostSection,
     DaemonSection,
+    DhtSection,
     ElectionSection,
     EventsSection,
     GatewaySection,
@@ -48,6 +49,7 @@ class Config(Section):
     daemon: DaemonSection = DaemonSection()
     gateway: GatewaySection = GatewaySection()
     ipfs: IpfsSection = IpfsSection()
+    dht: DhtSection = DhtSection()
     jobs: JobsSection = JobsSection()
     events: EventsSection = EventsSection()
     cost: CostSection = CostSection()

@@ -201,6 +201,24 @@ class IpfsSection(Section):
     grace: Seconds = Field(default=600.0, description="Seconds that a block which nothing needs stays after it was written or used.")
 
 
+class DhtSection(Section):
+    """The swarm's own distributed hash table: who has which content, and names, where neither heartbeats nor anybody connected can tell."""
+
+    enabled: bool = Field(default=True, description="Take part in it. Without, what nobody who is known has is not found.")
+    timeout: Seconds = Field(default=10.0, description="Time for one question to it.")
+    refresh: Seconds = Field(default=600.0, description="Seconds between two looks for members that this node does not know of.")
+    reprovide: Annotated[float, Field(ge=60, le=43_200)] = Field(
+        default=3_600.0,
+        description="Seconds after which this node tells again what it has and where its name points; others forget it after a day.",
+    )
+    most_provided: Count = Field(
+        default=512, description="Contents that this node announces: models, published states and what people pinned; never a job's blocks."
+    )
+    most_kept: Count = Field(
+        default=8_192, description="Announcements that are kept in memory for other nodes, and a sixteenth of that many names."
+    )
+
+
 class JobsSection(Section):
     """Jobs."""
 

@@ -18,6 +18,7 @@ from dimnode.snapshots.publisher import Heartbeats, PublisherSettings, SnapshotP
 from dimnode.snapshots.resolver import Resolver, ResolverSettings
 from dimnode.snapshots.writer import SnapshotWriter, WriterSettings
 from p2p.api import Network
+from p2p.dht.api import Dht
 from p2p.identity import Identity
 from p2p.identity import verify as verify_with_peer_id
 from p2p.ipfs.api import ContentStore
@@ -54,9 +55,10 @@ class StateManager:
         settings: StateSettings | None = None,
         verify: Verify = verify_with_peer_id,
         outlet: Outlet | None = None,
+        dht: Dht | None = None,
     ) -> None:
         s = settings or StateSettings()
-        self.names = SwarmNames(network, registry, journal, clock, s.names, swarm=swarm, signer=signer, key=key, verify=verify)
+        self.names = SwarmNames(network, registry, journal, clock, s.names, swarm=swarm, signer=signer, key=key, verify=verify, dht=dht)
         self.writer = SnapshotWriter(store, journal, clock, s.writer)
         self.publisher = SnapshotPublisher(self.writer, self.names, table, registry, elector, clock, s.publisher, outlet=outlet)
         self.resolver = Resolver(store, self.names, registry, elector, s.resolver, swarm=swarm, protocol=protocol, verify=verify)

@@ -7,6 +7,7 @@ expired, valid for longer than anybody should promise, or too large.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -63,6 +64,28 @@ class BookSettings:
     """Seconds for which a record may be valid: a week, and a day for clocks that differ."""
 
 
+def decode(data: bytes) -> Announcement:
+    """Raises `Refused`."""
+    if len(data) > MAX_BYTES:
+        raise Refused("oversized")
+    try:
+        return codec.decode(data, Announcement)
+    except codec.CodecError as error:
+        raise Refused("malformed", str(error)) from error
+
+
+def read_record(told: Announcement, now: float, longest: float) -> Named:
+    """The record of a card that was checked. Raises `Refused`."""
+    try:
+        record = ipns.read(told.card.name, told.record)
+        _ = record.cid
+    except (ipns.BadRecord, ipns.BadName) as error:
+        raise Refused("forged", str(error)) from error
+    if record.expires <= now or record.expires > now + longest:
+        raise Refused("expired")
+    return Named(told.card, record)
+
+
 class NameBook:
     """``swarm``: its name. Times are seconds since the epoch, of this node's wall clock: records say their ends in them."""
 
@@ -81,15 +104,6 @@ class NameBook:
         known = self._known.get(peer)
         return known.card if known is not None else None
 
-    def decode(self, data: bytes) -> Announcement:
-        """Raises `Refused`."""
-        if len(data) > MAX_BYTES:
-            raise Refused("oversized")
-        try:
-            return codec.decode(data, Announcement)
-        except codec.CodecError as error:
-            raise Refused("malformed", str(error)) from error
-
     def take(self, told: Announcement, now: float) -> Named:
         """Believes it from now on. Raises `Refused`: ``known`` if it says what is known already. What is cheap to check comes first."""
         if len(told.record) > ipns.MAX_BYTES:
@@ -103,17 +117,42 @@ class NameBook:
             raise Refused("older")
         if (known is None or told.card != known.card) and not authentic(told.card, self._swarm, self._verify):
             raise Refused("forged")
-        try:
-            record = ipns.read(told.card.name, told.record)
-            _ = record.cid
-        except (ipns.BadRecord, ipns.BadName) as error:
-            raise Refused("forged", str(error)) from error
-        if record.expires <= now or record.expires > now + self._settings.longest:
-            raise Refused("expired")
-        if known is not None and known.card == told.card and not record.newer_than(known.record):
+        named = read_record(told, now, self._settings.longest)
+        if known is not None and known.card == told.card and not named.record.newer_than(known.record):
             raise Refused("older")
-        named = self._known[told.card.peer] = Named(told.card, record)
+        self._known[told.card.peer] = named
         self._known.move_to_end(told.card.peer)
         while len(self._known) > self._settings.most:
             self._known.popitem(last=False)
         return named
+
+
+class NameKind:
+    """Names as records of the swarm's DHT (`p2p.dht.api.RecordKind`), by the peer id of whose name it is. ``now``: this node's wall clock.
+
+    A record alone does not say whose it is; so what is stored is what is gossiped: the card, and the IPNS record of the card's name."""
+
+    def __init__(self, swarm: str, now: Callable[[], float], verify: Verify, settings: BookSettings | None = None) -> None:
+        self._swarm = swarm
+        self._now = now
+        self._verify = verify
+        self._settings = settings or BookSettings()
+
+    def check(self, name: str, value: bytes) -> None:
+        """Raises `Refused`. What is cheap to check comes first."""
+        told = decode(value)
+        if len(told.record) > ipns.MAX_BYTES:
+            raise Refused("oversized")
+        if told.card.swarm != self._swarm or told.card.peer != name:
+            raise Refused("foreign")
+        if not authentic(told.card, self._swarm, self._verify):
+            raise Refused("forged")
+        read_record(told, self._now(), self._settings.longest)
+
+    def newer(self, name: str, value: bytes, than: bytes) -> bool:
+        """The later card counts; of one card the newer record."""
+        del name
+        a, b = decode(value), decode(than)
+        if a.card != b.card:
+            return a.card.since > b.card.since
+        return ipns.read(a.card.name, a.record).newer_than(ipns.read(b.card.name, b.record))

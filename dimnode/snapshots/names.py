@@ -1,7 +1,7 @@
-"""Names on the network: announced by gossip, asked for by request.
+"""Names on the network: announced by gossip, asked for by request, and in the swarm's DHT.
 
 Gossip is a hint that a name points elsewhere now. Whoever needs to know asks: the node itself, then others who may have heard of
-it; what was heard before serves while it is valid and nobody answers.
+it, then the DHT; what was heard before serves while it is valid and nobody answers.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import trio
 from dimnode.domain import codec
 from dimnode.ports import Clock, Journal, Registry, Signer
 from dimnode.snapshots.documents import Card, sign_card
-from dimnode.snapshots.name_book import Announcement, BookSettings, NameBook, Named, Refused
+from dimnode.snapshots.name_book import Announcement, BookSettings, NameBook, Named, Refused, decode
 from dimnode.swarm.heartbeats import Verify
 from p2p.api import Network, NetworkError, RemoteFault
+from p2p.dht.api import Dht
 from p2p.identity import Identity
 from p2p.identity import verify as verify_with_peer_id
 from p2p.ipfs import ipns
@@ -30,6 +31,8 @@ TOPIC = "dim/names/1"
 """Gossip: `Announcement`."""
 METHOD = "names/get"
 """`NamesRequest` -> `NamesAnswer`."""
+NAMESPACE = "names"
+"""Of the DHT: `NameKind`."""
 SEQUENCE = "names.sequence"
 SINCE = "names.since"
 
@@ -64,6 +67,10 @@ class NamesSettings:
     """Nodes asked at the same time."""
     others: int = 3
     """Nodes asked for the name of one that does not answer."""
+    repeat: float = 3_600.0
+    """Seconds after which the own record is put into the DHT again (``dht.reprovide``)."""
+    retry: float = 60.0
+    """The same when nobody took it."""
     most_asked: int = 256
     inbox: int = 256
     book: BookSettings = field(default_factory=BookSettings)
@@ -84,8 +91,11 @@ class SwarmNames:
         signer: Signer,
         key: Identity,
         verify: Verify = verify_with_peer_id,
+        dht: Dht | None = None,
     ) -> None:
         self._network = network
+        self._dht = dht
+        self._published = trio.Event()
         self._registry = registry
         self._journal = journal
         self._clock = clock
@@ -112,9 +122,30 @@ class SwarmNames:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled. The validator has taken what comes out of the queue."""
-        task_status.started()
-        async for _ in self._inbox:
-            pass
+        async with trio.open_nursery() as nursery:
+            if self._dht is not None:
+                nursery.start_soon(self._store_in, self._dht)
+            task_status.started()
+            async for _ in self._inbox:
+                pass
+
+    async def _store_in(self, dht: Dht) -> None:
+        """The own record, whenever there is a new one, and again and again: others keep it in memory only."""
+        pause = float("inf")
+        while True:
+            with trio.move_on_after(pause):
+                await self._published.wait()
+            self._published = trio.Event()
+            named = self._book.of(self._network.peer_id, self._clock.wall())
+            if named is None:
+                continue
+            try:
+                taken = await dht.put(NAMESPACE, named.peer, codec.encode(named.announcement()))
+            except ValueError as error:  # somebody has a newer one: this node's key was used elsewhere
+                log.warning("names.not_stored", reason=str(error))
+                taken = 0
+            self._counts["stored"] += taken > 0
+            pause = self._settings.repeat if taken else self._settings.retry
 
     # --- publishing
 
@@ -138,6 +169,7 @@ class SwarmNames:
         record = ipns.make(self._key, cid, sequence=sequence, expires=now + s.validity, ttl=s.ttl)
         named = self._take(Announcement(card=await self.card(), record=record.raw)) or Named(await self.card(), record)
         self._counts["published"] += 1
+        self._published.set()
         try:
             await self._network.publish(TOPIC, codec.encode(named.announcement()))
         except (NetworkError, ValueError) as error:
@@ -148,7 +180,7 @@ class SwarmNames:
 
     def _validate(self, author: str, data: bytes) -> bool:
         try:
-            told = self._book.decode(data)
+            told = decode(data)
             if told.card.peer != author:
                 raise Refused("forged")
             self._book.take(told, self._clock.wall())
@@ -210,6 +242,9 @@ class SwarmNames:
             for other in [p for p in others if p not in (peer, self._network.peer_id)][: self._settings.others]:
                 if await self._ask(other, (peer,)):
                     return
+            if self._dht is not None and (data := await self._dht.get(NAMESPACE, peer)) is not None:
+                self._counts["read_from_dht"] += 1
+                self._take(decode(data))
 
     async def _ask(self, peer: str, about: Sequence[str]) -> bool:
         """Whether the node knew the names."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -72,14 +73,19 @@ class Budget:
 
 
 class Walk:
-    """Visits each different node of a DAG once, ``settings.parallel`` at a time, in no order."""
+    """Visits each different node of a DAG once, ``settings.parallel`` at a time, in no order.
+
+    ``rng``: the children of a node are visited in a random order, so that nodes which fetch the same at the same time have different
+    parts to give to each other; without one, always in the same order."""
 
     def __init__(
         self,
         need: Callable[[Cid], Awaitable[bytes]],
         here: Callable[[Cid], Awaitable[int | None]],
         settings: StoreSettings,
+        rng: random.Random | None = None,
     ) -> None:
+        self._rng = rng
         self._need = need
         self._here = here
         self._settings = settings
@@ -112,6 +118,8 @@ class Walk:
 
     def _push(self, children: tuple[Step, ...]) -> None:
         self._budget.spend(len(children))
+        if self._rng is not None:
+            children = tuple(self._rng.sample(children, len(children)))
         for child in children:
             key = (child.cid, child.size)
             if key not in self._seen:

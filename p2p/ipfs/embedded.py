@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from libp2p.abc import IHost
 
 from p2p.ipfs.blocks import BlocksOnDisk
-from p2p.ipfs.exchange import open_exchange
+from p2p.ipfs.exchange import FindProviders, open_exchange
 from p2p.ipfs.link import Libp2pLink, OpenStream
 from p2p.ipfs.settings import StoreSettings
 from p2p.ipfs.store import Store
@@ -29,6 +30,7 @@ async def open_embedded(
     connected: Callable[[], Collection[str]] | None = None,
     open_stream: OpenStream | None = None,
     may_serve: MayServe | None = None,
+    find_providers: FindProviders | None = None,
     settings: StoreSettings | None = None,
 ) -> AsyncGenerator[EmbeddedStore, None]:
     """A store under ``folder`` (made if missing; one process at a time) as long as the block lasts.
@@ -36,7 +38,8 @@ async def open_embedded(
     ``host``: a running libp2p host; without one the store is local only. ``connected`` gives the ids of
     the peers that may be asked (default: all that the host is connected to), ``open_stream`` opens streams to
     them: give `Libp2pNetwork.peers` and `Libp2pNetwork.open_stream`. ``may_serve`` decides for
-    each block and peer whether it is given out (default: yes). The host must outlive the store.
+    each block and peer whether it is given out (default: yes). ``find_providers`` is asked who has what nobody
+    near has. The host must outlive the store.
     Raises `OSError` or `sqlite3.Error` when the folder cannot be used.
     """
     settings = settings or StoreSettings()
@@ -48,8 +51,8 @@ async def open_embedded(
             return
         link = Libp2pLink(host, PROTOCOL, max_message=settings.exchange.max_message, open_stream=open_stream)
         peers = connected if connected is not None else connected_to(host)
-        async with open_exchange(link, blocks, settings.exchange, peers, may_serve) as exchange:
-            yield EmbeddedStore("embedded", blocks, exchange, settings)
+        async with open_exchange(link, blocks, settings.exchange, peers, may_serve, find_providers) as exchange:
+            yield EmbeddedStore("embedded", blocks, exchange, settings, random.Random())  # noqa: S311 - an order
     finally:
         await blocks.close()
 

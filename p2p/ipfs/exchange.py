@@ -8,7 +8,7 @@ the tasks that libp2p starts for them.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 
 import trio
@@ -23,9 +23,11 @@ from p2p.ipfs.outbox import Outbox
 from p2p.ipfs.protobuf import Malformed
 from p2p.ipfs.settings import MAX_BLOCK, ExchangeSettings
 from p2p.ipfs.traffic import MayServe, Traffic
-from p2p.ipfs.wants import Delivery, Send, WantBook
+from p2p.ipfs.wants import Delivery, Search, Send, WantBook
 
 log = logging.getLogger(__name__)
+FindProviders = Callable[[str], Awaitable[Collection[str]]]
+"""CID -> peer ids of nodes that say that they have it; never raises, ends in time."""
 
 _HASH_INLINE = 64 * 1024
 """Blocks up to this many bytes are hashed on the loop: a thread costs more."""
@@ -52,13 +54,15 @@ class BitswapExchange:
         connected: Callable[[], Collection[str]],
         may_serve: MayServe | None,
         nursery: trio.Nursery,
+        find_providers: FindProviders | None = None,
     ) -> None:
         self._link = link
         self._blocks = blocks
         self._settings = settings
         self._may_serve = may_serve
         self._nursery = nursery
-        self._book = WantBook(settings, connected)
+        self._find_providers = find_providers
+        self._book = WantBook(settings, connected, searches=find_providers is not None)
         self._arrivals: dict[Cid, _Arrival] = {}
         self._slots = trio.CapacityLimiter(settings.max_wants)
         self._outboxes: dict[str, Outbox] = {}
@@ -68,16 +72,16 @@ class BitswapExchange:
         self._closed = False
         self.traffic = Traffic()
 
-    async def fetch_block(self, cid: Cid, providers: Collection[str], timeout: float) -> bytes:
-        """A verified block from peers; the same block wanted twice is fetched once. Raises `BlockMissing`,
-        `BlockCorrupt`. The caller keeps the block."""
+    async def fetch_block(self, cid: Cid, providers: Collection[str], timeout: float, *, private: bool = False) -> bytes:
+        """A verified block from peers; the same block wanted twice is fetched once. ``private``: no search for
+        others that have it, which would tell them of it. Raises `BlockMissing`, `BlockCorrupt`. The caller keeps the block."""
         async with _slot(self._slots):
             if self._closed:
                 raise BlockMissing("the exchange was closed")
             arrival = self._arrivals.setdefault(cid, _Arrival())
             arrival.waiters += 1
             try:
-                self._book.want(cid, providers, timeout, trio.current_time())
+                self._book.want(cid, providers, timeout, trio.current_time(), search=not private)
                 self._act()
                 self._wanted.set()
                 await arrival.event.wait()
@@ -111,10 +115,21 @@ class BitswapExchange:
             for action in actions:
                 if isinstance(action, Send):
                     self._outbox(action.peer).ask(action.cid, action.ask)
+                elif isinstance(action, Search):
+                    self._nursery.start_soon(self._search, action.cid)
                 elif action.corrupt:
                     self._settle(action.cid, None, BlockCorrupt(f"only wrong content was offered for {action.cid}"))
                 else:
                     self._settle(action.cid, None, BlockMissing(f"no provider had {action.cid} in time"))
+
+    async def _search(self, cid: Cid) -> None:
+        """At most one for each block that is wanted."""
+        assert self._find_providers is not None
+        found = await self._find_providers(cid.text)
+        if found:
+            log.debug("a search found %s holders of %s", len(found), cid)
+        self._book.searched(cid, found, trio.current_time())
+        self._act()
 
     async def _watch_deadlines(self) -> None:
         while True:
@@ -321,11 +336,13 @@ async def open_exchange(
     settings: ExchangeSettings,
     connected: Callable[[], Collection[str]],
     may_serve: MayServe | None,
+    find_providers: FindProviders | None = None,
 ) -> AsyncGenerator[BitswapExchange, None]:
-    """Serves and fetches as long as the block lasts; leaves no task or stream behind."""
+    """Serves and fetches as long as the block lasts; leaves no task or stream behind. ``find_providers`` is asked about
+    blocks that no named provider and no connected peer has."""
     error: BaseException | None = None
     async with trio.open_nursery() as nursery:
-        exchange = BitswapExchange(link, blocks, settings, connected, may_serve, nursery)
+        exchange = BitswapExchange(link, blocks, settings, connected, may_serve, nursery, find_providers)
         nursery.start_soon(exchange._watch_deadlines)
         link.serve(exchange.handle)
         try:

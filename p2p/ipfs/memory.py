@@ -58,7 +58,7 @@ class _Member:
         self._blocks = blocks
         self._may_serve = may_serve
 
-    async def fetch_block(self, cid: Cid, providers: Collection[str], timeout: float) -> bytes:
+    async def fetch_block(self, cid: Cid, providers: Collection[str], timeout: float, *, private: bool = False) -> bytes:
         with trio.move_on_after(timeout):
             data = await self._hub._fetch(self.peer_id, cid, providers)
             self.traffic.fetched(data)

@@ -7,6 +7,7 @@ collection off the blocks and, when the store is full, asks whoever looks after 
 from __future__ import annotations
 
 import copy
+import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import ExitStack, aclosing
@@ -34,8 +35,8 @@ _INLINE = 64 * 1024
 class Exchange(Protocol):
     traffic: Traffic
 
-    async def fetch_block(self, cid: Cid, providers: Collection[str], timeout: float) -> bytes:
-        """A verified block. Raises `BlockMissing`, `BlockCorrupt`."""
+    async def fetch_block(self, cid: Cid, providers: Collection[str], timeout: float, *, private: bool = False) -> bytes:
+        """A verified block. ``private``: strangers are not asked who has it. Raises `BlockMissing`, `BlockCorrupt`."""
         ...
 
 
@@ -50,7 +51,12 @@ class _State:
 
 
 class Store:
-    def __init__(self, backend: str, blocks: Blocks, exchange: Exchange | None, settings: StoreSettings) -> None:
+    """``rng``: makes the order in which the parts of a DAG are fetched."""
+
+    def __init__(
+        self, backend: str, blocks: Blocks, exchange: Exchange | None, settings: StoreSettings, rng: random.Random | None = None
+    ) -> None:
+        self._rng = rng
         self.backend = backend
         self._blocks = blocks
         self._exchange = exchange
@@ -81,6 +87,11 @@ class Store:
 
     async def rename_audience(self, old: str, new: str) -> None:
         await self._blocks.rename_audience(old, new)
+
+    async def is_public(self, cid: str) -> bool:
+        """Whether the block is here and everybody's."""
+        root = cids.parse(cid)
+        return await self._blocks.has(root) and not await self._blocks.audiences(root)
 
     async def ok(self) -> bool:
         await trio.lowlevel.checkpoint()
@@ -169,7 +180,7 @@ class Store:
 
         root = cids.parse(cid)
         with self._uses.of(root):
-            top = await Walk(need, self._here, self._settings).run(root)
+            top = await Walk(need, self._here, self._settings, self._rng).run(root)
         return top.size
 
     # Archives
@@ -312,7 +323,7 @@ class Store:
             return data
         if self._exchange is None:
             raise BlockMissing(f"{cid} is not here")
-        data = await self._exchange.fetch_block(cid, providers, timeout)
+        data = await self._exchange.fetch_block(cid, providers, timeout, private=bool(self._audience))
         await self._keep([Block(cid, data)], False)
         return data
 

@@ -18,6 +18,11 @@ from p2p.ipfs.settings import ExchangeSettings
 
 _LATE_MEMORY = 1024
 _STRIKES = 3
+_LACKED_MOST = 16
+_HELPFUL = 60.0
+"""Seconds for which a peer that a search found, or that brought a block since, is a provider of what has none named: who has the root of a
+DAG is likely to have the rest, and only roots are announced."""
+_HELPFUL_MOST = 32
 
 
 class Ask(enum.Enum):
@@ -44,15 +49,22 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
+class Search:
+    """Nobody who is known has it: find others, and say so by `WantBook.searched`."""
+
+    cid: Cid
+
+
+@dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Nobody can be asked any more, or nothing has moved for the want's timeout."""
+    """Nobody can be asked any more and no search is under way, or nothing has moved for the want's timeout."""
 
     cid: Cid
     corrupt: bool
     """A peer that was asked sent wrong content."""
 
 
-Action = Send | GiveUp
+Action = Send | Search | GiveUp
 
 
 @dataclass(slots=True)
@@ -66,6 +78,9 @@ class _Want:
     tried: set[str] = field(default_factory=set)
     again: dict[str, None] = field(default_factory=dict)
     """Peers that stalled or sent rubbish once: asked again when there is nobody else."""
+    may_search: bool = False
+    search: bool | None = None
+    """Not yet, under way (True), over (False)."""
     corrupt: bool = False
 
 
@@ -80,15 +95,21 @@ class _Peer:
     """When it last delivered a block that was wanted."""
     reached: float = float("-inf")
     """Of the blocks that it delivered the latest time of asking: what it was asked for before that, it has passed over."""
+    lacked: int = 0
+    """Blocks in a row that it was asked for and did not have, at most `_LACKED_MOST`: it may have parts of a DAG only."""
     strikes: int = 0
     distrusted_until: float = float("-inf")
     was_connected: bool = False
 
 
 class WantBook:
-    def __init__(self, settings: ExchangeSettings, connected: Callable[[], Collection[str]]) -> None:
+    """``searches``: whether somebody carries out `Search`."""
+
+    def __init__(self, settings: ExchangeSettings, connected: Callable[[], Collection[str]], *, searches: bool = False) -> None:
         self._settings = settings
         self._connected = connected
+        self._searches = searches
+        self._helpful: OrderedDict[str, float] = OrderedDict()
         self._wants: dict[Cid, _Want] = {}
         self._peers: dict[str, _Peer] = {}
         self._actions: list[Action] = []
@@ -101,14 +122,24 @@ class WantBook:
         actions, self._actions = self._actions, []
         return actions
 
-    def want(self, cid: Cid, providers: Iterable[str], timeout: float, now: float) -> None:
-        """Ask for a block; asking again adds providers and keeps the longer timeout."""
+    def want(self, cid: Cid, providers: Iterable[str], timeout: float, now: float, *, search: bool = True) -> None:
+        """Ask for a block; asking again adds providers and keeps the longer timeout. ``search``: if need be, strangers may be asked who has it."""
         want = self._wants.setdefault(cid, _Want(cid, timeout, now))
+        want.may_search |= search and self._searches
         want.timeout = max(want.timeout, timeout)
-        for peer in providers:
-            if peer not in want.tried and peer not in want.asked:
-                want.candidates[peer] = None
+        self._add(want, tuple(providers) or self._recently_helpful(now))
         self._assign(want, now)
+
+    def searched(self, cid: Cid, found: Iterable[str], now: float) -> None:
+        """A search is over."""
+        found = tuple(found)
+        for peer in found:
+            self._note_helpful(peer, now)
+        want = self._wants.get(cid)
+        if want is not None:
+            want.search = False
+            self._add(want, found)
+            self._assign(want, now)
 
     def leave(self, cid: Cid) -> None:
         """Nobody here waits for the block any more."""
@@ -134,6 +165,8 @@ class WantBook:
     def dont_have(self, peer: str, cid: Cid, now: float) -> None:
         want = self._wants.get(cid)
         if want is not None and (peer in want.asked or peer in want.probing):
+            state = self._peer(peer)
+            state.lacked = min(_LACKED_MOST, state.lacked + (peer in want.asked))
             self._drop(want, peer)
             self._assign(want, now)
             self._fill(now)
@@ -153,6 +186,9 @@ class WantBook:
         want.probing.pop(peer, None)
         state.asked.discard(cid)
         state.brought = now
+        state.lacked //= 2
+        if peer in self._helpful:
+            self._note_helpful(peer, now)
         self.leave(cid)
         self._fill(now)
         return Delivery.WANTED
@@ -225,20 +261,37 @@ class WantBook:
             return  # their windows are full, or an answer is on its way
         if self._probe(want, now):
             return
+        if want.search is None and want.may_search:
+            want.search = True
+            self._actions.append(Search(want.cid))
         again = [peer for peer in want.again if self.trusts(peer, now)]
         if again:
             want.again.clear()
             want.tried.difference_update(again)
             want.candidates.update(dict.fromkeys(again))
             self._ask_somebody(want, now)
-        elif want.cid in self._wants:
+        elif want.cid in self._wants and not want.search:
             self._give_up(want)
+
+    def _add(self, want: _Want, peers: Iterable[str]) -> None:
+        for peer in peers:
+            if peer not in want.tried and peer not in want.asked:
+                want.candidates[peer] = None
+
+    def _recently_helpful(self, now: float) -> tuple[str, ...]:
+        return tuple(peer for peer, at in self._helpful.items() if at + _HELPFUL > now)
+
+    def _note_helpful(self, peer: str, now: float) -> None:
+        self._helpful.pop(peer, None)
+        self._helpful[peer] = now
+        if len(self._helpful) > _HELPFUL_MOST:
+            self._helpful.popitem(last=False)
 
     def _ask_somebody(self, want: _Want, now: float) -> bool:
         free = [p for p in want.candidates if self.trusts(p, now) and len(self._peer(p).asked) < self._settings.window]
         if not free:
             return False
-        peer = min(free, key=lambda name: len(self._peer(name).asked))
+        peer = min(free, key=lambda name: len(self._peer(name).asked) + self._peer(name).lacked)
         del want.candidates[peer]
         want.asked[peer] = now
         self._peer(peer).asked.add(want.cid)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
 from dimnode.core.records_sync import heirs
 from dimnode.core.retention import RetentionRule
+from dimnode.domain import codec
 from dimnode.errors import InvalidArgument, NotFound, Unavailable
+from dimnode.snapshots.name_book import Announcement
+from dimnode.snapshots.names import NamesSettings
 from dimnode.snapshots.writer import PIN
+from p2p.dht import memory as dhts
 from p2p.ipfs import ipns
 from p2p.ipfs.api import StoreUnavailable
 from p2p.memory import MemoryHub
@@ -210,6 +216,59 @@ async def test_a_seat_that_died_is_still_read_by_who_heard_its_name(autojump_clo
         swarm.hub.connect_all()
         await trio.sleep(3)
         assert (await newcomer.state.names.resolve(["a"])).keys() == {"a"}  # from somebody who heard of it
+
+
+async def test_a_name_that_nobody_alive_has_heard_is_read_from_the_dht(autojump_clock: trio.testing.MockClock) -> None:
+    dht = dhts.MemoryHub()
+    async with state_swarm(seats=1, dht=dht) as swarm:
+        a = await swarm.add("a")
+        await a.learn(job(1))
+        await published(a)
+        cid = (await a.state.names.resolve(["a"]))["a"].cid
+        assert list(dht.records) == [("names", "a")]
+        swarm.crash("a")
+        b = await swarm.add("b")
+        assert (await b.state.names.resolve(["a"]))["a"].cid == cid
+        assert b.state.names.statistics()["read_from_dht"] == 1
+
+
+async def test_a_forged_an_older_and_an_expired_name_in_the_dht_are_not_believed(autojump_clock: trio.testing.MockClock) -> None:
+    dht = dhts.MemoryHub()
+    short = replace(QUICK, names=NamesSettings(ttl=1.0, validity=120.0))
+    async with state_swarm(seats=1, dht=dht, state=short) as swarm:
+        a = await swarm.add("a")
+        await a.learn(job(1))
+        await published(a)
+        genuine = dht.records["names", "a"]
+        swarm.crash("a")
+        b = await swarm.add("b")
+        dht.records["names", "a"] = genuine[:-40] + bytes(40)
+        assert await b.state.names.resolve(["a"]) == {}
+        dht.records["names", "a"] = genuine
+        known = (await b.state.names.resolve(["a"]))["a"]
+        again = codec.decode(genuine, Announcement)
+        key = key_of("a")
+        older = ipns.make(key, known.cid, sequence=known.record.sequence - 1, expires=known.record.expires, ttl=1)
+        dht.records["names", "a"] = codec.encode(msgspec.structs.replace(again, record=older.raw))
+        assert (await b.state.names.resolve(["a"]))["a"].record.sequence == known.record.sequence
+        assert b.state.names.statistics()["older"] >= 1
+        dht.records["names", "a"] = genuine
+        await trio.sleep(130)
+        assert await b.state.names.resolve(["a"]) == {}
+
+
+async def test_a_dht_that_is_down_costs_nothing_and_hears_of_the_name_later(autojump_clock: trio.testing.MockClock) -> None:
+    dht = dhts.MemoryHub()
+    dht.down = True
+    async with state_swarm(seats=1, dht=dht) as swarm:
+        a = await swarm.add("a")
+        await a.learn(job(1))
+        await published(a)
+        assert dht.records == {}
+        dht.down = False
+        await trio.sleep(61)
+        assert list(dht.records) == [("names", "a")]
+        assert a.state.names.statistics()["stored"] == 1
 
 
 async def test_without_a_publication_there_is_nothing_to_resolve(autojump_clock: trio.testing.MockClock) -> None:

@@ -117,7 +117,7 @@ class NetworkExchange:
         self._blocks = blocks
         network.serve(BLOCK, self._serve)
 
-    async def fetch_block(self, cid: Cid, providers: Collection[str], timeout: float) -> bytes:
+    async def fetch_block(self, cid: Cid, providers: Collection[str], timeout: float, *, private: bool = False) -> bytes:
         peers = self._network.peers()
         with trio.move_on_after(timeout):
             for peer in (*providers, *sorted(peers - set(providers))):

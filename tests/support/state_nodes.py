@@ -21,10 +21,12 @@ from dimnode.records.holder import HolderSettings, RecordHolder
 from dimnode.records.table import RecordTable
 from dimnode.snapshots.catch_up import CatchUpSettings
 from dimnode.snapshots.manager import StateManager, StateSettings
-from dimnode.snapshots.names import NamesSettings
+from dimnode.snapshots.name_book import NameKind
+from dimnode.snapshots.names import NAMESPACE, NamesSettings
 from dimnode.snapshots.publisher import PublisherSettings
 from dimnode.snapshots.writer import WriterSettings
 from dimnode.state.memory_journal import MemoryDisk
+from p2p.dht.memory import MemoryDht
 from p2p.identity import Identity
 from p2p.ipfs.memory import MemoryExchange, MemoryStore
 from p2p.memory import MemoryHub
@@ -100,6 +102,7 @@ class StateNode(SwarmNode):
             settings=replace(settings, exchange=ExchangeSettings(retention=rule)),
             verify=fake_verify,
             outlet=kw.get("outlet"),
+            dht=MemoryDht(kw["dht"], peer, {NAMESPACE: NameKind(SWARM, self.clock.wall, fake_verify)}) if "dht" in kw else None,
         )
         self._deltas = kw.get("deltas", False)
 

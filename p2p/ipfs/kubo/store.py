@@ -17,7 +17,7 @@ from p2p.ipfs import cid as cids
 from p2p.ipfs.api import BadCid, BlockMissing, Collected, StoreHealth, StoreUnavailable
 from p2p.ipfs.cid import Cid
 from p2p.ipfs.embedded import connected_to
-from p2p.ipfs.exchange import BitswapExchange, open_exchange
+from p2p.ipfs.exchange import BitswapExchange, FindProviders, open_exchange
 from p2p.ipfs.kubo.blocks import KuboBlocks
 from p2p.ipfs.kubo.names import KuboNames
 from p2p.ipfs.kubo.pubsub import KuboPubsub
@@ -39,11 +39,11 @@ class KuboExchange:
         self._swarm = swarm
         self.traffic = swarm.traffic if swarm is not None else Traffic()
 
-    async def fetch_block(self, cid: Cid, providers: Collection[str], timeout: float) -> bytes:
+    async def fetch_block(self, cid: Cid, providers: Collection[str], timeout: float, *, private: bool = False) -> bytes:
         until = trio.current_time() + timeout
         if self._swarm is not None:
             try:
-                return await self._swarm.fetch_block(cid, providers, timeout)
+                return await self._swarm.fetch_block(cid, providers, timeout, private=private)
             except BlockMissing:
                 pass  # Kubo may have it, or find it
         return await self._from_kubo(cid, until - trio.current_time())
@@ -150,6 +150,7 @@ async def open_kubo(
     connected: Callable[[], Collection[str]] | None = None,
     open_stream: OpenStream | None = None,
     may_serve: MayServe | None = None,
+    find_providers: FindProviders | None = None,
     settings: StoreSettings | None = None,
     kubo: KuboSettings | None = None,
 ) -> AsyncGenerator[KuboStore, None]:
@@ -165,7 +166,7 @@ async def open_kubo(
         if host is not None:
             link = Libp2pLink(host, PROTOCOL, max_message=settings.exchange.max_message, open_stream=open_stream)
             peers = connected if connected is not None else connected_to(host)
-            swarm = await stack.enter_async_context(open_exchange(link, blocks, settings.exchange, peers, may_serve))
+            swarm = await stack.enter_async_context(open_exchange(link, blocks, settings.exchange, peers, may_serve, find_providers))
         store = KuboStore(blocks, KuboExchange(blocks, rpc, swarm), rpc, settings, kubo)
         await store.ok()
         await stack.enter_async_context(_running(blocks))

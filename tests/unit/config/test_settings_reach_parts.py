@@ -27,6 +27,7 @@ OTHER: dict[str, Any] = {
     "ipfs.api": "unix:/run/kubo.sock",
     "ipfs.api_auth": "bearer:x",
     "swarm.mdns": False,
+    "dht.enabled": False,
     "election.beat": 0.6,
     "election.mode": "majority",
     "election.renew": 0.9,
@@ -53,7 +54,7 @@ def parts(config: Config) -> str:
     s = Settings(config)
     made = (
         s.network(MEMBER), s.store(), s.channels(), s.certificates(), s.relay(), s.registry(), s.daemon(), s.membership(), s.election(),
-        s.lists(), s.kubo(), s.garbage(), s.rate_limit(), s.orchestrator(), s.leadership(), s.keeping(), s.state(), s.events(MEMBER.key), s.ready_timeout(), s.load_interval(), config.node.drain,
+        s.lists(), s.kubo(), s.garbage(), s.rate_limit(), s.orchestrator(), s.leadership(), s.keeping(), s.state(), s.events(MEMBER.key), s.dht(), s.providing(), s.ready_timeout(), s.load_interval(), config.node.drain,
     )  # fmt: skip
     return repr(made)
 

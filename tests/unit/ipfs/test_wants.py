@@ -10,20 +10,24 @@ from hypothesis import strategies as st
 
 from p2p.ipfs import cid as cids
 from p2p.ipfs.settings import ExchangeSettings
-from p2p.ipfs.wants import Ask, Delivery, GiveUp, Send, WantBook
+from p2p.ipfs.wants import Ask, Delivery, GiveUp, Search, Send, WantBook
 
 SETTINGS = ExchangeSettings(window=2, stall=5, hedge=3, patience=60, distrust=60, probe_peers=2)
 C = [cids.compute(cids.RAW, bytes([i])) for i in range(20)]
 
 
 class Scene:
-    def __init__(self, *connected: str, settings: ExchangeSettings = SETTINGS) -> None:
+    def __init__(self, *connected: str, settings: ExchangeSettings = SETTINGS, searches: bool = False) -> None:
         self.connected = list(connected)
         self.now = 0.0
-        self.book = WantBook(settings, lambda: self.connected)
+        self.book = WantBook(settings, lambda: self.connected, searches=searches)
 
-    def want(self, cid: int, *providers: str, timeout: float = 30.0) -> list[str]:
-        self.book.want(C[cid], providers, timeout, self.now)
+    def want(self, cid: int, *providers: str, timeout: float = 30.0, search: bool = True) -> list[str]:
+        self.book.want(C[cid], providers, timeout, self.now, search=search)
+        return self.out()
+
+    def searched(self, cid: int, *found: str) -> list[str]:
+        self.book.searched(C[cid], found, self.now)
         return self.out()
 
     def out(self) -> list[str]:
@@ -33,6 +37,8 @@ class Scene:
             number = C.index(action.cid)
             if isinstance(action, GiveUp):
                 lines.append(f"corrupt {number}" if action.corrupt else f"give up {number}")
+            elif isinstance(action, Search):
+                lines.append(f"search {number}")
             else:
                 lines.append(f"{action.peer} {action.ask.value} {number}")
         return lines
@@ -307,3 +313,73 @@ def test_every_provider_gets_a_share(count: int):
     lines = [line for i in range(2 * count) for line in scene.want(i, *"abc"[:count])]
     for peer in "abc"[:count]:
         assert len([line for line in lines if line.startswith(peer)]) == 2
+
+
+def test_what_nobody_who_is_known_has_is_searched_for_once():
+    scene = Scene("a", "b", searches=True)
+    assert scene.want(0, "a") == ["a block 0"]
+    scene.book.dont_have("a", C[0], 0)
+    assert scene.out() == ["b have 0"], "those who are connected come first"
+    scene.book.dont_have("b", C[0], 0)
+    assert scene.out() == ["search 0"]
+    assert scene.tick(1) == []
+    assert scene.searched(0, "c") == ["c block 0"]
+    scene.book.dont_have("c", C[0], 0)
+    assert scene.out() == ["give up 0"]
+
+
+def test_a_search_that_finds_nobody_or_takes_too_long_ends_in_giving_up():
+    scene = Scene(searches=True)
+    assert scene.want(0) == ["search 0"]
+    assert scene.searched(0) == ["give up 0"]
+    assert scene.want(1, timeout=5) == ["search 1"]
+    assert scene.tick(5.1) == ["give up 1"]
+    assert scene.searched(1, "c") == [], "too late, and no harm"
+
+
+def test_a_provider_that_is_asked_already_may_answer_before_the_search_does():
+    scene = Scene("a", searches=True)
+    assert scene.want(0, "a", timeout=60) == ["a block 0"]
+    assert scene.tick(5.1) == ["a cancel 0", "search 0", "a block 0"], "it stalled: others are looked for, and it is asked again"
+    assert scene.deliver("a", 0) is Delivery.WANTED
+    assert scene.searched(0, "c") == []
+
+
+def test_what_is_private_is_not_searched_for():
+    scene = Scene(searches=True)
+    assert scene.want(0, search=False) == ["give up 0"]
+    scene.connected = ["a"]
+    assert scene.want(1, search=False) == ["a have 1"]
+    assert scene.want(1) == [], "somebody else wants it for everybody"
+    scene.book.dont_have("a", C[1], 0)
+    assert scene.out() == ["search 1"]
+
+
+def test_who_was_found_to_have_a_root_is_asked_for_what_is_below_it():
+    scene = Scene(searches=True)
+    scene.want(0)
+    assert scene.searched(0, "c") == ["c block 0"]
+    assert scene.deliver("c", 0) is Delivery.WANTED
+    assert scene.want(1) == ["c block 1"]
+    assert scene.want(2, "d") == ["d block 2"], "where providers are named, they are asked"
+    scene.deliver("c", 1)
+    scene.tick(61)
+    assert scene.want(3) == ["search 3"], "not for ever"
+
+
+def test_who_has_parts_only_is_asked_after_who_has_all_and_gets_back_what_it_lost():
+    scene = Scene("whole", "part", settings=dataclasses.replace(SETTINGS, window=8))
+    for number in range(3):
+        scene.want(number, "part")
+        scene.book.dont_have("part", C[number], 0)
+    scene.out()
+    for number in range(3):
+        scene.book.leave(C[number])
+    scene.out()
+    asked = [scene.want(number, "part", "whole") for number in range(4, 9)]
+    assert asked == [["whole block 4"], ["whole block 5"], ["whole block 6"], ["part block 7"], ["whole block 8"]]
+    for _ in range(2):
+        assert scene.deliver("part", 7) is not Delivery.UNSOLICITED
+        scene.want(7, "part")
+    assert scene.deliver("whole", 4) is Delivery.WANTED
+    assert scene.book._peer("part").lacked == 0

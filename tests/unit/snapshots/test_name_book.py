@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dimnode.domain import codec
 from dimnode.snapshots.documents import Card, sign_card
-from dimnode.snapshots.name_book import MAX_BYTES, Announcement, BookSettings, NameBook, Refused
+from dimnode.snapshots.name_book import MAX_BYTES, Announcement, BookSettings, NameBook, NameKind, Refused, decode
 from p2p.identity import Identity
 from p2p.ipfs import cid as cids
 from p2p.ipfs import ipns
@@ -79,7 +79,7 @@ def test_expired_and_endless_records_are_refused() -> None:
 def test_large_ones_are_refused_before_anything_is_done_with_them() -> None:
     names = book()
     with pytest.raises(Refused, match="oversized"):
-        names.decode(bytes(MAX_BYTES + 1))
+        decode(bytes(MAX_BYTES + 1))
     assert refused(names, Announcement(card=card(), record=bytes(ipns.MAX_BYTES + 1))) == "oversized"
 
 
@@ -95,11 +95,41 @@ def test_what_points_to_no_content_is_refused() -> None:
     assert refused(book(), record) == "forged"
 
 
+def why(name: str, value: bytes, now: float = NOW) -> str:
+    with pytest.raises(Refused) as error:
+        NameKind("dim", lambda: now, fake_verify, BookSettings(longest=100.0)).check(name, value)
+    return error.value.reason
+
+
+def test_what_the_dht_may_keep_is_what_may_be_believed() -> None:
+    kind = NameKind("dim", lambda: NOW, fake_verify)
+    kind.check("a", codec.encode(told()))
+    assert why("b", codec.encode(told())) == "foreign", "under another node's key"
+    assert why("a", codec.encode(told(by=card(swarm="other")))) == "foreign"
+    assert why("a", codec.encode(told(by=msgspec.structs.replace(card("b"), peer="a")))) == "forged"
+    assert why("a", codec.encode(Announcement(card=card(key=OTHER), record=told().record))) == "forged"
+    assert why("a", codec.encode(told()), NOW + 61) == "expired"
+    assert why("a", codec.encode(told(expires=NOW + 101))) == "expired"
+    assert why("a", bytes(MAX_BYTES + 1)) == "oversized"
+    assert why("a", b"\x00") == "malformed"
+
+
+def test_of_two_records_in_the_dht_the_later_card_counts_and_then_the_later_record() -> None:
+    kind = NameKind("dim", lambda: NOW, fake_verify)
+    first, second = codec.encode(told(1)), codec.encode(told(2))
+    replaced = codec.encode(told(1, key=OTHER, by=card(key=OTHER, since=2.0)))
+    assert kind.newer("a", second, first)
+    assert not kind.newer("a", first, second)
+    assert kind.newer("a", replaced, second)
+    assert not kind.newer("a", second, replaced)
+    assert not kind.newer("a", first, first)
+
+
 @given(st.binary(max_size=200) | st.builds(lambda a, n: codec.encode(a)[:n], st.just(told()), st.integers(0, 600)))
 def test_any_bytes_are_an_announcement_or_refused(data: bytes) -> None:
     names = book()
     try:
-        announcement = names.decode(data)
+        announcement = decode(data)
     except Refused:
         return
     names.take(announcement, NOW)

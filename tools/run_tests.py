@@ -1,8 +1,8 @@
 """All tests, with coverage of every process, and the gates; the last line is the summary.
 
-Unit, simulation and security tests share nothing and run on two processors; those with real nodes and real time run one after
-the other. Coverage makes every process half as fast: simulations and whole nodes run without it, for what they go through is what
-unit and integration tests assert; performance tests, for it would distort what they measure.
+Two tests run at a time, those with real nodes file by file (a file's tests share their nodes); what is measured runs alone. Coverage makes
+every process half as fast: simulations and whole nodes run without it, for what they go through is what unit and integration tests assert;
+performance tests, for it would distort what they measure.
 Writes test-results.xml, coverage.xml, coverage.json and htmlcov/. Exit 1 if a test or a gate failed.
 """
 
@@ -11,13 +11,15 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import coverage_gate
 import results
 
 ROOT = Path(__file__).parents[1]
-PARALLEL = ["-n", "2"]
+TWO = ["-n", "2"]
+TWO_FILES = [*TWO, "--dist", "loadfile"]
 
 
 def run(*command: str) -> int:
@@ -34,20 +36,21 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         written: list[Path] = []
 
-        def tests(*kinds: str, coverage: bool = True, parallel: bool = False) -> bool:
+        def tests(*kinds: str, coverage: bool = True, how: Sequence[str] = ()) -> bool:
             """Whether any failed."""
             folders = [f"tests/{kind}" for kind in kinds if has_tests(ROOT / "tests" / kind)]
             if not folders:
                 return False
             written.append(Path(scratch) / f"{kinds[0]}.xml")
-            command = ["pytest", *folders, "-q", f"--junitxml={written[-1]}", *(PARALLEL if parallel else [])]
+            command = ["pytest", *folders, "-q", f"--junitxml={written[-1]}", *how]
             return run(*(["coverage", "run", "-m"] if coverage else []), *command) != 0
 
         run("coverage", "erase")
-        failed |= tests("unit", "security", parallel=True)
-        failed |= tests("simulation", coverage=False, parallel=True)
-        failed |= tests("integration")
-        failed |= tests("e2e", "performance", coverage=False)
+        failed |= tests("unit", "security", how=TWO)
+        failed |= tests("simulation", coverage=False, how=TWO)
+        failed |= tests("integration", how=TWO_FILES)
+        failed |= tests("e2e", coverage=False, how=TWO_FILES)
+        failed |= tests("performance", coverage=False)
         results.merge(written, ROOT / "test-results.xml")
     run("coverage", "combine", "-q")
     for form in (("xml", "-q"), ("json", "-q"), ("html", "-q")):

@@ -6,6 +6,7 @@ and added to the load it told.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,10 @@ from patterns.api import Plan, TaskPlan
 
 MEMORY_PER_BYTE = 2.0
 """Free memory asked for per byte of the model."""
+PROVIDERS = 16
+"""Of each kind that a node is told of."""
+SHARED_BYTES = 4 * 1024 * 1024
+"""Of a model above which nodes that fetch it at the same time give parts to each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +38,19 @@ class Choice:
     """If there is none: what the task waits for."""
 
 
+def _take_one(counts: Counter[str], peer: str) -> None:
+    counts[peer] -= 1
+    if counts[peer] <= 0:
+        del counts[peer]
+
+
 class Selector:
     def __init__(self, registry: Registry, models: Models) -> None:
         self._registry = registry
         self._models = models
         self._sent: Counter[str] = Counter()
+        self._fetching: dict[str, Counter[str]] = {}
+        """By the CID of a large model: nodes that tasks of it were sent to and are not back from."""
         self._candidates: dict[str, Candidate] = {}
         self._version = -1
 
@@ -67,18 +80,25 @@ class Selector:
         return bool(peers) and not any(v.state in ("alive", "suspect") for p in peers for v in self._registry.find(p))
 
     def providers(self, ref: ModelRef, producers: Iterable[str]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((*producers, *self._models.holders(ref.cid)[:16])))
+        """Who has a task's inputs and its model; last those that are fetching the model, too: each has other parts of it, and so the first holder
+        does not send all of it to everybody."""
+        fetching = itertools.islice(self._fetching.get(ref.cid, ()), PROVIDERS)
+        return tuple(dict.fromkeys((*producers, *self._models.holders(ref.cid)[:PROVIDERS], *fetching)))
 
     @contextmanager
-    def sent(self, peer: str) -> Generator[None, None, None]:
+    def sent(self, peer: str, ref: ModelRef) -> Generator[None, None, None]:
         """While a task is out on a node it counts towards the node's load."""
         self._sent[peer] += 1
+        if ref.size > SHARED_BYTES:
+            self._fetching.setdefault(ref.cid, Counter())[peer] += 1
         try:
             yield
         finally:
-            self._sent[peer] -= 1
-            if self._sent[peer] <= 0:
-                del self._sent[peer]
+            _take_one(self._sent, peer)
+            if (fetching := self._fetching.get(ref.cid)) is not None:
+                _take_one(fetching, peer)
+                if not fetching:
+                    del self._fetching[ref.cid]
 
     def has_warm(self, peer: str, cid: str) -> bool:
         """Whether the node says that it has the model loaded."""

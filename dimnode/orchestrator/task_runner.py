@@ -319,7 +319,7 @@ class TaskRunner:
 
         sent = trio.current_time()
         broken = 0
-        with self._selector.sent(node):
+        with self._selector.sent(node, seek.ref):
             while True:
                 try:
                     return await self._calls.follow(work, node, order, call, unwanted)

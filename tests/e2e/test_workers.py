@@ -13,9 +13,9 @@ from dimnode.client import TERMINAL, Client
 from tests.support.models import UNTRIED, slow_onnx
 from tests.support.real_swarm import MODELS, RealNode, RealSwarm, mlp, rows, wait_until
 
-TURNS = 8_000_000
+TURNS = 4_000_000
 """Of the slow model: longer than the drain on any machine, or the task ends where it is."""
-DRAIN = 5.0
+DRAIN = 2.5
 MARGIN = 2.0
 """For the interpreter to end, on a machine with other things to do."""
 X = np.arange(4, dtype=np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import zipfile
 
-EXPECTED = {"dimnode", "p2p", "patterns", "loaders"}
+EXPECTED = {"dimnode", "p2p", "patterns", "loaders", "dagcbor"}
 NEEDED = ("dimnode/bootstrap.toml", "dimnode/rpc/v1/orchestrator_pb2.py")
 
 

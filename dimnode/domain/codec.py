@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 from typing import Any, TypeVar
 
-import libipld
 import msgspec
+
+import dagcbor
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ def encode(value: Any) -> bytes:
     """Canonical bytes of a struct or of plain values. NaN, infinities and integers beyond 64 bits
     raise `CodecError`."""
     try:
-        return libipld.encode_dag_cbor(_plain(msgspec.to_builtins(value, builtin_types=(bytes,))))
+        return dagcbor.encode(_plain(msgspec.to_builtins(value, builtin_types=(bytes,))))
     except (ValueError, TypeError) as e:
         raise CodecError(f"cannot encode: {e}") from e
 
@@ -41,7 +42,7 @@ def encode(value: Any) -> bytes:
 def decode_plain(data: bytes) -> Any:
     """Plain values from canonical bytes. Raises `CodecError`."""
     try:
-        return libipld.decode_dag_cbor(data)
+        return dagcbor.decode(data)
     except (ValueError, TypeError) as e:
         raise CodecError(f"not DAG-CBOR: {e}") from e
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-PACKAGES = ("dimnode", "p2p", "patterns", "loaders")
+PACKAGES = ("dimnode", "p2p", "patterns", "loaders", "dagcbor")
 LONGEST = 500
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import structlog
 import trio
 
@@ -25,16 +27,20 @@ async def leave(
 ) -> int:
     """Within ``drain`` seconds: nothing new is accepted, other seats have this one's jobs (claimed while it still drives
     them and is still called upon, so that they go on without a pause), the seat is free, tasks are handed back,
-    records are where they will be looked for. Returns how many of these could not be handed over."""
+    records are where they will be looked for. Those of finished jobs, which may be many, are looked at from the beginning.
+    Returns how many could not be handed over."""
     until = trio.current_time() + drain
-    with trio.move_on_after(drain / 2) as scope:
-        if orchestrator is not None:
-            orchestrator.stop_accepting()
-        await keeping.offers.hand_over(drain / 4)
-        daemon.close_intake()
-        registry.announce(leaving=True)
-        await elector.release()
-        await daemon.wait_idle()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(keeping.replicator.hand_over, drain / 2, only_finished=True))
+        with trio.move_on_after(drain / 2) as scope:
+            if orchestrator is not None:
+                orchestrator.stop_accepting()
+            await keeping.offers.hand_over(drain / 4)
+            daemon.close_intake()
+            registry.announce(leaving=True)
+            await elector.release()
+            await daemon.wait_idle()
+        nursery.cancel_scope.cancel()
     if scope.cancelled_caught:
         log.info("node.handing_back", tasks=daemon.load().running + daemon.load().queued)
     await daemon.hand_back()

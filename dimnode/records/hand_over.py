@@ -6,7 +6,7 @@ Other nodes are asked first what they have (most have most already), and get wha
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -88,45 +88,67 @@ class HandOver:
         self._keepers = keepers
         self._settings = settings
         self._let_in = let_in
+        self._items: dict[str, _Item] = {}
+        self._silent: Counter[str] = Counter()
+        """How often a node did not answer since it last did."""
 
-    async def run(self, replicas: int, held: Callable[[str], Collection[str]], timeout: float) -> int:
+    async def run(self, replicas: int, held: Callable[[str], Collection[str]], timeout: float, *, only_finished: bool = False) -> int:
         """``held`` tells which nodes are known to have all of a job. Returns the records that too few others have: fewer
-        than ``replicas`` (at least one), though there are so many others."""
+        than ``replicas`` (at least one), though there are so many others. What an earlier run found out is not asked again."""
         self._keepers.look()
         if self._keepers.alone():
             return 0
         wanted = max(1, min(max(1, replicas), len(self._keepers.members)))
-        items: dict[str, _Item] = {}
+        items: Mapping[str, _Item] | None = None
         with trio.move_on_after(timeout):
-            items = await self._collect(held)
-            silent: Counter[str] = Counter()
-            while plan := self._plan(items, wanted, silent):
-                before = silent.total()
-                async with trio.open_nursery() as nursery:
-                    for peer, jobs in plan.items():
-                        nursery.start_soon(self._to_peer, peer, {j: items[j] for j in jobs}, silent)
-                if silent.total() > before:  # a busy node is asked again in a while, one that left is not
-                    await trio.sleep(self._settings.pause)
-                    self._keepers.look()
-        left = sum(len(i.have) < wanted for i in items.values())
-        log.info("records.handed_over", records=len(items), not_handed_over=left)
+            items = await self._collect(held, only_finished)
+            await self._spread(items, wanted)
+        # If there was not even time to look at them all, then at least one has been left.
+        left = sum(len(i.have) < wanted for i in items.values()) if items is not None else 1
+        log.info("records.handed_over", records=len(items or ()), not_handed_over=left, early=only_finished)
         return left
 
-    async def _collect(self, held: Callable[[str], Collection[str]]) -> dict[str, _Item]:
+    async def _spread(self, items: Mapping[str, _Item], wanted: int) -> None:
+        """Returns when enough nodes have them all, or no more can be done."""
+        silent = self._silent
+        while lacking := {job: item for job, item in items.items() if len(item.have) < wanted}:
+            plan = self._plan(lacking, wanted)
+            before = silent.total()
+            async with trio.open_nursery() as nursery:
+                for peer, jobs in plan.items():
+                    nursery.start_soon(self._to_peer, peer, {j: items[j] for j in jobs})
+            if not plan and not self._may_come(lacking.values()):
+                return
+            if not plan or silent.total() > before:  # a busy node is asked again in a while, one that left is not
+                await trio.sleep(self._settings.pause)
+                self._keepers.look()
+
+    def _may_come(self, lacking: Iterable[_Item]) -> bool:
+        """Whether some node that is not heard just now may take one of them when it is."""
+        members = [p for p in self._keepers.members if self._silent[p] < self._settings.tries]
+        return any(p not in item.have and p not in item.refused for item in lacking for p in members)
+
+    async def _collect(self, held: Callable[[str], Collection[str]], only_finished: bool) -> dict[str, _Item]:
         """All records, unfinished ones first."""
         found: list[JobDigest] = []
         after = ""
         while page := await self._journal.digests(after, self._settings.page):
-            found += page
+            found += (d for d in page if d.finished or not only_finished)
             after = page[-1].job
         found.sort(key=lambda d: d.finished)
-        return {d.job: _Item(d.digest, set(held(d.job))) for d in found}
+        for d in found:
+            known = self._items.get(d.job)
+            if known is not None and known.digest == d.digest:
+                known.have &= self._keepers.members
+                known.refused.clear()
+            else:
+                self._items[d.job] = _Item(d.digest, set(held(d.job)))
+        return {d.job: self._items[d.job] for d in found}
 
-    def _plan(self, items: dict[str, _Item], wanted: int, silent: Counter[str]) -> dict[str, list[str]]:
+    def _plan(self, items: Mapping[str, _Item], wanted: int) -> dict[str, list[str]]:
         plan: dict[str, list[str]] = {}
+        silent = self._silent
         for job, item in items.items():
-            if len(item.have) >= wanted:
-                continue
             owner = self._owner(job)
 
             def fit(peer: str, item: _Item = item) -> bool:
@@ -147,40 +169,40 @@ class HandOver:
         owner = view(self._table.record(job)).owner
         return owner.peer if owner is not None else None
 
-    async def _to_peer(self, peer: str, items: dict[str, _Item], silent: Counter[str]) -> None:
-        """Marks each item that the peer has, or does not take; ``silent`` counts how often it did not answer at all since it last
-        did. Then the rest waits for the next round."""
+    async def _to_peer(self, peer: str, items: dict[str, _Item]) -> None:
+        """Marks each item that the peer has, or does not take. When it does not answer, the rest waits for the next round."""
         jobs = list(items)
         for start in range(0, len(jobs), self._settings.compare):
             part = jobs[start : start + self._settings.compare]
             try:
-                have = await self._some(peer, {j: items[j] for j in part})
+                await self._some(peer, {j: items[j] for j in part})
             except (NetworkError, codec.CodecError, DimError) as e:
-                silent[peer] += 1
+                self._silent[peer] += 1
                 log.warning("records.not_handed_over", peer=peer, records=len(jobs) - start, reason=str(e))
                 return
-            silent[peer] = 0
-            for job in part:
-                (items[job].have if job in have else items[job].refused).add(peer)
+            self._silent[peer] = 0
 
-    async def _some(self, peer: str, items: dict[str, _Item]) -> set[str]:
+    async def _some(self, peer: str, items: dict[str, _Item]) -> None:
         asked = CompareRequest(items=tuple(CompareItem(job=j, digest=i.digest, keep=True) for j, i in items.items()))
         answer = await self._ask(peer, COMPARE, asked, CompareAnswer)
         lacking = {*answer.want, *answer.more, *(d.job for d in answer.differ)}
         missing = [j for j in items if j in lacking]
-        have = set(items) - set(missing)
+        for job in items.keys() - missing:
+            items[job].have.add(peer)
+        if not missing:
+            return
         records = {j: Record(j, e) for j, e in (await self._journal.load_many(missing)).items()}
         taken = await self._store_all(peer, records)
+        for job in set(missing) - taken:
+            items[job].refused.add(peer)
         limit = trio.CapacityLimiter(self._settings.blocks_at_once)
         async with trio.open_nursery() as nursery:
             for job in taken:
-                nursery.start_soon(self._with_blocks, peer, records[job], limit, have)
-        return have
+                nursery.start_soon(self._with_blocks, peer, records[job], items[job], limit)
 
-    async def _with_blocks(self, peer: str, record: Record, limit: trio.CapacityLimiter, have: set[str]) -> None:
+    async def _with_blocks(self, peer: str, record: Record, item: _Item, limit: trio.CapacityLimiter) -> None:
         async with limit:
-            if await self._keep_blocks(peer, record):
-                have.add(record.job)
+            (item.have if await self._keep_blocks(peer, record) else item.refused).add(peer)
 
     async def _store_all(self, peer: str, records: dict[str, Record]) -> set[str]:
         """Those that the peer stored whole."""

@@ -188,11 +188,11 @@ class Replicator:
             return state.copies.targets
         return self._keepers.responsible(job, self._settings.replicas, owner or self._network.peer_id)
 
-    async def hand_over(self, timeout: float) -> int:
+    async def hand_over(self, timeout: float, *, only_finished: bool = False) -> int:
         """Before this node leaves: every record that is here goes to other nodes, unfinished ones first, unless they are known
         to have it. Returns how many could not be handed over within ``timeout`` seconds. (A node that knows no other
-        has nobody to leave.)"""
-        return await self._hand_over.run(self._settings.replicas, self._held_elsewhere, timeout)
+        has nobody to leave.) ``only_finished``: those that do not change any more, while there is other work to be ended."""
+        return await self._hand_over.run(self._settings.replicas, self._held_elsewhere, timeout, only_finished=only_finished)
 
     def statistics(self) -> dict[str, int]:
         return {

@@ -143,9 +143,51 @@ async def test_blocks_go_along(autojump_clock: MockClock) -> None:
         await keep(owner, "j", ended=True, spec=spec, result=result)
         assert await owner.replicator.hand_over(30.0) == 0
         assert owner.holders["a"].blocks == {inputs, tensor}
-        owner.holders["a"].records.clear()
+
+
+async def test_a_record_without_its_blocks_is_not_handed_over(autojump_clock: MockClock) -> None:
+    async with an_owner("a") as owner:
+        inputs = await owner.store.add_bytes(b"inputs" * 1000)
+        await keep(owner, "j", ended=True, spec=codec.encode({"client_data": {"x": {"dtype": "", "shape": [], "cid": inputs}}}))
         owner.holders["a"].no_blocks = True
         assert await owner.replicator.hand_over(30.0) == 1
+
+
+async def test_finished_ones_may_go_first_and_are_not_looked_at_again(autojump_clock: MockClock) -> None:
+    async with an_owner("a") as owner:
+        for i in range(20):
+            await keep(owner, f"j{i}", ended=i % 2 == 0)
+        assert await owner.replicator.hand_over(30.0, only_finished=True) == 0
+        finished = {f"j{i}" for i in range(0, 20, 2)}
+        assert set(owner.holders["a"].compared) == finished <= set(owner.holders["a"].records)
+        assert await owner.replicator.hand_over(30.0) == 0
+        assert set(owner.holders["a"].records) == {f"j{i}" for i in range(20)}
+        assert finished.isdisjoint(owner.holders["a"].compared[len(finished) :])
+
+
+async def test_what_changed_since_is_sent_once_more(autojump_clock: MockClock) -> None:
+    async with an_owner("a") as owner:
+        await keep(owner, "j")
+        assert await owner.replicator.hand_over(30.0) == 0
+        await keep(owner, "j", ended=True)
+        assert await owner.replicator.hand_over(30.0) == 0
+        assert owner.holders["a"].has("j", owner.table.record("j").entries())
+
+
+async def test_nodes_that_are_silent_for_a_moment_are_waited_for(autojump_clock: MockClock) -> None:
+    """Suspected of being dead, they are not chosen for copies, but they may recover."""
+    async with an_owner("a") as owner:
+        await keep(owner, "j")
+        owner.registry.set("a", "suspect")
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def recover() -> None:
+                await trio.sleep(5.0)
+                owner.registry.set("a", "alive")
+
+            assert await owner.replicator.hand_over(30.0) == 0
+        assert trio.current_time() < 10
 
 
 async def test_records_of_former_owners_are_taken_all_the_same(autojump_clock: MockClock) -> None:

@@ -79,6 +79,8 @@ class Holder:
         self.blocks: set[str] = set()
         self.requests: list[int] = []
         """Jobs in each store request."""
+        self.compared: list[str] = []
+        """Jobs whose digests it was sent."""
         self.entries = 0
         """Received, known ones too."""
         self.new: set[str] = set()
@@ -135,6 +137,7 @@ class Holder:
 
     async def _compare(self, peer: str, data: bytes) -> bytes:
         request = codec.decode(data, CompareRequest)
+        self.compared += [i.job for i in request.items]
         await trio.lowlevel.checkpoint()
         held = {i.job: Record(i.job, self.records[i.job].values()) for i in request.items if i.job in self.records}
         differ = [JobEntries(job=i.job, entries=r.entries()) for i in request.items if (r := held.get(i.job)) and r.digest != i.digest]

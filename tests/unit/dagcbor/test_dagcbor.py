@@ -78,7 +78,7 @@ def test_a_real_link_is_one():
 
 @pytest.mark.parametrize("value", [(1,), {1: 2}, float("nan"), 2**65, object()])
 def test_what_is_no_plain_value_is_refused(value: Any):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="Failed to encode DAG-CBOR"):
         dagcbor.encode(value)
 
 
@@ -86,5 +86,5 @@ def test_nesting_without_end_is_refused():
     value: list[Any] = []
     for _ in range(100_000):
         value = [value]
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="nested too deeply"):
         dagcbor.encode(value)

@@ -45,17 +45,17 @@ def settle(jobs: Sequence[Job], client: Client, within: float) -> Account:
     why: dict[str, str] = {}
     with ThreadPoolExecutor(ASKERS) as askers:
         while True:
-            ended = askers.map(lambda j: _has_ended(j, client, why), left)
-            left = [j for j, has in zip(left, list(ended), strict=True) if not has]
+            looked = askers.map(lambda j: _has_ended(j, client, why), left)
+            left = [j for j, has in zip(left, list(looked), strict=True) if not has]
             if not left or time.monotonic() > began + within:
                 break
             time.sleep(LOOK_EVERY)
-    account.settled_after = time.monotonic() - began
-    account.lost = [(j, why.get(j.job_id, "unknown")) for j in left]
-    lost = {j.job_id for j in left}
-    for job in jobs:
-        if job.job_id not in lost:
-            _judge(job, account, client)
+        account.settled_after = time.monotonic() - began
+        account.lost = [(j, why.get(j.job_id, "unknown")) for j in left]
+        lost = {j.job_id for j in left}
+        ended = [job for job in jobs if job.job_id not in lost]
+        for job, (verdict, result) in zip(ended, askers.map(lambda j: _verdict(j, client), ended), strict=True):
+            _book(job, verdict, result, account)
     return account
 
 
@@ -69,13 +69,20 @@ def _has_ended(job: Job, client: Client, why: dict[str, str]) -> bool:
     return job.last["status"] in TERMINAL
 
 
-def _judge(job: Job, account: Account, client: Client) -> None:
-    def result() -> dict[str, Any]:
-        found = client.result(job.job_id)
-        account.executions.add_result(found)
-        return found
+def _verdict(job: Job, client: Client) -> tuple[str, dict[str, Any] | None]:
+    """What is wrong with how it ended (empty: nothing), and its result if it was asked for."""
+    found: list[dict[str, Any]] = []
 
-    verdict = judge(job, result)
+    def result() -> dict[str, Any]:
+        found.append(client.result(job.job_id))
+        return found[0]
+
+    return judge(job, result), found[0] if found else None
+
+
+def _book(job: Job, verdict: str, result: dict[str, Any] | None, account: Account) -> None:
+    if result is not None:
+        account.executions.add_result(result)
     problems = [*job.wrong, *([verdict] if verdict else [])]
     status = job.last["status"]
     account.completed += status == "completed"

@@ -102,12 +102,16 @@ class _Job:
                 value = await self.work()
                 error = None
             if self.scope.cancelled_caught:
-                error = self._error or Cancelled("the call was cancelled")
+                error = self._cancelled()
         except Exception as e:  # noqa: BLE001 - the edge: a handler's failure must not end the node
-            error = _outside_form(e, self.method)
+            # What fails in the moment of a cancellation comes in one group with it, and nobody waits for it.
+            error = self._cancelled() if self.scope.cancel_called else _outside_form(e, self.method)
         finally:
             self._dispatcher.left(self)
             self._done(value, error)
+
+    def _cancelled(self) -> DimError:
+        return self._error or Cancelled("the call was cancelled")
 
 
 def _stopping() -> DimError:

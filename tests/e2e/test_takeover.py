@@ -119,7 +119,7 @@ def test_jobs_of_a_killed_owner_go_on_where_they_were(swarm: RealSwarm) -> None:
             assert_each_ran_once(result)
             assert client.get(job)["epoch"] == 2
     told = [(e["event"], e["epoch"]) for e in cora.cli("events", "--jobs") if e["job"] == first]
-    assert told[0] == ("accepted", 1)
+    # What anna had to tell in her last moments may be lost with her (docs/events.md).
     assert told.index(("taken_over", 2)) < told.index(("completed", 2))
     assert len(told) == len(set(told)), told
     done = executions([bert, cora])

@@ -14,7 +14,7 @@ from tools.chaos.account import Account
 from tools.chaos.jobs import Job
 from tools.chaos.load import Load
 from tools.chaos.nemesis import Done
-from tools.chaos.swarm import FireNode, Seen, replaced
+from tools.chaos.swarm import SEATS, FireNode, Seen, holders, replaced
 
 LISTED = 20
 """Jobs of a kind that the table names; the file names all."""
@@ -79,7 +79,7 @@ def document(f: Findings) -> dict[str, Any]:
     gone = [d for d in out["faults"] if d["kind"] in ("kill", "stop") and d["held_seat"]]
     for kind in ("kill", "stop"):
         out[f"new_orchestrator_after_{kind}"] = spread(d["replaced_after"] for d in gone if d["kind"] == kind and d["replaced_after"])
-    out["not_replaced"] = [d["what"] for d in gone if d["replaced_after"] is None]
+    out["not_replaced"] = [d["what"] for d in gone if d["replaced_after"] is None and not d["others_sufficed"]]
     out["failures"] = failures(out)
     return out
 
@@ -110,6 +110,7 @@ def _fault(done: Done, f: Findings) -> dict[str, Any]:
         "client": done.fault.client,
         "replaced_after": after and round(after[0], 2),
         "replaced_by": after and f"node{after[1]}",
+        "others_sufficed": len(holders(f.seen, done.ended) - {done.victim}) >= SEATS,
     }
 
 

@@ -263,6 +263,10 @@ class FireSwarm:
             self.trouble(f"no room to keep homes and logs in {where}")
 
 
+SEATS = 3
+"""`election.orchestrators`. After a partition there may be more holders for a moment: then one that goes need not be replaced."""
+
+
 def holders(seen: Sequence[Seen], at: float) -> frozenset[int]:
     """Who served at a moment."""
     last = {s.node: s.serves for s in seen if s.at <= at}

@@ -13,6 +13,7 @@ from dimnode.records.keeping import Keeping
 from dimnode.swarm.elector import SwarmElector
 from dimnode.swarm.majority_elector import MajorityElector
 from dimnode.swarm.registry import SwarmRegistry
+from p2p.groups import collapse
 
 log = structlog.get_logger(__name__)
 
@@ -30,17 +31,18 @@ async def leave(
     records are where they will be looked for. Those of finished jobs, which may be many, are looked at from the beginning.
     Returns how many could not be handed over."""
     until = trio.current_time() + drain
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(partial(keeping.replicator.hand_over, drain / 2, only_finished=True))
-        with trio.move_on_after(drain / 2) as scope:
-            if orchestrator is not None:
-                orchestrator.stop_accepting()
-            await keeping.offers.hand_over(drain / 4)
-            daemon.close_intake()
-            registry.announce(leaving=True)
-            await elector.release()
-            await daemon.wait_idle()
-        nursery.cancel_scope.cancel()
+    with collapse():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(keeping.replicator.hand_over, drain / 2, only_finished=True))
+            with trio.move_on_after(drain / 2) as scope:
+                if orchestrator is not None:
+                    orchestrator.stop_accepting()
+                await keeping.offers.hand_over(drain / 4)
+                daemon.close_intake()
+                registry.announce(leaving=True)
+                await elector.release()
+                await daemon.wait_idle()
+            nursery.cancel_scope.cancel()
     if scope.cancelled_caught:
         log.info("node.handing_back", tasks=daemon.load().running + daemon.load().queued)
     await daemon.hand_back()

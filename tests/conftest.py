@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,6 @@ def _names_its_clock(item: pytest.Item) -> None:
     if (
         isinstance(item, pytest.Function)
         and "autojump_clock" in item.fixturenames
-        and "autojump_clock" not in item.function.__code__.co_varnames
+        and "autojump_clock" not in signature(item.function).parameters
     ):
         raise pytest.UsageError(f"{item.nodeid} must itself take autojump_clock, which one of its fixtures takes")

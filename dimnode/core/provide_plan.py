@@ -46,9 +46,9 @@ class ProvidePlan:
         """What there is now, the most important first; returns what is gone and was announced, or was about to be."""
         wanted = list(dict.fromkeys(roots))
         self._left_out = max(0, len(wanted) - self._settings.most)
-        kept = wanted[: self._settings.most]
-        gone = [root for root in self._due if root not in set(kept)]
-        self._due = {root: self._due.get(root, now) for root in kept}
+        kept = {root: self._due.get(root, now) for root in wanted[: self._settings.most]}
+        gone = [root for root in self._due if root not in kept]
+        self._due = kept
         return gone
 
     def next(self, now: float) -> str | None:

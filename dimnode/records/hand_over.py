@@ -98,6 +98,7 @@ class HandOver:
         self._keepers.look()
         if self._keepers.alone():
             return 0
+        self._silent.clear()
         wanted = max(1, min(max(1, replicas), len(self._keepers.members)))
         items: Mapping[str, _Item] | None = None
         with trio.move_on_after(timeout):

@@ -29,6 +29,9 @@ class ExchangeSettings:
     """A peer that sent a block that nobody asked for, or a wrong one, is not asked for so long."""
     probe_peers: int = 16
     """Connected peers that are asked at once whether they have a block that no named provider has."""
+    helpful: float = 60.0
+    """A peer that a search found, or that brought a block since, is for so long a provider of what has none named: who has the root
+    of a DAG is likely to have the rest, and only roots are announced."""
     tick: float = 0.25
     """How often deadlines are looked at while something is wanted."""
     idle: float = 30.0

@@ -19,9 +19,6 @@ from p2p.ipfs.settings import ExchangeSettings
 _LATE_MEMORY = 1024
 _STRIKES = 3
 _LACKED_MOST = 16
-_HELPFUL = 60.0
-"""Seconds for which a peer that a search found, or that brought a block since, is a provider of what has none named: who has the root of a
-DAG is likely to have the rest, and only roots are announced."""
 _HELPFUL_MOST = 32
 
 
@@ -279,7 +276,7 @@ class WantBook:
                 want.candidates[peer] = None
 
     def _recently_helpful(self, now: float) -> tuple[str, ...]:
-        return tuple(peer for peer, at in self._helpful.items() if at + _HELPFUL > now)
+        return tuple(peer for peer, at in self._helpful.items() if at + self._settings.helpful > now)
 
     def _note_helpful(self, peer: str, now: float) -> None:
         self._helpful.pop(peer, None)

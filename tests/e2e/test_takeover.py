@@ -104,6 +104,7 @@ def test_jobs_of_a_killed_owner_go_on_where_they_were(swarm: RealSwarm) -> None:
             wait_until(lambda: ran(client, chained, "step-1"), "the chain's first step is done")
             wait_until(lambda: any(s == "completed" for _, _, s in tasks_of(client.get(voted))), "one model has voted")
             wait_until(lambda: any(s == "completed" for _, _, s in tasks_of(client.get(sharded))), "one shard is done")
+            wait_until(lambda: executions([bert, cora])["accepted"] - before["accepted"] == 10, "every task is at its node")
             jobs = [first, chained, voted, sharded, *queued]
             assert {client.get(j)["owner"] for j in jobs} == {"anna"}
         anna.kill()
@@ -121,6 +122,7 @@ def test_jobs_of_a_killed_owner_go_on_where_they_were(swarm: RealSwarm) -> None:
     told = [(e["event"], e["epoch"]) for e in cora.cli("events", "--jobs") if e["job"] == first]
     # What anna had to tell in her last moments may be lost with her (docs/events.md).
     assert told.index(("taken_over", 2)) < told.index(("completed", 2))
+    assert [epoch for _, epoch in told] == sorted(epoch for _, epoch in told), told
     assert len(told) == len(set(told)), told
     done = executions([bert, cora])
     assert done["completed"] - before["completed"] == sum(len(r["tasks"]) for r in results.values()) == 4 + 6

@@ -165,6 +165,15 @@ async def test_finished_ones_may_go_first_and_are_not_looked_at_again(autojump_c
         assert finished.isdisjoint(owner.holders["a"].compared[len(finished) :])
 
 
+async def test_who_was_given_up_early_is_asked_again_at_the_end(autojump_clock: MockClock) -> None:
+    async with an_owner("a") as owner:
+        await keep(owner, "j", ended=True)
+        owner.hub.cut("owner", "a")
+        assert await owner.replicator.hand_over(300.0, only_finished=True) == 1
+        owner.hub.heal()
+        assert await owner.replicator.hand_over(30.0) == 0
+
+
 async def test_what_changed_since_is_sent_once_more(autojump_clock: MockClock) -> None:
     async with an_owner("a") as owner:
         await keep(owner, "j")

@@ -14,7 +14,7 @@ from tools.chaos.account import Account
 from tools.chaos.jobs import Job
 from tools.chaos.load import Load
 from tools.chaos.nemesis import Done
-from tools.chaos.swarm import SEATS, FireNode, Seen, holders, replaced
+from tools.chaos.swarm import FireNode, Seen, others_suffice, replaced
 
 LISTED = 20
 """Jobs of a kind that the table names; the file names all."""
@@ -110,7 +110,7 @@ def _fault(done: Done, f: Findings) -> dict[str, Any]:
         "client": done.fault.client,
         "replaced_after": after and round(after[0], 2),
         "replaced_by": after and f"node{after[1]}",
-        "others_sufficed": len(holders(f.seen, done.ended) - {done.victim}) >= SEATS,
+        "others_sufficed": others_suffice(f.seen, done.victim, done.ended),
     }
 
 

@@ -263,14 +263,20 @@ class FireSwarm:
             self.trouble(f"no room to keep homes and logs in {where}")
 
 
-SEATS = 3
-"""`election.orchestrators`. After a partition there may be more holders for a moment: then one that goes need not be replaced."""
-
-
 def holders(seen: Sequence[Seen], at: float) -> frozenset[int]:
     """Who served at a moment."""
     last = {s.node: s.serves for s in seen if s.at <= at}
     return frozenset(node for node, serves in last.items() if serves)
+
+
+SEATS = 3
+"""`election.orchestrators` of the nodes."""
+
+
+def others_suffice(seen: Sequence[Seen], victim: int, at: float) -> bool:
+    """Whether as many others serve as there are seats: after a partition there may be more holders than seats, and one that goes then
+    is replaced by nobody."""
+    return len(holders(seen, at) - {victim}) >= SEATS
 
 
 def replaced(seen: Sequence[Seen], victim: int, at: float) -> tuple[float, int] | None:

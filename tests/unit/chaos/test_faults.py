@@ -8,7 +8,7 @@ import pytest
 
 from tools.chaos.faults import BAG, SECONDS, Fault, choose, schedule, ways
 from tools.chaos.network import CLIENT
-from tools.chaos.swarm import Seen, holders, replaced
+from tools.chaos.swarm import Seen, holders, others_suffice, replaced
 
 NODES = (1, 2, 3, 4, 5)
 
@@ -72,6 +72,14 @@ def test_who_served_when() -> None:
     assert holders(SEEN, 4) == {1, 2}
     assert holders(SEEN, 5.5) == {2}
     assert holders(SEEN, 10) == {1, 2, 3}
+
+
+def test_a_holder_beyond_the_seats_need_not_be_replaced() -> None:
+    many = [Seen(0, n, True) for n in (1, 2, 3, 4)]
+    assert others_suffice(many, 4, 5.0)
+    assert others_suffice([*many, Seen(4, 4, False)], 4, 5.0)
+    assert not others_suffice(many[:3], 3, 5.0)
+    assert not others_suffice([*many, Seen(4, 2, False)], 4, 5.0)
 
 
 def test_time_to_a_new_orchestrator() -> None:

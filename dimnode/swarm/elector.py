@@ -79,6 +79,8 @@ class SwarmElector(SeatWatch):
         )
         self._nursery: trio.Nursery | None = None
         self._in_flight: set[str] = set()
+        self._kept = 0
+        self._keeping = trio.Lock()
         self._on_quarantine = on_quarantine
         self._hurry = trio.Event()
         self._sent = 0
@@ -128,7 +130,8 @@ class SwarmElector(SeatWatch):
         `FailedPrecondition` when another running node has this node's identity."""
         stored = await self._journal.get(KEY)
         boots = await self._remember_boot()
-        self._election.resume(int(stored) if stored else 0, self._clock.monotonic(), boots)
+        self._kept = int(stored) if stored else 0
+        self._election.resume(self._kept, self._clock.monotonic(), boots)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._watch_connections)
@@ -160,6 +163,8 @@ class SwarmElector(SeatWatch):
             views = self._registry.nodes()
             self._election.members(v.heartbeat.peer_id for v in views if v.state in ("alive", "suspect") and v.heartbeat.eligible)
             self._do(nursery, self._election.tick(self._clock.monotonic()))
+            if self._election.n > self._kept and not self._keeping.locked():
+                nursery.start_soon(self._keep_heard)
             self._look()
             with trio.move_on_after(self._election.settings.beat / 2):
                 await self._hurry.wait()
@@ -207,12 +212,26 @@ class SwarmElector(SeatWatch):
 
     async def _persist(self, nursery: trio.Nursery, n: int) -> None:
         try:
-            await self._journal.put(KEY, str(n).encode())
+            await self._keep(n)
         except DimError as e:
             log.warning("term not stored, no seat claimed", term=n, error=str(e))
             self._election.not_persisted(self._clock.monotonic())
             return
         self._do(nursery, self._election.persisted(n, self._clock.monotonic()))
+
+    async def _keep_heard(self) -> None:
+        """Terms of others, too: after a power cut of all, whoever comes up first claims with a higher one."""
+        try:
+            await self._keep(self._election.n)
+        except DimError as e:
+            log.debug("heard term not stored", error=str(e))
+
+    async def _keep(self, n: int) -> None:
+        """One write at a time: what is on disk never falls."""
+        async with self._keeping:
+            if n > self._kept:
+                await self._journal.put(KEY, str(n).encode())
+                self._kept = n
 
     async def _tell_once(self, peer: str, data: bytes) -> None:
         try:

@@ -18,8 +18,14 @@ NAMES = ("anna", "bert", "cora")
 def swarm(tmp_path: Path) -> Iterator[RealSwarm]:
     with RealSwarm(tmp_path, {"election.orchestrators": "2"}) as swarm:
         swarm.start(*NAMES)
-        wait_until(lambda: all(len(swarm.holders(n)) == 2 for n in NAMES), "two seats are held")
+        wait_until(lambda: settled(swarm), "two seats are held, and all agree by whom")
         yield swarm
+
+
+def settled(swarm: RealSwarm) -> bool:
+    """Two nodes serve, and each node knows just these two: those that came up together may have begun with more."""
+    serving = {n.name for n in swarm.nodes.values() if n.status()["grpc"]}
+    return len(serving) == 2 and all(set(swarm.holders(n)) == serving for n in NAMES)
 
 
 def roles(swarm: RealSwarm) -> tuple[list[RealNode], RealNode]:

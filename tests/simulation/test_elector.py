@@ -81,3 +81,26 @@ async def test_winning_and_releasing_are_changes(autojump_clock: MockClock, hub:
     await node.elector.release()
     assert await node.elector.wait_changed(won) > won
     assert node.elector.seats() == ()
+
+
+async def test_after_a_power_cut_of_all_the_first_to_come_back_claims_with_a_higher_term(
+    autojump_clock: MockClock, hub: MemoryHub, nursery: trio.Nursery
+) -> None:
+    """Also if it never held a seat: it stored the term that it heard of, and its log does not show one term for two holders."""
+    nodes = await start_nodes(hub, nursery, PEERS, election=ElectionSettings(orchestrators=1))
+    for node in nodes.values():
+        await wait_holders(node, 1)
+    holder = next(n for n in nodes.values() if n.elector.mine() is not None)
+    seat = holder.elector.mine()
+    assert seat is not None
+    await trio.sleep(1)
+    for node in nodes.values():
+        node.crash()
+    for name in sorted(set(PEERS) - {seat.peer}):
+        alone = SwarmNode(hub, name, boots=2, disk=nodes[name].journal.disk, start="alone")
+        await nursery.start(alone.run)
+        with trio.fail_after(5):
+            while (claim := alone.elector.mine()) is None:
+                await alone.elector.wait_changed(alone.elector.changed())
+        assert claim.n > seat.n
+        alone.crash()

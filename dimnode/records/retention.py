@@ -93,6 +93,7 @@ class Retention:
         """One step of the walk through the journal; returns how many records were forgotten."""
         old = [*await self._old_records(), *await self._old_parts()]
         if old:
+            await self._store.forget_audiences(old)
             await self._table.forget(old)
             self._counts["forgotten"] += len(old)
             log.info("retention.forgotten", records=len(old))

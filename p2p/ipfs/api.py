@@ -130,6 +130,10 @@ class ContentStore(Protocol):
 
     async def rename_audience(self, old: str, new: str) -> None: ...
 
+    async def forget_audiences(self, names: Collection[str]) -> None:
+        """These need their blocks no more. A block that was for these alone stays as closed as it was, until it is removed."""
+        ...
+
     async def has(self, cid: str) -> bool:
         """Whether the block (not what it links to) is here."""
         ...

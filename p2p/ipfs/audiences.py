@@ -20,6 +20,11 @@ _SCHEMA = (
     "CREATE INDEX IF NOT EXISTS by_audience ON audiences (audience)",
 )
 
+_DROP = """
+    DELETE FROM audiences WHERE audience = ?1
+    AND EXISTS (SELECT 1 FROM audiences AS other WHERE other.digest = audiences.digest AND other.audience <> ?1)
+"""
+
 
 class DiskAudiences:
     """Synchronous, to be called in threads; several at a time wait for each other. Raises `sqlite3.Error`.
@@ -74,6 +79,12 @@ class DiskAudiences:
             connection.execute("UPDATE OR IGNORE audiences SET audience = ? WHERE audience = ?", (new, old)).close()
             connection.execute("DELETE FROM audiences WHERE audience = ?", (old,)).close()
             self._dirty = True
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Except where it is the last audience of a block: a block without any is everybody's."""
+        with self._locked() as connection, database.transaction(connection):
+            for name in names:
+                connection.execute(_DROP, (name,)).close()
 
     def flush(self) -> None:
         """Everything so far is on the disk."""
@@ -130,3 +141,7 @@ class AudiencesInMemory:
 
     def rename(self, old: str, new: str) -> None:
         self._audiences = {d: frozenset(new if a == old else a for a in found) for d, found in self._audiences.items()}
+
+    def drop(self, names: Iterable[str]) -> None:
+        gone = frozenset(names)
+        self._audiences = {d: (found - gone) or frozenset(sorted(found)[-1:]) for d, found in self._audiences.items()}

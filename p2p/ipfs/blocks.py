@@ -52,6 +52,10 @@ class Blocks(Protocol):
 
     async def rename_audience(self, old: str, new: str) -> None: ...
 
+    async def forget_audiences(self, names: Collection[str]) -> None:
+        """A block without any audience is everybody's: so the last one of a block stays."""
+        ...
+
     async def sync(self, cids: Iterable[Cid]) -> None:
         """Blocks that are here are on the disk when this returns. Raises `BlockMissing`."""
         ...
@@ -134,6 +138,9 @@ class BlocksOnDisk:
 
     async def rename_audience(self, old: str, new: str) -> None:
         await self._noting(lambda: self._audiences.rename(old, new))
+
+    async def forget_audiences(self, names: Collection[str]) -> None:
+        await self._noting(lambda: self._audiences.drop(names))
 
     async def sync(self, cids: Iterable[Cid]) -> None:
         try:
@@ -265,6 +272,10 @@ class BlocksInMemory:
     async def rename_audience(self, old: str, new: str) -> None:
         await trio.lowlevel.checkpoint()
         self._audiences.rename(old, new)
+
+    async def forget_audiences(self, names: Collection[str]) -> None:
+        await trio.lowlevel.checkpoint()
+        self._audiences.drop(names)
 
     async def sync(self, cids: Iterable[Cid]) -> None:
         await trio.lowlevel.checkpoint()

@@ -88,6 +88,9 @@ class Store:
     async def rename_audience(self, old: str, new: str) -> None:
         await self._blocks.rename_audience(old, new)
 
+    async def forget_audiences(self, names: Collection[str]) -> None:
+        await self._blocks.forget_audiences(names)
+
     async def is_public(self, cid: str) -> bool:
         """Whether the block is here and everybody's."""
         root = cids.parse(cid)

@@ -23,6 +23,7 @@ from dimnode.records.hints import HintSettings
 from dimnode.records.holder import HolderSettings
 from dimnode.records.messages import COMPARE, HINTS, Hint, Hints
 from dimnode.records.retention import RetentionSettings
+from p2p.ipfs import cid as cids
 from tests.support import entries as e
 from tests.support.record_nodes import QUICK, SMALL, RecordNode, record_swarm
 
@@ -321,7 +322,8 @@ async def test_old_records_go_everywhere_and_do_not_come_back(autojump_clock: Mo
         record = [_submitted(e.JOB), e.claim(1, "p0", at=now), e.outcome(1, "completed", "p0", at=now)]
         await nodes["p0"].table.merge(e.JOB, record)
         nodes["p0"].chosen[e.JOB] = names[1:]
-        cid = await nodes["p1"].store.add_bytes(b"input")
+        cid = await nodes["p1"].store.private_to(e.JOB).add_bytes(b"input")
+        await nodes["p1"].store.private_to("another-job").add_bytes(b"input")
         await nodes["p1"].store.pin(cid, reason=f"job {e.JOB}")
         model = await nodes["p1"].store.add_bytes(b"model")
         await nodes["p1"].store.pin(model, reason="model m")
@@ -332,6 +334,7 @@ async def test_old_records_go_everywhere_and_do_not_come_back(autojump_clock: Mo
         assert [await n.journal.load(e.JOB) for n in nodes.values()] == [()] * 4
         assert [n.table.holds(e.JOB) for n in nodes.values()] == [False] * 4
         assert await nodes["p1"].store.pins() == {model: "model m"}
+        assert await nodes["p1"].store._blocks.audiences(cids.parse(cid)) == {"another-job"}
         await trio.sleep(2 * DAY)
         assert [await n.journal.load(e.JOB) for n in nodes.values()] == [()] * 4
 

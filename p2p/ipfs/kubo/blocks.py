@@ -104,6 +104,9 @@ class KuboBlocks:
     async def rename_audience(self, old: str, new: str) -> None:
         await self._spool.rename_audience(old, new)
 
+    async def forget_audiences(self, names: Collection[str]) -> None:
+        await self._spool.forget_audiences(names)
+
     async def sync(self, cids: Iterable[Cid]) -> None:
         """What is not in the spool any more is on Kubo's disk."""
         async with self._moving:

@@ -74,6 +74,19 @@ async def test_an_audience_gets_its_name_later(blocks: Blocks):
     assert (await blocks.audiences(a.cid), await blocks.audiences(b.cid)) == ({"job"}, {"job"})
 
 
+async def test_a_forgotten_audience_leaves_the_others_and_opens_nothing(blocks: Blocks):
+    shared, own, both = block(b"shared"), block(b"own"), block(b"both")
+    await blocks.put([shared, own, both], durable=True, audience="job 1")
+    await blocks.share(both.cid, "job 2")
+    for job in ("job 2", "job 3"):
+        await blocks.share(shared.cid, job)
+    await blocks.forget_audiences(["job 1", "job 2", "unknown"])
+    assert await blocks.audiences(shared.cid) == {"job 3"}
+    assert await blocks.audiences(own.cid) == {"job 1"}, "it would be everybody's without"
+    assert len(await blocks.audiences(both.cid)) == 1
+    assert await blocks.audiences(both.cid) <= {"job 1", "job 2"}
+
+
 async def test_it_is_known_after_a_restart_and_when_a_block_lives_elsewhere(tmp_path: Path):
     a = block(b"a")
     first = BlocksOnDisk(tmp_path, SETTINGS)

@@ -1,7 +1,8 @@
 """A model that is a folder, as one file: a zip archive without compression, equal folders giving equal bytes.
 
 Archives are read in memory and never unpacked to disk, so a name in one can reach no file. Compressed members are
-taken too (other tools make them), within bounds that hold whatever the directory of the archive claims.
+taken too (other tools make them), within bounds that hold whatever the directory of the archive claims. `opened` and
+`read_member` are the only way in which DIM opens a model's archive, whatever its format.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from loaders.api import ModelRejected
 
@@ -37,12 +40,20 @@ DEFAULT_LIMITS = ArchiveLimits()
 def read_archive(path: Path, limits: ArchiveLimits = DEFAULT_LIMITS) -> dict[str, bytes]:
     """Members by name (``folder/file``). Raises `ModelRejected`."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with opened(path) as archive:
             return _members(archive, limits)
-    except _ERRORS as e:
-        raise ModelRejected("the model's archive is broken") from e
     except OSError as e:
         raise ModelRejected("the model file cannot be read") from e
+
+
+@contextmanager
+def opened(source: Path | IO[bytes]) -> Generator[zipfile.ZipFile, None, None]:
+    """For reading. What is wrong with the archive itself, then and within, is `ModelRejected`. Raises `OSError`."""
+    try:
+        with zipfile.ZipFile(source) as archive:
+            yield archive
+    except _ERRORS as e:
+        raise ModelRejected("the model's archive is broken") from e
 
 
 def _members(archive: zipfile.ZipFile, limits: ArchiveLimits) -> dict[str, bytes]:
@@ -59,12 +70,13 @@ def _members(archive: zipfile.ZipFile, limits: ArchiveLimits) -> dict[str, bytes
             raise ModelRejected("the model's archive has a member twice")
         if stat.S_ISLNK(info.external_attr >> 16):
             raise ModelRejected("the model's archive has a link")
-        out[info.filename] = content = _read(archive, info, left)
+        out[info.filename] = content = read_member(archive, info, left)
         left -= len(content)
     return out
 
 
-def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
+def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
+    """At most ``most`` bytes, whatever the directory of the archive claims. Raises `ModelRejected`."""
     if info.file_size > most:
         raise ModelRejected("the model's archive unpacks to more than is allowed")
     with archive.open(info) as f:

@@ -22,12 +22,12 @@ import json
 import keyword
 import re
 import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from loaders.api import ModelRejected
+from loaders.archive import opened, read_member
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +87,8 @@ def _refuse(what: str) -> ModelRejected:
 
 def sanitize(data: bytes, limits: Pt2Limits = DEFAULT_LIMITS) -> io.BytesIO:
     """A new archive with only what was recognised as harmless. Raises `ModelRejected`."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as source:
-            return _rewrite(source, limits)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OverflowError, UnicodeDecodeError) as e:
-        raise _refuse("it is not a whole zip archive") from e
+    with opened(io.BytesIO(data)) as source:
+        return _rewrite(source, limits)
 
 
 def _rewrite(source: zipfile.ZipFile, limits: Pt2Limits) -> io.BytesIO:
@@ -129,28 +126,17 @@ def _member(source: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, limits: P
     if name.startswith("extra/"):
         return None
     if name in _MARKERS:
-        content = _read(source, info, min(left, 128))
+        content = read_member(source, info, min(left, 128))
         if not _MARKERS[name].fullmatch(content):
             raise _refuse("an archive marker has an odd value")
         return content
     if folder in ("data/weights", "data/constants") and _PAYLOAD.fullmatch(base):
-        return _read(source, info, left)
+        return read_member(source, info, left)
     if folder in ("data/weights", "data/constants") and re.fullmatch(r"[\w\-]{1,128}_config\.json", base, re.ASCII):
-        return _json(_read(source, info, min(left, limits.max_json_bytes)), _check_payloads)
+        return _json(read_member(source, info, min(left, limits.max_json_bytes)), _check_payloads)
     if folder == "models" and re.fullmatch(r"[\w\-]{1,128}\.json", base, re.ASCII):
-        return _json(_read(source, info, min(left, limits.max_json_bytes)), _check_program)
+        return _json(read_member(source, info, min(left, limits.max_json_bytes)), _check_program)
     raise _refuse("it holds a member that programs do not need (compiled code and pickles are not run)")
-
-
-def _read(source: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
-    """At most ``most`` bytes, whatever the directory of the archive claims."""
-    if info.file_size > most:
-        raise _refuse("it unpacks to more than is allowed")
-    with source.open(info) as f:
-        content = f.read(most + 1)
-    if len(content) > most:
-        raise _refuse("it unpacks to more than is allowed")
-    return content
 
 
 def _json(raw: bytes, check: Callable[[dict[str, Any]], None]) -> bytes:

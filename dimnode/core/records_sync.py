@@ -6,30 +6,58 @@ import random
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
+from dimnode.core.recent_changes import Changes, RecentChanges
 from dimnode.core.rendezvous import rendezvous
 from dimnode.domain.record import Core, SignedEntry
 
 
 class Agenda:
-    """What is compared next, at most ``limit`` at once: what changed lately and what is unfinished come first, taking turns;
-    the rest of a comparison goes through the whole journal, page by page, for ever."""
+    """What is compared next with a peer, at most ``limit`` at once: first what changed here since the last comparison with it, then
+    what is unfinished, taking turns; the rest of a comparison goes through the whole journal, page by page, for ever.
 
-    def __init__(self, limit: int) -> None:
+    Of two copies that differ one changed last, and its node compares it with the other: so they are equal after the next
+    meeting, however many records there are. The walk finds what was forgotten: changes before a start, and too many at once.
+    """
+
+    def __init__(self, limit: int, tries: int = 8) -> None:
+        """``tries``: comparisons in a row that may fail before their changes are left to the walk: one that never works must not
+        stand before all others."""
         self._limit = limit
+        self._tries = tries
         self._turn = 0
+        self._since: dict[str, int] = {}
+        self._failed: dict[str, int] = {}
         self.cursor = ""
         """Job id after which the next page of the journal starts."""
 
-    def first(self, lately: Sequence[str], unfinished: Sequence[str]) -> list[str]:
-        """At most three quarters of the limit, so that the walk through the journal never stops."""
-        quarter = self._limit // 4
-        chosen = dict.fromkeys(lately[:quarter])
-        if unfinished:
-            start = self._turn % len(unfinished)
-            part = (*unfinished[start:], *unfinished[:start])[: 2 * quarter]
-            self._turn = start + len(part)
-            chosen.update(dict.fromkeys(part))
-        return list(chosen)
+    def changed(self, peer: str, changes: RecentChanges) -> Changes:
+        """Half of the limit at most. ``peer`` includes its boot: after a restart it may know less than before."""
+        return changes.after(self._since.get(peer, 0), self._limit // 2)
+
+    def compared(self, peer: str, changes: Changes) -> None:
+        self._since[peer] = changes.until
+        self._failed.pop(peer, None)
+
+    def failed(self, peer: str, changes: Changes) -> None:
+        self._failed[peer] = self._failed.get(peer, 0) + 1
+        if self._failed[peer] >= self._tries:
+            self.compared(peer, changes)
+
+    def only(self, peers: Collection[str]) -> None:
+        """All others are gone."""
+        for gone in self._since.keys() - peers:
+            del self._since[gone]
+        for gone in self._failed.keys() - peers:
+            del self._failed[gone]
+
+    def unfinished(self, jobs: Sequence[str]) -> tuple[str, ...]:
+        """A quarter of the limit at most, so that the walk through the journal never stops."""
+        if not jobs:
+            return ()
+        start = self._turn % len(jobs)
+        part = (*jobs[start:], *jobs[:start])[: self._limit // 4]
+        self._turn = start + len(part)
+        return part
 
     def page(self, chosen: int) -> int:
         """Jobs of the journal to look at now."""

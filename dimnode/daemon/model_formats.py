@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 from dimnode.domain.model import ModelFormat
 from dimnode.errors import InvalidArgument, NotFound
 from loaders.api import ModelRejected
+from loaders.archive import opened
 from loaders.mlx_bytes import HEAD_BYTES, is_mlxfn
 from loaders.onnx_bytes import check_shape_of_file
 from loaders.protobuf import top_fields
@@ -64,10 +64,10 @@ def _file(path: Path) -> ModelFormat:
 
 def _archive(path: Path) -> ModelFormat:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with opened(path) as archive:
             names = [n for n in archive.namelist() if not n.endswith("/")]
             generates = "config.json" in names and _generates_text(archive)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError) as e:
+    except ModelRejected as e:
         raise InvalidArgument("the file is not a whole archive", hint=HINT) from e
     within = {n.partition("/")[2] for n in names}
     if "archive_format" in within:

@@ -25,6 +25,7 @@ from dimnode.orchestrator.documents import result_document
 from dimnode.orchestrator.seat_questions import Asker, AskSettings, Question, digest, news_of
 from dimnode.orchestrator.service import Orchestrator
 from dimnode.ports import Accepted, Clock, Elector, JobDocument, ResultDocument
+from dimnode.records.search import Found
 from dimnode.records.table import RecordTable
 from p2p.api import Network, NetworkError, Unreachable
 from p2p.groups import collapse
@@ -36,14 +37,14 @@ _ELSEWHERE = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.PERMISSI
 """Refusals of a seat that was to take a job over which are no reason to refuse the client."""
 
 T = TypeVar("T")
-Search = Callable[[str], Awaitable[bool]]
-"""Looks for a job's record at all nodes; True if it is here afterwards."""
+Search = Callable[[str], Awaitable[Found]]
+"""Looks for a job's record at all nodes."""
 
 
-async def nowhere(job: str) -> bool:
+async def nowhere(job: str) -> Found:
     del job
     await trio.lowlevel.checkpoint()
-    return False
+    return Found.NOWHERE
 
 
 class AnySeat:
@@ -248,9 +249,15 @@ class AnySeat:
             return await here()
         try:
             return await elsewhere()
-        except (NotFound, NetworkError, Unavailable):
-            if known or await self._search(job_id):
+        except (NotFound, NetworkError, Unavailable) as e:
+            found = Found.HERE if known else await self._search(job_id)
+            if found is Found.HERE:
                 return await here()
+            if found is Found.UNKNOWN and isinstance(e, NotFound):
+                raise Unavailable(
+                    f"job {job_id} is not known here, and a node that may know it does not answer",
+                    hint="Try again shortly. `dimnode jobs` lists the jobs that are known.",
+                ) from e
             raise
 
     def _driven_elsewhere(self, job_id: str) -> bool:

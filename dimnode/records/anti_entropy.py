@@ -1,8 +1,8 @@
 """Makes copies equal that differ, whatever was lost on the way: every few seconds with one node, in random rounds.
 
 The digests of some records go to that node; it answers with its copies of those that it has otherwise, and names those that
-it lacks and should have. Both sides then merge. What is unfinished or has changed lately is compared first; a
-walk through the whole journal sees to the rest.
+it lacks and should have. Both sides then merge. What has changed since the last comparison with that node comes first, then what is
+unfinished; a walk through the whole journal sees to the rest.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import trio
 
 from dimnode.core.job_record import Record, Verify
 from dimnode.core.job_view import JobView
+from dimnode.core.recent_changes import Changes
 from dimnode.core.records_sync import Agenda, Quarrels, Rounds, heirs, missing
 from dimnode.domain import codec
 from dimnode.errors import DimError, ResourceExhausted
@@ -40,6 +41,8 @@ class AntiEntropySettings:
     """Share of it by which each pause is longer or shorter, so that nodes do not go in step."""
     items: int = 512
     """Records in one comparison at the most."""
+    in_a_row: int = 8
+    """Comparisons with one node at once, when more has changed than fits into one."""
     replicas: int = 1
     """Copies on other nodes (``jobs.replicas``)."""
     copies_on: frozenset[str] = frozenset()
@@ -122,17 +125,29 @@ class AntiEntropy:
 
     async def _meet(self, peer: str) -> None:
         self._counts["rounds"] += 1
-        try:
-            digests = await self._chosen()
-            states = {v.heartbeat.peer_id: v for v in self._registry.nodes()}
-            items = [CompareItem(job=job, digest=d.digest, keep=self._keep(job, peer, states)) for job, d in digests.items()]
-            await self._compare(peer, items)
-        except (NetworkError, codec.CodecError, DimError) as e:
-            self._counts["failed"] += 1
-            log.debug("records.not_compared", peer=peer, reason=str(e))
+        states = {v.heartbeat.peer_id: v for v in self._registry.nodes()}
+        if peer not in states:
+            return
+        self._agenda.only({_life(v) for v in states.values()})
+        life = _life(states[peer])
+        for _ in range(self._settings.in_a_row):
+            changes = self._agenda.changed(life, self._table.changes)
+            try:
+                digests = await self._chosen(changes)
+                items = [CompareItem(job=job, digest=d.digest, keep=self._keep(job, peer, states)) for job, d in digests.items()]
+                await self._compare(peer, items)
+            except (NetworkError, codec.CodecError, DimError) as e:
+                self._counts["failed"] += 1
+                self._agenda.failed(life, changes)
+                log.debug("records.not_compared", peer=peer, reason=str(e))
+                return
+            self._agenda.compared(life, changes)
+            if not changes.more:
+                return
 
-    async def _chosen(self) -> dict[str, JobDigest]:
-        digests = await self._journal.digests_of(self._agenda.first(self._table.lately(), self._table.active))
+    async def _chosen(self, changes: Changes) -> dict[str, JobDigest]:
+        first = dict.fromkeys([*changes.jobs, *self._agenda.unfinished(self._table.active)])
+        digests = await self._journal.digests_of(list(first))
         asked = self._agenda.page(len(digests))
         page = await self._journal.digests(self._agenda.cursor, asked)
         self._agenda.turned([d.job for d in page], asked)
@@ -209,3 +224,8 @@ class AntiEntropy:
         allowed = self._settings.copies_on
         members = [p for p, v in states.items() if v.state == "alive" and not v.heartbeat.leaving and (not allowed or p in allowed)]
         return heirs(job, members, self._settings.replicas)
+
+
+def _life(node: NodeView) -> str:
+    """A node from one of its starts to its end."""
+    return f"{node.heartbeat.peer_id} {node.heartbeat.boot}"

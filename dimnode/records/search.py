@@ -1,9 +1,13 @@
-"""Looks for the record of a job that is not here: at the nodes that most likely keep a copy first, then at the others."""
+"""Looks for the record of a job that is not here: at the nodes that most likely keep a copy first, then at the others.
+
+That a job does not exist is only said when every node that may have it said so: one that is busy, or just gone, may be the one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import structlog
 import trio
@@ -31,6 +35,14 @@ class SearchSettings:
     """Nodes asked for one job."""
 
 
+class Found(Enum):
+    HERE = "here"
+    """The record is here now."""
+    NOWHERE = "nowhere"
+    UNKNOWN = "unknown"
+    """A node that may have it did not answer."""
+
+
 class RecordSearch:
     def __init__(
         self,
@@ -46,25 +58,26 @@ class RecordSearch:
         self._settings = settings or SearchSettings()
         self._verify = verify
 
-    async def __call__(self, job: str) -> bool:
-        """Whether the record is here now. Raises what `RecordTable.merge` raises."""
-        alive = [v.heartbeat.peer_id for v in self._registry.alive()]
-        order = [p for p in rendezvous(job, alive) if p != self._network.peer_id][: self._settings.most]
+    async def __call__(self, job: str) -> Found:
+        """Raises what `RecordTable.merge` raises."""
+        others = {v.heartbeat.peer_id: v.state for v in self._registry.nodes() if v.heartbeat.peer_id != self._network.peer_id}
+        order = rendezvous(job, [p for p, state in others.items() if state != "dead"])[: self._settings.most]
+        silent = any(v.state == "dead" and not v.heartbeat.leaving for v in self._registry.nodes())  # who left handed its records over
         for start in range(0, len(order), self._settings.at_once):
-            if await self._ask(job, order[start : start + self._settings.at_once]):
-                return True
-        return False
+            part = order[start : start + self._settings.at_once]
+            fit: dict[str, SignedEntry] = {}
+            answered: list[str] = []
+            async with trio.open_nursery() as nursery:
+                for peer in part:
+                    nursery.start_soon(self._fetch, job, peer, fit, answered)
+            if fit:
+                await self._table.merge(job, list(fit.values()))
+            if await self._table.exists(job):
+                return Found.HERE
+            silent |= len(answered) < len(part)
+        return Found.UNKNOWN if silent else Found.NOWHERE
 
-    async def _ask(self, job: str, peers: Sequence[str]) -> bool:
-        fit: dict[str, SignedEntry] = {}
-        async with trio.open_nursery() as nursery:
-            for peer in peers:
-                nursery.start_soon(self._fetch, job, peer, fit)
-        if fit:
-            await self._table.merge(job, list(fit.values()))
-        return await self._table.exists(job)
-
-    async def _fetch(self, job: str, peer: str, fit: dict[str, SignedEntry]) -> None:
+    async def _fetch(self, job: str, peer: str, fit: dict[str, SignedEntry], answered: list[str]) -> None:
         try:
             data = await self._network.request(peer, FETCH, codec.encode(FetchRequest(jobs=(job,))), timeout=self._settings.timeout)
             answer = codec.decode(data, FetchAnswer)
@@ -73,6 +86,7 @@ class RecordSearch:
         for found in answer.jobs:
             if found.job == job:
                 fit.update((e.id, e) for e in self._fit(job, found.entries))
+        answered.append(peer)
 
     def _fit(self, job: str, entries: Sequence[SignedEntry]) -> list[SignedEntry]:
         fit: list[SignedEntry] = []

@@ -7,7 +7,6 @@ are noted at once and become durable together with the next decision.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -16,6 +15,7 @@ import trio
 
 from dimnode.core.job_record import DIGEST_BYTES, Record, id_bits
 from dimnode.core.job_view import JobView, view
+from dimnode.core.recent_changes import RecentChanges
 from dimnode.domain.record import Attempt, Ballot, Body, Claim, OutcomeEntry, SignedEntry
 from dimnode.errors import DimError, Fenced, NotFound, Unavailable
 from dimnode.ports import Copied, Copies, Journal, Signer, Written
@@ -35,7 +35,7 @@ class TableSettings:
     load_at_once: int = 500
     """Records that are read in one go when the node starts."""
     remember_changed: int = 4096
-    """Jobs that `RecordTable.lately` tells of."""
+    """Jobs that `RecordTable.changes` tells of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class RecordTable:
         self._version = 0
         self._changed = trio.Event()
         self._dirty: set[str] = set()
-        self._lately: OrderedDict[str, None] = OrderedDict()
+        self.changes = RecentChanges(self._settings.remember_changed)
         self._told: list[Callable[[str], None]] = []
         self._disk = EntryDisk(journal)
 
@@ -370,7 +370,7 @@ class RecordTable:
             if state is not None:
                 self._tell(state, job)
             self._dirty.discard(job)
-            self._lately.pop(job, None)
+            self.changes.forget(job)
 
     # --- following
 
@@ -408,10 +408,6 @@ class RecordTable:
         dirty, self._dirty = self._dirty, set()
         return dirty
 
-    def lately(self) -> tuple[str, ...]:
-        """Jobs whose records changed here, the latest first: as many as are remembered."""
-        return tuple(reversed(self._lately))
-
     async def has_room(self) -> bool:
         """Whether the journal takes entries."""
         return await self._disk.has_room()
@@ -441,10 +437,7 @@ class RecordTable:
         self._dirty.add(job)
         for tell in self._told:
             tell(job)
-        self._lately[job] = None
-        self._lately.move_to_end(job)
-        while len(self._lately) > self._settings.remember_changed:
-            self._lately.popitem(last=False)
+        self.changes.note(job)
         self._version += 1
         self._changed.set()
         self._changed = trio.Event()

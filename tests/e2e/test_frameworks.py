@@ -1,4 +1,4 @@
-"""One network in four frameworks on one node: comparative jobs over them, and models that come, are checked and go."""
+"""One network in five forms of four frameworks on one node: comparative jobs over them, and models that come, are checked and go."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.loader_cases import Case, cases, silero_answers, silero_inputs
+from tests.support.loader_cases import Case, cases, silero_answers, silero_in_onnx, silero_inputs
 from tests.support.real_swarm import RealNode, RealSwarm
 
-FRAMEWORKS = ("torchscript", "pt2", "mlx", "coreml")
+FRAMEWORKS = ("onnx", "torchscript", "pt2", "mlx", "coreml")
 
 
 @pytest.fixture(scope="module")
 def silero() -> dict[str, Case]:
-    return {c.format: c for c in cases() if c.model == "silero-vad"}
+    return {c.format: c for c in cases() if c.model == "silero-vad"} | {"onnx": silero_in_onnx()}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def node(tmp_path_factory: pytest.TempPathFactory, silero: dict[str, Case]) -> I
 
 
 @pytest.mark.timeout(240)
-def test_four_frameworks_agree_on_one_network(node: RealNode) -> None:
+def test_all_frameworks_agree_on_one_network(node: RealNode) -> None:
     consensus = {"method": "mean", "tolerance": 0.01, "minAgreement": 1.0}
     form = {"pattern": "comparative", "config": {"model_ids": [f"vad-{n}" for n in FRAMEWORKS], "consensus": consensus}}
     with node.client() as client:

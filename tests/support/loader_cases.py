@@ -66,6 +66,25 @@ def silero(folder: Path, name: str) -> Path:
     return folder / name
 
 
+def silero_onnx(folder: Path) -> Path:
+    """The package's file with the names of the other forms, and the rate fixed: a comparative job gives all models the same inputs."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model = onnx.load(package_file("silero-vad", "silero_vad/data/silero_vad.onnx"))
+    graph = model.graph
+    kept = [i for i in graph.input if i.name != "sr"]
+    next(i for i in kept if i.name == "state").name = "memory"
+    next(o for o in graph.output if o.name == "stateN").name = "memoryN"
+    nodes = [helper.make_node("Identity", ["memory"], ["state"]), *graph.node, helper.make_node("Identity", ["stateN"], ["memoryN"])]
+    del graph.input[:], graph.node[:]
+    graph.input.extend(kept)
+    graph.node.extend(nodes)
+    graph.initializer.append(numpy_helper.from_array(np.array(16000, np.int64), "sr"))
+    onnx.save(model, folder / "silero.onnx")
+    return folder / "silero.onnx"
+
+
 def silero_inputs() -> dict[str, Any]:
     r = np.random.default_rng(5)
     return {"input": (r.normal(size=(1, 576)) * 0.1).astype(np.float32), "memory": (r.normal(size=(2, 1, 128)) * 0.3).astype(np.float32)}
@@ -85,6 +104,10 @@ def silero_answers() -> dict[str, Any]:
 
 def silero_case(format: str, name: str, how: str, tolerance: float) -> Case:
     return Case("silero-vad", format, how, lambda f: silero(f, name), silero_inputs(), silero_answers, tolerance, (SILERO_IN, SILERO_OUT))
+
+
+def silero_in_onnx() -> Case:
+    return Case("silero-vad", "onnx", "its package, named as the others", silero_onnx, silero_inputs(), silero_answers, 1e-6)
 
 
 def stored(folder: str, name: str, kind: str) -> dict[str, Any]:

@@ -37,17 +37,19 @@ class Account:
 
 
 def settle(jobs: Sequence[Job], client: Client, within: float) -> Account:
-    """Waits for the end of every job, ``within`` seconds at the most, and compares it with what had to come. However long it
-    takes, every job is asked for at least once."""
+    """Waits for the end of every job, and compares it with what had to come. ``within`` seconds are for those that the first look at
+    all of them, however long that takes, leaves: one call without an answer is no lost job."""
     account = Account()
     began = time.monotonic()
     left = list(jobs)
     why: dict[str, str] = {}
     with ThreadPoolExecutor(ASKERS) as askers:
+        until: float | None = None
         while True:
             looked = askers.map(lambda j: _has_ended(j, client, why), left)
             left = [j for j, has in zip(left, list(looked), strict=True) if not has]
-            if not left or time.monotonic() > began + within:
+            until = until or time.monotonic() + within
+            if not left or time.monotonic() > until:
                 break
             time.sleep(LOOK_EVERY)
         account.settled_after = time.monotonic() - began
@@ -64,6 +66,8 @@ def _has_ended(job: Job, client: Client, why: dict[str, str]) -> bool:
         job.last = client.get(job.job_id)
     except DimError as e:
         why[job.job_id] = f"{e.code.value}: {e.message}"
+        if e.code is Code.NOT_FOUND:
+            job.wrong.append("it was said to be unknown")
         return False
     why[job.job_id] = f"{job.last['status']}, driven by {job.last['owner'] or 'nobody'}, epoch {job.last['epoch']}"
     return job.last["status"] in TERMINAL

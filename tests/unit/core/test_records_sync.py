@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 import pytest
 
 from dimnode.core.job_record import EntryRefused, Record
+from dimnode.core.recent_changes import RecentChanges
 from dimnode.core.record_gate import RecordGate, begins, decided_under, highest_n, proof_of
 from dimnode.core.records_sync import Agenda, Quarrels, Rounds, heirs, missing, portions
 from dimnode.core.rendezvous import rendezvous
@@ -16,34 +18,72 @@ from tests.support import entries as e
 # --- the agenda ----------------------------------------------------------------------------------
 
 
-def _walk(agenda: Agenda, journal: list[str], lately: list[str], unfinished: list[str]) -> tuple[list[str], list[str]]:
-    first = agenda.first(lately, unfinished)
+def _walk(agenda: Agenda, journal: list[str], changes: RecentChanges, unfinished: list[str]) -> tuple[list[str], list[str]]:
+    changed = agenda.changed("p", changes)
+    first = list(dict.fromkeys([*changed.jobs, *agenda.unfinished(unfinished)]))
     asked = agenda.page(len(first))
     page = sorted(j for j in journal if j > agenda.cursor)[:asked]
     agenda.turned(page, asked)
+    agenda.compared("p", changed)
     return first, page
+
+
+def _changes(jobs: Iterable[str], most: int = 1000) -> RecentChanges:
+    made = RecentChanges(most)
+    for job in jobs:
+        made.note(job)
+    return made
 
 
 @pytest.mark.parametrize(("records", "active"), [(0, 0), (1, 1), (16, 16), (500, 3), (500, 500)])
 def test_every_record_has_its_turn_and_urgent_ones_soon(records: int, active: int) -> None:
     journal = [f"job-{i:04}" for i in range(records)]
-    agenda = Agenda(16)
+    agenda, changes = Agenda(16), _changes(journal[-3:])
     walked: set[str] = set()
     urgent: set[str] = set()
     for n in range(2 * (records // 4 + 1)):
-        first, page = _walk(agenda, journal, journal[-3:], journal[:active])
+        first, page = _walk(agenda, journal, changes, journal[:active])
         assert len(first) + len(page) <= 16
         assert len(set(first)) == len(first)
         walked |= set(page)
-        if n < active // 8 + 1:
+        if n < active // 4 + 1:
             urgent |= set(first)
     assert walked == set(journal), "the walk never stops"
     assert urgent >= set(journal[:active]) | set(journal[-3:])
 
 
-def test_the_latest_changes_come_first() -> None:
-    lately = [f"new-{i}" for i in range(50)]
-    assert set(Agenda(16).first(lately, [])) == set(lately[:4])
+def test_each_change_is_compared_once_with_each_peer_the_oldest_first() -> None:
+    agenda, changes = Agenda(8), _changes("abcdef")
+    first = agenda.changed("p 1", changes)
+    assert (first.jobs, first.more) == (("a", "b", "c", "d"), True)
+    agenda.compared("p 1", first)
+    changes.note("a")
+    second = agenda.changed("p 1", changes)
+    assert (second.jobs, second.more) == (("e", "f", "a"), False)
+    agenda.compared("p 1", second)
+    assert agenda.changed("p 1", changes).jobs == ()
+    assert agenda.changed("q 1", changes).jobs == ("b", "c", "d", "e"), "another peer knows nothing of that"
+    assert agenda.changed("p 2", changes).jobs == ("b", "c", "d", "e"), "nor does one that has started again"
+
+
+def test_what_was_not_compared_is_compared_again_but_not_for_ever() -> None:
+    agenda, changes = Agenda(8, tries=3), _changes("abcdef")
+    for _ in range(3):
+        part = agenda.changed("p", changes)
+        assert part.jobs == ("a", "b", "c", "d")
+        agenda.failed("p", part)
+    assert agenda.changed("p", changes).jobs == ("e", "f")
+
+
+def test_changes_are_bounded_and_peers_that_are_gone_forgotten() -> None:
+    agenda, changes = Agenda(100), _changes((f"job-{i}" for i in range(50)), most=10)
+    part = agenda.changed("p", changes)
+    assert part.jobs == tuple(f"job-{i}" for i in range(40, 50))
+    agenda.compared("p", part)
+    agenda.only({"q"})
+    assert agenda.changed("p", changes).jobs == part.jobs
+    changes.forget("job-45")
+    assert "job-45" not in agenda.changed("p", changes).jobs
 
 
 # --- quarrels ------------------------------------------------------------------------------------

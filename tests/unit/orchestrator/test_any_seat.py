@@ -18,6 +18,7 @@ from dimnode.domain.tensors import from_numpy, to_json, to_numpy
 from dimnode.errors import Code, DimError, InvalidArgument, NotFound, PermissionDenied, Unavailable
 from dimnode.orchestrator.any_seat import AnySeat
 from dimnode.orchestrator.seat_questions import METHOD, Asker, JobAnswers, Question
+from dimnode.records.search import Found
 from dimnode.records.table import RecordTable
 from dimnode.state.memory_journal import MemoryJournal
 from p2p.api import RemoteFault
@@ -121,6 +122,22 @@ async def test_what_no_seat_knows_is_not_found_and_a_silent_seat_is_unavailable(
         with pytest.raises(Unavailable):
             await b.get(job)
         assert await b.list_jobs(False, 10) == []
+
+
+async def test_what_no_seat_knows_and_a_silent_node_may_know_is_not_said_to_be_unknown(autojump_clock: MockClock) -> None:
+    """Whoever is told that a job does not exist submits it again."""
+    swarm = FakeSwarm([FakeNode("n")])
+    await double_model(swarm)
+
+    async def in_vain(job: str) -> Found:
+        await trio.lowlevel.checkpoint()
+        return Found.UNKNOWN
+
+    async with two_seats(swarm, MemoryHub(seed=1)) as (a, _):
+        a._search = in_vain
+        for call in (a.get, a.cancel, a.result):
+            with pytest.raises(Unavailable, match="may know it"):
+                await call("job-nobody")
 
 
 async def test_nonsense_from_a_peer_is_refused(autojump_clock: MockClock) -> None:

@@ -35,8 +35,13 @@ class RecentChanges:
     def forget(self, job: str) -> None:
         self._at.pop(job, None)
 
-    def after(self, since: int, limit: int) -> Changes:
-        """The first ``limit`` that changed after ``since`` (0: all that are remembered)."""
-        newer = list(takewhile(lambda item: item[1] > since, reversed(self._at.items())))
+    @property
+    def count(self) -> int:
+        """Of all changes so far: where the next one comes after."""
+        return self._count
+
+    def after(self, since: int, until: int, limit: int) -> Changes:
+        """The first ``limit`` whose last change came after ``since`` (0: all that are remembered) and not after ``until``."""
+        newer = [i for i in takewhile(lambda item: item[1] > since, reversed(self._at.items())) if i[1] <= until]
         part = newer[::-1][:limit]
         return Changes(tuple(job for job, _ in part), part[-1][1] if part else since, len(newer) > limit)

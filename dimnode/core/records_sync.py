@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from dimnode.core.recent_changes import Changes, RecentChanges
 from dimnode.core.rendezvous import rendezvous
 from dimnode.domain.record import Core, SignedEntry
+
+_LOOKS = 1024
+"""More than there are in any quiet time; without the oldest ones a record only waits a little longer."""
 
 
 class Agenda:
@@ -19,10 +22,14 @@ class Agenda:
     meeting, however many records there are. The walk finds what was forgotten: changes before a start, and too many at once.
     """
 
-    def __init__(self, limit: int, tries: int = 8) -> None:
-        """``tries``: comparisons in a row that may fail before their changes are left to the walk: one that never works must not
+    def __init__(self, limit: int, quiet: float = 0.0, tries: int = 8) -> None:
+        """``quiet``: seconds after its last change in which a record is left to those who drive it and keep it: what is on its way
+        anyway would only be sent twice. ``tries``: comparisons in a row that may fail before their changes are left to the walk: one that never works must not
         stand before all others."""
         self._limit = limit
+        self._quiet = quiet
+        self._looks: deque[tuple[float, int]] = deque(maxlen=_LOOKS)
+        """Times, and how much had changed."""
         self._tries = tries
         self._turn = 0
         self._since: dict[str, int] = {}
@@ -30,9 +37,17 @@ class Agenda:
         self.cursor = ""
         """Job id after which the next page of the journal starts."""
 
-    def changed(self, peer: str, changes: RecentChanges) -> Changes:
+    def changed(self, peer: str, changes: RecentChanges, now: float) -> Changes:
         """Half of the limit at most. ``peer`` includes its boot: after a restart it may know less than before."""
-        return changes.after(self._since.get(peer, 0), self._limit // 2)
+        return changes.after(self._since.get(peer, 0), self._quiet_until(changes, now), self._limit // 2)
+
+    def _quiet_until(self, changes: RecentChanges, now: float) -> int:
+        """The last change that is ``quiet`` seconds old, as far as it was looked."""
+        self._looks.append((now, changes.count))
+        while len(self._looks) > 1 and self._looks[1][0] <= now - self._quiet:
+            self._looks.popleft()
+        at, count = self._looks[0]
+        return count if at <= now - self._quiet else 0
 
     def compared(self, peer: str, changes: Changes) -> None:
         self._since[peer] = changes.until

@@ -41,6 +41,8 @@ class AntiEntropySettings:
     """Share of it by which each pause is longer or shorter, so that nodes do not go in step."""
     items: int = 512
     """Records in one comparison at the most."""
+    quiet: float = 5.0
+    """Seconds after its last change in which a record is left to its owner and those that copy it."""
     in_a_row: int = 8
     """Comparisons with one node at once, when more has changed than fits into one."""
     replicas: int = 1
@@ -89,7 +91,7 @@ class AntiEntropy:
         self._rng = rng or random.Random()  # noqa: S311 - no secret
         self._exchange = RecordExchange(network, table, clock, s.exchange, swarm=swarm, verify=verify)
         self._rounds = Rounds(self._rng)
-        self._agenda = Agenda(s.items)
+        self._agenda = Agenda(s.items, s.quiet)
         self._quarrels = Quarrels(s.quarrel_first, s.quarrel_longest)
         self._counts: Counter[str] = Counter()
 
@@ -131,7 +133,7 @@ class AntiEntropy:
         self._agenda.only({_life(v) for v in states.values()})
         life = _life(states[peer])
         for _ in range(self._settings.in_a_row):
-            changes = self._agenda.changed(life, self._table.changes)
+            changes = self._agenda.changed(life, self._table.changes, self._clock.monotonic())
             try:
                 digests = await self._chosen(changes)
                 items = [CompareItem(job=job, digest=d.digest, keep=self._keep(job, peer, states)) for job, d in digests.items()]

@@ -19,7 +19,7 @@ from tests.support import entries as e
 
 
 def _walk(agenda: Agenda, journal: list[str], changes: RecentChanges, unfinished: list[str]) -> tuple[list[str], list[str]]:
-    changed = agenda.changed("p", changes)
+    changed = agenda.changed("p", changes, 0.0)
     first = list(dict.fromkeys([*changed.jobs, *agenda.unfinished(unfinished)]))
     asked = agenda.page(len(first))
     page = sorted(j for j in journal if j > agenda.cursor)[:asked]
@@ -54,36 +54,47 @@ def test_every_record_has_its_turn_and_urgent_ones_soon(records: int, active: in
 
 def test_each_change_is_compared_once_with_each_peer_the_oldest_first() -> None:
     agenda, changes = Agenda(8), _changes("abcdef")
-    first = agenda.changed("p 1", changes)
+    first = agenda.changed("p 1", changes, 0.0)
     assert (first.jobs, first.more) == (("a", "b", "c", "d"), True)
     agenda.compared("p 1", first)
     changes.note("a")
-    second = agenda.changed("p 1", changes)
+    second = agenda.changed("p 1", changes, 0.0)
     assert (second.jobs, second.more) == (("e", "f", "a"), False)
     agenda.compared("p 1", second)
-    assert agenda.changed("p 1", changes).jobs == ()
-    assert agenda.changed("q 1", changes).jobs == ("b", "c", "d", "e"), "another peer knows nothing of that"
-    assert agenda.changed("p 2", changes).jobs == ("b", "c", "d", "e"), "nor does one that has started again"
+    assert agenda.changed("p 1", changes, 0.0).jobs == ()
+    assert agenda.changed("q 1", changes, 0.0).jobs == ("b", "c", "d", "e"), "another peer knows nothing of that"
+    assert agenda.changed("p 2", changes, 0.0).jobs == ("b", "c", "d", "e"), "nor does one that has started again"
 
 
 def test_what_was_not_compared_is_compared_again_but_not_for_ever() -> None:
     agenda, changes = Agenda(8, tries=3), _changes("abcdef")
     for _ in range(3):
-        part = agenda.changed("p", changes)
+        part = agenda.changed("p", changes, 0.0)
         assert part.jobs == ("a", "b", "c", "d")
         agenda.failed("p", part)
-    assert agenda.changed("p", changes).jobs == ("e", "f")
+    assert agenda.changed("p", changes, 0.0).jobs == ("e", "f")
 
 
 def test_changes_are_bounded_and_peers_that_are_gone_forgotten() -> None:
     agenda, changes = Agenda(100), _changes((f"job-{i}" for i in range(50)), most=10)
-    part = agenda.changed("p", changes)
+    part = agenda.changed("p", changes, 0.0)
     assert part.jobs == tuple(f"job-{i}" for i in range(40, 50))
     agenda.compared("p", part)
     agenda.only({"q"})
-    assert agenda.changed("p", changes).jobs == part.jobs
+    assert agenda.changed("p", changes, 0.0).jobs == part.jobs
     changes.forget("job-45")
-    assert "job-45" not in agenda.changed("p", changes).jobs
+    assert "job-45" not in agenda.changed("p", changes, 0.0).jobs
+
+
+def test_what_is_in_motion_is_left_alone_until_it_rests() -> None:
+    agenda, changes = Agenda(100, quiet=5.0), _changes("ab")
+    assert agenda.changed("p", changes, 100.0).jobs == ()
+    changes.note("c")
+    assert agenda.changed("p", changes, 102.0).jobs == ()
+    changes.note("a")
+    assert agenda.changed("p", changes, 105.0).jobs == ("b",), "the other one has changed again"
+    assert agenda.changed("p", changes, 107.0).jobs == ("b", "c")
+    assert agenda.changed("p", changes, 110.0).jobs == ("b", "c", "a")
 
 
 # --- quarrels ------------------------------------------------------------------------------------

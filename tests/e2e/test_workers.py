@@ -13,7 +13,7 @@ from dimnode.client import TERMINAL, Client
 from tests.support.models import UNTRIED, slow_onnx
 from tests.support.real_swarm import MODELS, RealNode, RealSwarm, mlp, rows, wait_until
 
-TURNS = 4_000_000
+TURNS = 6_000_000
 """Of the slow model: longer than the drain on any machine, or the task ends where it is."""
 DRAIN = 2.5
 MARGIN = 2.0

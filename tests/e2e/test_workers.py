@@ -13,7 +13,7 @@ from dimnode.client import TERMINAL, Client
 from tests.support.models import UNTRIED, slow_onnx
 from tests.support.real_swarm import MODELS, RealNode, RealSwarm, mlp, rows, wait_until
 
-TURNS = 6_000_000
+TURNS = 4_000_000
 """Of the slow model: longer than the drain on any machine, or the task ends where it is."""
 DRAIN = 2.5
 MARGIN = 2.0
@@ -89,11 +89,10 @@ def finish_elsewhere(swarm: RealSwarm, job: str, other: RealNode) -> None:
     with swarm["anna"].client() as client:
         got = client.wait(job)
     np.testing.assert_array_equal(got["outputs"]["y"], X + TURNS)
-    nodes = [t["node"] for t in got["tasks"]]
-    assert nodes[-1] == other.name
-    assert any(n != other.name for n in nodes)  # the worker, by its peer id if it has left the swarm
     print([(t["node"], t["status"], t.get("error")) for t in got["tasks"]])
-    assert got["tasks"][-1]["status"] == "completed"
+    # The other one's may come first: an order that did not get there is given again under its number.
+    assert [t["node"] for t in got["tasks"] if t["status"] == "completed"] == [other.name]
+    assert any(t["node"] != other.name for t in got["tasks"])  # the worker, by its peer id if it has left the swarm
     assert got["cost"] == 1.0
 
 

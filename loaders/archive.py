@@ -53,7 +53,7 @@ def opened(source: Path | IO[bytes]) -> Generator[zipfile.ZipFile, None, None]:
         with zipfile.ZipFile(source) as archive:
             yield archive
     except _ERRORS as e:
-        raise ModelRejected("the model's archive is broken") from e
+        raise ModelRejected("the model's archive is broken: it is not a whole zip archive") from e
 
 
 def _members(archive: zipfile.ZipFile, limits: ArchiveLimits) -> dict[str, bytes]:

@@ -18,10 +18,10 @@ import io
 import pickletools
 import re
 import zipfile
-import zlib
 from dataclasses import dataclass
 
 from loaders.api import ModelRejected
+from loaders.archive import opened, read_member
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +76,8 @@ def _refuse(what: str) -> ModelRejected:
 
 def sanitize(data: bytes, limits: TorchScriptLimits = DEFAULT_LIMITS) -> io.BytesIO:
     """A new archive with only what was recognised as harmless. Raises `ModelRejected`."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as source:
-            return _rewrite(source, limits)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OverflowError, UnicodeDecodeError) as e:
-        raise _refuse("it is not a whole zip archive") from e
+    with opened(io.BytesIO(data)) as source:
+        return _rewrite(source, limits)
 
 
 def _rewrite(source: zipfile.ZipFile, limits: TorchScriptLimits) -> io.BytesIO:
@@ -120,12 +117,7 @@ def _add(target: zipfile.ZipFile, name: str, content: bytes) -> None:
 def _member(source: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, most: int) -> bytes:
     if not _MEMBER.fullmatch(name) or ".." in name:
         raise _refuse("it holds a member that models do not need")
-    if info.file_size > most:
-        raise _refuse("it unpacks to more than is allowed")
-    with source.open(info) as f:
-        content = f.read(most + 1)
-    if len(content) > most:
-        raise _refuse("it unpacks to more than is allowed")
+    content = read_member(source, info, most)
     if name.endswith(".py"):
         check_code(content)
     elif name.endswith(".pkl"):

@@ -1,4 +1,4 @@
-"""Which records changed here, in the order of their last change. Pure."""
+"""Which records changed here, in the order of their last change. Pure; times are the caller's monotonic seconds."""
 
 from __future__ import annotations
 
@@ -23,25 +23,22 @@ class RecentChanges:
     def __init__(self, most: int) -> None:
         self._most = most
         self._count = 0
-        self._at: OrderedDict[str, int] = OrderedDict()
+        self._last: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        """Job -> number and time of its last change."""
 
-    def note(self, job: str) -> None:
+    def note(self, job: str, now: float) -> None:
         self._count += 1
-        self._at[job] = self._count
-        self._at.move_to_end(job)
-        while len(self._at) > self._most:
-            self._at.popitem(last=False)
+        self._last[job] = (self._count, now)
+        self._last.move_to_end(job)
+        while len(self._last) > self._most:
+            self._last.popitem(last=False)
 
     def forget(self, job: str) -> None:
-        self._at.pop(job, None)
+        self._last.pop(job, None)
 
-    @property
-    def count(self) -> int:
-        """Of all changes so far: where the next one comes after."""
-        return self._count
-
-    def after(self, since: int, until: int, limit: int) -> Changes:
-        """The first ``limit`` whose last change came after ``since`` (0: all that are remembered) and not after ``until``."""
-        newer = [i for i in takewhile(lambda item: item[1] > since, reversed(self._at.items())) if i[1] <= until]
-        part = newer[::-1][:limit]
-        return Changes(tuple(job for job, _ in part), part[-1][1] if part else since, len(newer) > limit)
+    def after(self, since: int, before: float, limit: int) -> Changes:
+        """The first ``limit`` whose last change came after number ``since`` (0: all that are remembered), and at ``before`` at the latest."""
+        newer = list(takewhile(lambda item: item[1][0] > since, reversed(self._last.items())))
+        part = [(job, number) for job, (number, at) in reversed(newer) if at <= before]
+        until = part[min(limit, len(part)) - 1][1] if part else since
+        return Changes(tuple(job for job, _ in part[:limit]), until, len(part) > limit)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from dimnode.core.recent_changes import Changes, RecentChanges
 from dimnode.core.rendezvous import rendezvous
 from dimnode.domain.record import Core, SignedEntry
-
-_LOOKS = 1024
-"""More than there are in any quiet time; without the oldest ones a record only waits a little longer."""
 
 
 class Agenda:
@@ -24,46 +21,45 @@ class Agenda:
 
     def __init__(self, limit: int, quiet: float = 0.0, tries: int = 8) -> None:
         """``quiet``: seconds after its last change in which a record is left to those who drive it and keep it: what is on its way
-        anyway would only be sent twice. ``tries``: comparisons in a row that may fail before their changes are left to the walk: one that never works must not
-        stand before all others."""
+        anyway would only be sent twice. ``tries``: comparisons of one record alone that may fail before it is left to the walk."""
         self._limit = limit
         self._quiet = quiet
-        self._looks: deque[tuple[float, int]] = deque(maxlen=_LOOKS)
-        """Times, and how much had changed."""
         self._tries = tries
         self._turn = 0
         self._since: dict[str, int] = {}
+        self._part: dict[str, int] = {}
+        """How many changes at once: fewer after a failure."""
         self._failed: dict[str, int] = {}
+        """How often one alone failed."""
         self.cursor = ""
         """Job id after which the next page of the journal starts."""
 
     def changed(self, peer: str, changes: RecentChanges, now: float) -> Changes:
         """Half of the limit at most. ``peer`` includes its boot: after a restart it may know less than before."""
-        return changes.after(self._since.get(peer, 0), self._quiet_until(changes, now), self._limit // 2)
-
-    def _quiet_until(self, changes: RecentChanges, now: float) -> int:
-        """The last change that is ``quiet`` seconds old, as far as it was looked."""
-        self._looks.append((now, changes.count))
-        while len(self._looks) > 1 and self._looks[1][0] <= now - self._quiet:
-            self._looks.popleft()
-        at, count = self._looks[0]
-        return count if at <= now - self._quiet else 0
+        return changes.after(self._since.get(peer, 0), now - self._quiet, self._part.get(peer, self._limit // 2))
 
     def compared(self, peer: str, changes: Changes) -> None:
         self._since[peer] = changes.until
         self._failed.pop(peer, None)
+        if (part := self._part.pop(peer, None)) is not None and 2 * part < self._limit // 2:
+            self._part[peer] = 2 * part
 
     def failed(self, peer: str, changes: Changes) -> None:
+        """The peer was reached, and this was too much, too slow, or refused. Fewer are tried next, so that one that never works
+        is alone in the end, and then left out."""
+        part = self._part.get(peer, self._limit // 2)
+        if part > 1:
+            self._part[peer] = part // 2
+            return
         self._failed[peer] = self._failed.get(peer, 0) + 1
         if self._failed[peer] >= self._tries:
             self.compared(peer, changes)
 
     def only(self, peers: Collection[str]) -> None:
         """All others are gone."""
-        for gone in self._since.keys() - peers:
-            del self._since[gone]
-        for gone in self._failed.keys() - peers:
-            del self._failed[gone]
+        for kept in (self._since, self._part, self._failed):
+            for gone in kept.keys() - peers:
+                del kept[gone]
 
     def unfinished(self, jobs: Sequence[str]) -> tuple[str, ...]:
         """A quarter of the limit at most, so that the walk through the journal never stops."""

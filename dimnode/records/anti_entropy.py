@@ -26,7 +26,7 @@ from dimnode.records.blocks import blocks_here
 from dimnode.records.exchange import ExchangeSettings, RecordExchange
 from dimnode.records.messages import BLOCKS, COMPARE, BlocksAnswer, BlocksRequest, CompareAnswer, CompareItem, CompareRequest, JobEntries
 from dimnode.records.table import RecordTable
-from p2p.api import Network, NetworkError
+from p2p.api import Network, NetworkError, Unreachable
 from p2p.identity import verify as verify_with_peer_id
 from p2p.ipfs.api import ContentStore
 
@@ -132,15 +132,16 @@ class AntiEntropy:
             return
         self._agenda.only({_life(v) for v in states.values()})
         life = _life(states[peer])
-        for _ in range(self._settings.in_a_row):
-            changes = self._agenda.changed(life, self._table.changes, self._clock.monotonic())
+        for number in range(self._settings.in_a_row):
+            changes = self._agenda.changed(life, self._table.changes, trio.current_time())
             try:
-                digests = await self._chosen(changes)
+                digests = await self._journal.digests_of(changes.jobs) if number else await self._chosen(changes)
                 items = [CompareItem(job=job, digest=d.digest, keep=self._keep(job, peer, states)) for job, d in digests.items()]
                 await self._compare(peer, items)
             except (NetworkError, codec.CodecError, DimError) as e:
                 self._counts["failed"] += 1
-                self._agenda.failed(life, changes)
+                if not isinstance(e, Unreachable):
+                    self._agenda.failed(life, changes)
                 log.debug("records.not_compared", peer=peer, reason=str(e))
                 return
             self._agenda.compared(life, changes)
@@ -148,6 +149,7 @@ class AntiEntropy:
                 return
 
     async def _chosen(self, changes: Changes) -> dict[str, JobDigest]:
+        """For the first comparison of a meeting: what else has its turn, too."""
         first = dict.fromkeys([*changes.jobs, *self._agenda.unfinished(self._table.active)])
         digests = await self._journal.digests_of(list(first))
         asked = self._agenda.page(len(digests))

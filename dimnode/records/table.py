@@ -437,7 +437,7 @@ class RecordTable:
         self._dirty.add(job)
         for tell in self._told:
             tell(job)
-        self.changes.note(job)
+        self.changes.note(job, trio.current_time())
         self._version += 1
         self._changed.set()
         self._changed = trio.Event()

@@ -278,6 +278,30 @@ async def test_bursts_lose_nothing_in_the_end(autojump_clock: MockClock) -> None
         await until(everywhere, 300, step=5)
 
 
+async def test_what_changed_while_nobody_was_reached_is_equal_soon_however_many_records_there_are(autojump_clock: MockClock) -> None:
+    """An end that is buried under later changes, among records that are the same everywhere: it does not wait for the walk."""
+    names = [f"p{i}" for i in range(5)]
+    async with record_swarm(names, "anti_entropy", anti_entropy=SMALL) as swarm:
+        jobs = [f"job-{i:04}" for i in range(1500)]
+        for node in swarm.nodes.values():
+            await node.table.merge_many([(j, [*started(j), e.outcome(1, "failed", "p0", job=j)]) for j in jobs])
+        await trio.sleep(200)  # all are compared once with all others, at this size of comparisons
+        swarm.hub.partition(["p0"], names[1:])
+        changed = jobs[700:760]
+        for job in changed:
+            await swarm.nodes["p0"].table.merge(job, [e.outcome(1, "cancelled", "p0", job=job)])
+        await trio.sleep(60)
+        swarm.hub.heal()
+        swarm.hub.connect_all()
+
+        async def equal() -> bool:
+            found = [await n.journal.digests_of(changed) for n in swarm.nodes.values()]
+            return all({j: d.digest for j, d in f.items()} == {j: d.digest for j, d in found[0].items()} for f in found)
+
+        assert not await equal()
+        await until(equal, 30)
+
+
 async def test_hints_from_strangers_and_garbage_do_no_harm(autojump_clock: MockClock) -> None:
     async with record_swarm(["p0", "p1", "mallory"], "hints", hints=HintSettings(index=50)) as swarm:
         await swarm.nodes["p1"].table.merge(e.JOB, started(e.JOB))

@@ -17,6 +17,7 @@ from tools.chaos.journals import Executions
 LOOK_EVERY = 0.5
 ASKERS = 8
 """Jobs that are asked for at the same time."""
+UNKNOWN = "it was said to be unknown"
 
 
 @dataclass
@@ -66,8 +67,8 @@ def _has_ended(job: Job, client: Client, why: dict[str, str]) -> bool:
         job.last = client.get(job.job_id)
     except DimError as e:
         why[job.job_id] = f"{e.code.value}: {e.message}"
-        if e.code is Code.NOT_FOUND:
-            job.wrong.append("it was said to be unknown")
+        if e.code is Code.NOT_FOUND and UNKNOWN not in job.wrong:
+            job.wrong.append(UNKNOWN)
         return False
     why[job.job_id] = f"{job.last['status']}, driven by {job.last['owner'] or 'nobody'}, epoch {job.last['epoch']}"
     return job.last["status"] in TERMINAL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
 from collections.abc import Sequence
@@ -72,6 +73,8 @@ class Nemesis:
                 self._swarm.network.heal(cut)
             else:
                 self._hurt(fault, node)
+        except (OSError, RuntimeError, subprocess.SubprocessError) as e:  # of a thread nobody else would hear of it
+            self._swarm.trouble(f"{done.what} could not be done: {e}")
         finally:
             node.ails = ""
             done.ended = time.monotonic()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 
-from dimnode.errors import NotFound
+from dimnode.errors import NotFound, Unavailable
 from tools.chaos import account
 from tools.chaos.account import judge, settle
 from tools.chaos.jobs import Job, Maker, same
@@ -97,6 +98,27 @@ def test_every_acknowledged_job_is_accounted_for(monkeypatch: pytest.MonkeyPatch
         "unknown": "NOT_FOUND: job unknown is not known",
     }
     assert [j.job_id for j, _ in found.wrong] == ["bad", "twice"]
+
+
+def test_one_call_without_an_answer_is_no_lost_job_and_one_wrong_answer_is_a_wrong_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the first look at all jobs takes longer than the time that they are given."""
+    monkeypatch.setattr(account, "LOOK_EVERY", 0.0)
+
+    class Slow(Orchestrator):
+        def __init__(self) -> None:
+            super().__init__(busy="completed", denied="completed")
+            self.errors = {"busy": [Unavailable("no answer")], "denied": [NotFound("job denied is not known")] * 2}
+
+        def get(self, job_id: str) -> dict[str, Any]:
+            time.sleep(0.05)
+            if self.errors[job_id]:
+                raise self.errors[job_id].pop()
+            return super().get(job_id)
+
+    client: Any = Slow()
+    found = settle([a_job(job_id="busy"), a_job(job_id="denied")], client, within=0.2)
+    assert found.lost == []
+    assert {j.job_id: why for j, why in found.wrong} == {"denied": account.UNKNOWN}
 
 
 def test_orchestrators_that_disagree_are_noticed() -> None:

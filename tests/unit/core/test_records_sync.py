@@ -28,10 +28,10 @@ def _walk(agenda: Agenda, journal: list[str], changes: RecentChanges, unfinished
     return first, page
 
 
-def _changes(jobs: Iterable[str], most: int = 1000) -> RecentChanges:
+def _changes(jobs: Iterable[str], most: int = 1000, now: float = 0.0) -> RecentChanges:
     made = RecentChanges(most)
     for job in jobs:
-        made.note(job)
+        made.note(job, now)
     return made
 
 
@@ -57,7 +57,7 @@ def test_each_change_is_compared_once_with_each_peer_the_oldest_first() -> None:
     first = agenda.changed("p 1", changes, 0.0)
     assert (first.jobs, first.more) == (("a", "b", "c", "d"), True)
     agenda.compared("p 1", first)
-    changes.note("a")
+    changes.note("a", 0.0)
     second = agenda.changed("p 1", changes, 0.0)
     assert (second.jobs, second.more) == (("e", "f", "a"), False)
     agenda.compared("p 1", second)
@@ -66,13 +66,23 @@ def test_each_change_is_compared_once_with_each_peer_the_oldest_first() -> None:
     assert agenda.changed("p 2", changes, 0.0).jobs == ("b", "c", "d", "e"), "nor does one that has started again"
 
 
-def test_what_was_not_compared_is_compared_again_but_not_for_ever() -> None:
-    agenda, changes = Agenda(8, tries=3), _changes("abcdef")
-    for _ in range(3):
-        part = agenda.changed("p", changes, 0.0)
-        assert part.jobs == ("a", "b", "c", "d")
-        agenda.failed("p", part)
-    assert agenda.changed("p", changes, 0.0).jobs == ("e", "f")
+def test_what_was_not_compared_is_compared_again_in_smaller_parts_until_one_that_never_works_is_alone() -> None:
+    agenda, changes = Agenda(16, tries=3), _changes("abcdefghijkl")
+    compared: list[str] = []
+    rounds = 0
+    while part := agenda.changed("p", changes, 0.0).jobs:
+        rounds += 1
+        if "e" in part:
+            agenda.failed("p", agenda.changed("p", changes, 0.0))
+        else:
+            compared += part
+            agenda.compared("p", agenda.changed("p", changes, 0.0))
+        assert rounds < 30
+    assert compared == list("abcdfghijkl"), "in order, and only that one is left to the walk"
+    changes.note("m", 0.0)
+    for job in "abcdefgh":
+        changes.note(job, 0.0)
+    assert len(agenda.changed("p", changes, 0.0).jobs) == 8, "and then in large parts again"
 
 
 def test_changes_are_bounded_and_peers_that_are_gone_forgotten() -> None:
@@ -87,14 +97,14 @@ def test_changes_are_bounded_and_peers_that_are_gone_forgotten() -> None:
 
 
 def test_what_is_in_motion_is_left_alone_until_it_rests() -> None:
-    agenda, changes = Agenda(100, quiet=5.0), _changes("ab")
-    assert agenda.changed("p", changes, 100.0).jobs == ()
-    changes.note("c")
-    assert agenda.changed("p", changes, 102.0).jobs == ()
-    changes.note("a")
+    agenda, changes = Agenda(100, quiet=5.0), _changes("ab", now=100.0)
+    assert agenda.changed("p", changes, 101.0).jobs == ()
+    changes.note("c", 102.0)
+    changes.note("a", 104.0)
     assert agenda.changed("p", changes, 105.0).jobs == ("b",), "the other one has changed again"
     assert agenda.changed("p", changes, 107.0).jobs == ("b", "c")
-    assert agenda.changed("p", changes, 110.0).jobs == ("b", "c", "a")
+    agenda.compared("p", agenda.changed("p", changes, 107.0))
+    assert agenda.changed("p", changes, 109.0).jobs == ("a",)
 
 
 # --- quarrels ------------------------------------------------------------------------------------

@@ -137,3 +137,8 @@ def error_of(
 ) -> DimError:
     """The error that another node reported, of the class that its code has here."""
     return _BY_CODE.get(code, DimError)(message, code=code, hint=hint, retry_after=retry_after, fields=fields)
+
+
+def again(error: DimError) -> DimError:
+    """The same error for one more hearer: an exception object collects one traceback."""
+    return type(error)(error.message, hint=error.hint, code=error.code, fields=error.fields, retry_after=error.retry_after)

@@ -12,8 +12,7 @@ import trio
 from dimnode.daemon.agent_protocol import Array
 from dimnode.daemon.batching import Batcher, BatchSettings, Waiting
 from dimnode.daemon.rows import join, row_count, signature, split
-from dimnode.daemon.together import again
-from dimnode.errors import DimError, Unavailable
+from dimnode.errors import DimError, Unavailable, again
 
 REMEMBERED = 1024
 """Models of which it is known whether their rows are independent."""

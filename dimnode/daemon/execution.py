@@ -10,10 +10,9 @@ import trio
 
 from dimnode.core.partial_text import PartialText
 from dimnode.daemon.job_queue import Ticket
-from dimnode.daemon.together import again
 from dimnode.domain.record import Attempt, Ballot, ErrorInfo, SignedEntry
 from dimnode.domain.task import TaskOrder, TaskUpdate, TextPiece
-from dimnode.errors import Code, DimError
+from dimnode.errors import Code, DimError, again
 
 Why = Literal["", "cancelled", "stopping"]
 Place = tuple[str, str, int]

@@ -17,8 +17,7 @@ from typing import Any
 import trio
 
 from dimnode.daemon.store_errors import store_errors
-from dimnode.daemon.together import again
-from dimnode.errors import DataLoss, DimError, ResourceExhausted, Unavailable
+from dimnode.errors import DataLoss, DimError, ResourceExhausted, Unavailable, again
 from loaders.registry import ENTRIES
 from p2p.ipfs.api import ContentStore
 

@@ -13,10 +13,10 @@ from functools import partial
 import msgspec
 import trio
 
-from dimnode.daemon.together import again, together
+from dimnode.daemon.together import together
 from dimnode.domain import codec
 from dimnode.domain.record import Attempt, SignedEntry
-from dimnode.errors import DimError, Unavailable
+from dimnode.errors import DimError, Unavailable, again
 from dimnode.ports import Journal, Signer
 from dimnode.security.signing import sign_entry
 

@@ -1,4 +1,4 @@
-"""Journal writes that share a transaction, and errors that have several hearers."""
+"""Journal writes that share a transaction."""
 
 from __future__ import annotations
 
@@ -25,8 +25,3 @@ async def together(*calls: Callable[[], Awaitable[object]]) -> None:
             nursery.start_soon(one, call)
     if errors:
         raise errors[0]
-
-
-def again(error: DimError) -> DimError:
-    """The same error for one more hearer: an exception object collects one traceback."""
-    return type(error)(error.message, hint=error.hint, code=error.code, fields=error.fields, retry_after=error.retry_after)

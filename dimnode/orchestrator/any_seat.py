@@ -8,7 +8,7 @@ node that may hold a copy.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from dimnode.domain.job_form import JobForm
 from dimnode.domain.task import PartialOutput
 from dimnode.errors import Code, DimError, NotFound, Unavailable
 from dimnode.orchestrator.documents import result_document
+from dimnode.orchestrator.gathering import Gathering, GatheringSettings
 from dimnode.orchestrator.seat_questions import Asker, AskSettings, Question, digest, news_of
 from dimnode.orchestrator.service import Orchestrator
 from dimnode.ports import Accepted, Clock, Elector, JobDocument, ResultDocument
@@ -62,6 +63,7 @@ class AnySeat:
         sharing: LoadSharing | None = None,
         hint: Callable[[str], str | None] = lambda job: None,
         search: Search = nowhere,
+        gathering: GatheringSettings | None = None,
     ) -> None:
         self._local = local
         self._table = table
@@ -73,14 +75,37 @@ class AnySeat:
         self._sharing = sharing or LoadSharing()
         self._hint = hint
         self._search = search
+        self._gathering = gathering or GatheringSettings()
+        self._gathered: dict[str | None, Gathering[JobForm, Accepted]] = {}
+        """By the seat that is to accept; None: this one."""
+        self._silent: dict[str, float] = {}
+        """Seats that did not answer a submission, and until when they get none."""
 
     # --- new jobs
 
     async def submit(self, form: JobForm, principal: str) -> Accepted:
-        answer = (await self.submit_many([form], principal))[0]
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        """Small jobs that come at the same time go together: to another seat, to the disk and to the copies in one go."""
+        (seat,) = self._place([form])
+        size = sum(t.nbytes for t in form.client_data.values())
+        if (
+            size > self._gathering.large or form.form.min_copies is not None or not _movable(form)
+        ):  # others would wait for what it waits for
+            answer = (await self._accept(seat, [form if seat is None else _with_key(form)], principal))[0]
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+        return await self._together(seat).call(form if seat is None else _with_key(form), principal, size)
+
+    def _together(self, seat: str | None) -> Gathering[JobForm, Accepted]:
+        if seat not in self._gathered:
+            seats = self._others()
+            self._gathered = {s: g for s, g in self._gathered.items() if s is None or s in seats or g.pending}
+
+            async def accept(principal: Hashable, forms: Sequence[JobForm]) -> list[Accepted | Exception]:
+                return await self._accept(seat, forms, str(principal))
+
+            self._gathered[seat] = Gathering(accept, self._local.start_soon, self._gathering)
+        return self._gathered[seat]
 
     async def submit_many(self, forms: Sequence[JobForm | Exception], principal: str) -> list[Accepted | Exception]:
         """In order. What another seat does not take is accepted here, under the same id: it carries its own key."""
@@ -101,20 +126,24 @@ class AnySeat:
         return [a for a in answers if a is not None]
 
     def _place(self, forms: Sequence[JobForm]) -> list[str | None]:
-        """Inputs by CID are on this node as a rule: such a job stays here."""
-        others = {s.peer: s.jobs for s in self._elector.seats() if s.peer != self._me}
-        movable = [all(t.cid is None for t in f.client_data.values()) for f in forms]
-        placed = iter(self._sharing.place(self._local.load(), others, sum(movable), self._clock.monotonic()))
+        now = self._clock.monotonic()
+        others = {s.peer: s.jobs for s in self._elector.seats() if s.peer != self._me and self._silent.get(s.peer, now) <= now}
+        movable = [_movable(f) for f in forms]
+        own = self._local.load() + self._together(None).pending
+        placed = iter(self._sharing.place(own, others, sum(movable), now))
         return [next(placed) if m else None for m in movable]
 
     async def _accept(self, seat: str | None, forms: Sequence[JobForm], principal: str) -> list[Accepted | Exception]:
-        if seat is None:
+        now = self._clock.monotonic()
+        if seat is None or self._silent.get(seat, now) > now:
             return await self._local.submit_many(forms, principal)
         try:
             answers = await self._asker.submit(seat, forms, principal)
+            self._silent.pop(seat, None)
             if len(answers) == len(forms):
                 return await self._accept_refused(forms, answers, principal)
         except NetworkError as e:
+            self._silent[seat] = self._clock.monotonic() + self._settings.silent
             log.info("jobs.not_handed_over", seat=seat, jobs=len(forms), reason=str(e))
         except DimError as e:
             if e.code not in _ELSEWHERE:
@@ -320,6 +349,11 @@ def progress(document: JobDocument) -> tuple[int, int, int, float]:
         _ORDER.index(status) if status in _ORDER else len(_ORDER),
         document["updated"],
     )
+
+
+def _movable(form: JobForm) -> bool:
+    """Inputs by CID are on this node as a rule: such a job stays here."""
+    return all(t.cid is None for t in form.client_data.values())
 
 
 def _with_key(form: JobForm) -> JobForm:

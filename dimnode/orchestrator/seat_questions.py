@@ -18,7 +18,7 @@ from dimnode.errors import Code, DimError, FieldProblem, InvalidArgument, error_
 from dimnode.orchestrator.documents import digest
 from dimnode.orchestrator.service import Orchestrator
 from dimnode.ports import Accepted, Elector, JobDocument, ResultDocument
-from p2p.api import Network, RemoteFault
+from p2p.api import MAX_REQUEST_BYTES, Network, RemoteFault
 
 METHOD = "orchestrator/job"
 
@@ -63,6 +63,8 @@ class AskSettings:
     """Seconds that a watch goes on asking when nobody answers for the job: its owner may just have died."""
     pause: float = 0.25
     """Seconds between such questions."""
+    silent: float = 2.0
+    """Seconds for which a seat that did not take a submission is handed no others: until the election has noticed, too."""
 
 
 class JobAnswers:
@@ -141,8 +143,11 @@ class Asker:
         self._settings = settings or AskSettings()
 
     async def ask(self, peer: str, question: Question, extra: float = 0.0) -> Any:
+        return await self._send(peer, codec.encode(question), extra)
+
+    async def _send(self, peer: str, question: bytes, extra: float) -> Any:
         try:
-            data = await self._network.request(peer, METHOD, codec.encode(question), timeout=self._settings.timeout + extra)
+            data = await self._network.request(peer, METHOD, question, timeout=self._settings.timeout + extra)
             answer: dict[str, Any] = codec.decode_plain(data)
             refusal = answer.get("refusal")
             refused = None if refusal is None else _accepted(msgspec.convert(refusal, Answered))
@@ -153,8 +158,11 @@ class Asker:
         return answer.get("answer")
 
     async def submit(self, peer: str, forms: Sequence[JobForm], principal: str) -> list[Accepted | Exception]:
-        plain = await self.ask(peer, Question(op="submit", forms=tuple(f.to_plain() for f in forms), principal=principal))
-        return [_accepted(msgspec.convert(a, Answered)) for a in plain]
+        """In as many requests as their size takes."""
+        question = codec.encode(Question(op="submit", forms=tuple(f.to_plain() for f in forms), principal=principal))
+        if len(question) > MAX_REQUEST_BYTES and (half := len(forms) // 2):
+            return [*await self.submit(peer, forms[:half], principal), *await self.submit(peer, forms[half:], principal)]
+        return [_accepted(msgspec.convert(a, Answered)) for a in await self._send(peer, question, 0.0)]
 
 
 def _form(plain: dict[str, Any]) -> JobForm | Exception:

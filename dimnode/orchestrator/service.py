@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -117,6 +117,13 @@ class Orchestrator:
 
     def stop_accepting(self) -> None:
         self._accepting = False
+
+    def start_soon(self, work: Callable[..., Awaitable[None]], *args: Any) -> bool:
+        """Starts a task that ends with the term; False if there is none."""
+        if self._nursery is None:
+            return False
+        self._nursery.start_soon(work, *args)
+        return True
 
     # --- jobs of others (`dimnode.records.offers.Driver`) ---
 

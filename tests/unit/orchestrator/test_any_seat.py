@@ -13,11 +13,13 @@ from trio.testing import MockClock
 
 from dimnode.clock import TrioClock
 from dimnode.core.load_sharing import LoadSharing, LoadSharingSettings
+from dimnode.domain import codec
 from dimnode.domain.node import Seat
-from dimnode.domain.tensors import from_numpy, to_json, to_numpy
+from dimnode.domain.tensors import TensorValue, from_numpy, to_json, to_numpy
 from dimnode.errors import Code, DimError, InvalidArgument, NotFound, PermissionDenied, Unavailable
 from dimnode.orchestrator.any_seat import AnySeat
-from dimnode.orchestrator.seat_questions import METHOD, Asker, JobAnswers, Question
+from dimnode.orchestrator.seat_questions import METHOD, Asker, AskSettings, JobAnswers, Question
+from dimnode.ports import Accepted
 from dimnode.records.search import Found
 from dimnode.records.table import RecordTable
 from dimnode.state.memory_journal import MemoryJournal
@@ -221,6 +223,66 @@ async def test_what_the_freer_seat_cannot_take_is_accepted_here(autojump_clock: 
         for _ in range(6):
             await made.seats[0].submit(form(), "me")
         assert [len(t.active) for t in made.tables] == [6, 0]
+
+
+async def test_a_seat_that_does_not_answer_is_handed_nothing_more_for_a_while(autojump_clock: MockClock) -> None:
+    swarm = FakeSwarm([FakeNode("x", seconds=500.0, slots=100)])
+    await double_model(swarm)
+    hub = MemoryHub(seed=1)
+    async with several(swarm, hub, ["a", "b"]) as made:
+        hub.pause(identity("b").peer_id)
+        began = trio.current_time()
+        for _ in range(20):
+            await made.seats[0].submit(form(), "me")
+        assert trio.current_time() - began < 2 * AskSettings().timeout
+        hub.resume(identity("b").peer_id)
+        await trio.sleep(AskSettings().silent)
+        for _ in range(6):
+            await made.seats[0].submit(form(), "me")
+        assert len(made.tables[1].active) >= 5
+
+
+async def test_jobs_that_come_at_the_same_time_are_handed_over_together(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    swarm = FakeSwarm([FakeNode("x", seconds=500.0, slots=100)])
+    await double_model(swarm)
+    hub = MemoryHub(seed=1)
+    async with several(swarm, hub, ["a", "b"]) as made:
+        asked: list[int] = []
+        network = hub.networks[identity("a").peer_id]
+        request = network.request
+
+        async def counted(peer: str, method: str, data: bytes, *, timeout: float) -> bytes:
+            if method == METHOD:
+                asked.append(len(codec.decode(data, Question).forms))
+                await trio.sleep(0.1)
+            return await request(peer, method, data, timeout=timeout)
+
+        monkeypatch.setattr(network, "request", counted)
+        accepted: list[str] = []
+
+        async def client(n: int) -> None:
+            accepted.append((await made.seats[0].submit(form(labels={"n": str(n)}), "me")).job_id)
+
+        async with trio.open_nursery() as nursery:
+            for n in range(40):
+                nursery.start_soon(client, n)
+        assert len(set(accepted)) == 40
+        assert sum(asked) == len(made.tables[1].active) >= 18
+        assert len(asked) <= 5
+
+
+async def test_a_batch_larger_than_a_request_is_handed_over_in_several(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("dimnode.orchestrator.seat_questions", "p2p.memory_node"):
+        monkeypatch.setattr(f"{module}.MAX_REQUEST_BYTES", 300_000)
+    swarm = FakeSwarm([FakeNode("x", seconds=500.0, slots=100)])
+    await double_model(swarm)
+    async with several(swarm, MemoryHub(seed=1), ["a", "b"]) as made:
+        forms: list[Any] = [form(labels={"n": str(n)}) for n in range(41)]
+        for f in forms:
+            f.client_data["x"] = TensorValue(dtype="float32", shape=(1, 15_000), raw=bytes(60_000))
+        answers = await made.seats[0].submit_many(forms, "me")
+        assert all(isinstance(a, Accepted) for a in answers)
+        assert len(made.tables[1].active) == 20
 
 
 async def test_a_copy_answers_when_the_owner_is_gone_and_never_goes_back(autojump_clock: MockClock) -> None:

@@ -59,6 +59,8 @@ class Libp2pNetwork:
         self.settings = settings
         self._identity = identity
         self._interfaces = interfaces
+        self._addresses: tuple[str, ...] = ()
+        """As `addresses` told them last: they are asked for with every heartbeat, and taking them together is slow."""
         self._peers: set[str] = set()
         self._events: list[DropOldest[PeerEvent]] = []
         self.host: BasicHost = hosts.build(identity, settings, self._advertised)
@@ -92,7 +94,9 @@ class Libp2pNetwork:
         return [address for each in bound for address in hosts.expand(each, self._interfaces)]
 
     def addresses(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(str(address) for address in self.host.get_addrs()))
+        if not self._addresses:
+            self._addresses = tuple(dict.fromkeys(str(address) for address in self.host.get_addrs()))
+        return self._addresses
 
     def peers(self) -> frozenset[str]:
         return frozenset(self._peers)
@@ -272,6 +276,7 @@ class Libp2pNetwork:
         while True:
             await trio.sleep(REFRESH)
             self._interfaces = await trio.to_thread.run_sync(hosts.interface_addresses)
+            self._addresses = ()
 
     async def _run_mdns(self) -> None:
         addresses = self.addresses()

@@ -57,6 +57,10 @@ class HandOverSettings:
     request_timeout: float = 5.0
     blocks_timeout: float = 30.0
     """For a node to fetch a record's blocks."""
+    share: float = 0.25
+    """Of the time that is left: a request takes no longer, so that there is time for other nodes when one does not answer."""
+    least_timeout: float = 0.5
+    """Whatever the share."""
     blocks_at_once: int = 8
     """Records whose blocks one node is asked to fetch at the same time."""
 
@@ -91,6 +95,8 @@ class HandOver:
         self._items: dict[str, _Item] = {}
         self._silent: Counter[str] = Counter()
         """How often a node did not answer since it last did."""
+        self._until = 0.0
+        """When the time is over."""
 
     async def run(self, replicas: int, held: Callable[[str], Collection[str]], timeout: float, *, only_finished: bool = False) -> int:
         """``held`` tells which nodes are known to have all of a job. Returns the records that too few others have: fewer
@@ -99,6 +105,7 @@ class HandOver:
         if self._keepers.alone():
             return 0
         self._silent.clear()
+        self._until = trio.current_time() + timeout
         wanted = max(1, min(max(1, replicas), len(self._keepers.members)))
         items: Mapping[str, _Item] | None = None
         with trio.move_on_after(timeout):
@@ -232,5 +239,6 @@ class HandOver:
         return set(cids) <= set(answer.kept)
 
     async def _ask(self, peer: str, method: str, request: Any, kind: type[T], timeout: float | None = None) -> T:
-        timeout = timeout or self._settings.request_timeout
+        s = self._settings
+        timeout = min(timeout or s.request_timeout, max(s.least_timeout, s.share * (self._until - trio.current_time())))
         return codec.decode(await self._network.request(peer, method, codec.encode(request), timeout=timeout), kind)

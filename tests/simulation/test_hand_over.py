@@ -108,6 +108,14 @@ async def test_a_node_that_never_answers_is_given_up(autojump_clock: MockClock) 
         assert trio.current_time() - since < 30
 
 
+async def test_there_is_time_for_others_when_one_does_not_answer(autojump_clock: MockClock) -> None:
+    async with an_owner("abc") as owner:
+        for i in range(100):
+            await keep(owner, f"j{i}", ended=True)
+        owner.hub.pause("a")
+        assert await owner.replicator.hand_over(3.0) == 0
+
+
 @pytest.mark.parametrize("patience", [1.0, 30.0])
 async def test_what_nobody_takes_is_counted_in_time(autojump_clock: MockClock, patience: float) -> None:
     async with an_owner("ab") as owner:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from typing import NewType
 
 PeerId = NewType("PeerId", str)
@@ -25,6 +26,14 @@ def job_id(swarm: str, principal: str, nonce: str, spec_digest: str) -> JobId:
         raw = part.encode()
         h.update(len(raw).to_bytes(8, "big") + raw)
     return JobId("job-" + base64.b32encode(h.digest()[:15]).decode().lower())
+
+
+_JOB_ID = re.compile(r"job-[a-z2-7]{24}")
+
+
+def may_be_job_id(text: str) -> bool:
+    """Whether some job could have this id."""
+    return _JOB_ID.fullmatch(text) is not None
 
 
 def task_id(job: str, key: str, attempt: int) -> TaskId:

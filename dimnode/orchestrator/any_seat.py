@@ -18,6 +18,7 @@ import trio
 from dimnode.core.job_view import JobView
 from dimnode.core.load_sharing import LoadSharing
 from dimnode.core.partial_text import Seen
+from dimnode.domain.ids import may_be_job_id
 from dimnode.domain.job_form import JobForm
 from dimnode.domain.task import PartialOutput
 from dimnode.errors import Code, DimError, NotFound, Unavailable
@@ -279,6 +280,8 @@ class AnySeat:
         try:
             return await elsewhere()
         except (NotFound, NetworkError, Unavailable) as e:
+            if not known and not may_be_job_id(job_id):  # whoever is silent does not know it either
+                raise NotFound(f"{job_id!r} is no job's id", hint="`dimnode jobs` lists the jobs.") from e
             found = Found.HERE if known else await self._search(job_id)
             if found is Found.HERE:
                 return await here()

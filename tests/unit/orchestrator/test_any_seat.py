@@ -139,6 +139,8 @@ async def test_what_no_seat_knows_and_a_silent_node_may_know_is_not_said_to_be_u
         a._search = in_vain
         for call in (a.get, a.cancel, a.result):
             with pytest.raises(Unavailable, match="may know it"):
+                await call("job-" + 24 * "a")
+            with pytest.raises(NotFound, match="no job's id"):
                 await call("job-nobody")
 
 

@@ -8,6 +8,8 @@ DEMO := $(VENV)/.demo-installed
 DEV := $(VENV)/.dev-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps
 JS_IPFS := tests/support/js_ipfs
+# Nodes are started by the hundred: their code is compiled once, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
 KINDS := unit simulation integration e2e performance security
 
 .DEFAULT_GOAL := help

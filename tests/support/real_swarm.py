@@ -31,7 +31,8 @@ from dimnode.rpc.clients import ClientSettings, NodeClient
 T = TypeVar("T")
 MODELS = Path(__file__).parents[1] / "fixtures" / "models"
 FORMS = Path(__file__).parents[1] / "fixtures" / "forms"
-ENVIRON = {k: v for k, v in os.environ.items() if not k.startswith("DIM_")}
+ENVIRON = {k: v for k, v in os.environ.items() if not k.startswith("DIM_") and k != "PYTHONDONTWRITEBYTECODE"}
+"""Hundreds of nodes are started: their code is compiled once."""
 LOOPBACK = {
     "swarm.mdns": "false",
     "p2p.listen": "/ip4/127.0.0.1/tcp/0",

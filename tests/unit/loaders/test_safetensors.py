@@ -50,6 +50,15 @@ def test_an_mlp(tmp_path: Path) -> None:
     np.testing.assert_allclose(model.run({"x": x})["y"], e / e.sum(1, keepdims=True), rtol=1e-5)
 
 
+def test_half_precision_is_widened_and_double_precision_is_refused_not_cut(tmp_path: Path) -> None:
+    x = np.ones((1, 5), np.float32)
+    (tmp_path / "half").write_bytes(written({n: a.astype(np.float16) for n, a in mlp_weights().items()}))
+    assert load(tmp_path / "half", MLP).run({"x": x})["y"].dtype == np.float32
+    (tmp_path / "double").write_bytes(written({n: a.astype(np.float64) if n == "two.bias" else a for n, a in mlp_weights().items()}))
+    with pytest.raises(ModelRejected, match=r"'two.bias' has 64-bit floats.*save it in 32 bits"):
+        load(tmp_path / "double", MLP)
+
+
 def bert_weights(width: int = 16, wide: int = 32) -> dict[str, Any]:
     r = np.random.default_rng(2)
     shapes: dict[str, tuple[int, ...]] = {

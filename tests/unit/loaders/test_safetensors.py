@@ -125,6 +125,20 @@ def test_a_bert_encoder_gives_what_torch_gives(tmp_path: Path) -> None:
         load(tmp_path / "m", BERT).run({"input_ids": np.zeros((1, 13), np.int64), "attention_mask": np.ones((1, 13), np.int64)})
 
 
+@pytest.mark.timeout(240)  # transformers takes its time to be imported
+def test_a_real_sentence_encoder_gives_what_transformers_gives(tmp_path: Path) -> None:
+    """all-MiniLM-L6-v2, 22 million weights, from the files that its authors publish."""
+    from tests.support.loader_cases import minilm, minilm_answers, minilm_inputs
+
+    model = load(minilm(tmp_path))
+    assert model.schema.outputs[0].shape == ("batch", 384)
+    found, asked = model.run(minilm_inputs())["y"], minilm_inputs()
+    np.testing.assert_allclose(found, minilm_answers()["y"], atol=2e-6)
+    assert found[0] @ found[1] > 0.5 > found[0] @ found[2]
+    alone = model.run({n: a[:1, : int(asked["attention_mask"][0].sum())] for n, a in asked.items()})["y"]
+    np.testing.assert_allclose(alone, found[:1], atol=2e-6)  # what fills up a row is not seen
+
+
 def test_a_folder_tells_its_architecture(tmp_path: Path) -> None:
     folder = tmp_path / "bert"
     folder.mkdir()

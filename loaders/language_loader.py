@@ -68,7 +68,7 @@ class LanguageLoader:
     format = "mlx-lm"
 
     def load(self, path: Path, threads: int, about: About = NOTHING) -> LoadedModel:
-        """MLX decides on its own threads: ``threads`` is not used. Raises `ModelRejected`."""
+        """``threads`` is not used: on a CPU MLX computes in one thread, and knows no other number. Raises `ModelRejected`."""
         if not mx.metal.is_available():
             # on a CPU, MLX compiles by calling a C++ compiler, which no agent may
             mx.disable_compile()

@@ -34,5 +34,6 @@ def to_array(value: Any) -> Array:
 
     if not isinstance(value, torch.Tensor):
         return np.asarray(value)
-    value = value.detach().resolve_conj().resolve_neg().cpu()
+    # contiguous: one number can pose as terabytes of them, and must not get beyond here
+    value = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
     return (value.float() if value.dtype == torch.bfloat16 else value).numpy()

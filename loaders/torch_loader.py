@@ -77,9 +77,9 @@ class TorchModel:
             with torch.inference_mode():
                 args, kwargs = pytree.tree_unflatten(tensors, self._in_spec)
                 flat = pytree.tree_leaves(module(*args, **kwargs))
+                return {t.name: to_array(value) for t, value in zip(self.schema.outputs, flat, strict=True)}
         except TORCH_ERRORS as e:
             raise InferenceFailed(f"torch failed: {clean_message(e)}") from e
-        return {t.name: to_array(value) for t, value in zip(self.schema.outputs, flat, strict=True)}
 
     def _tensor(self, name: str, array: Array) -> torch.Tensor:
         """A writable copy: a program may change its inputs, and torch warns about read-only memory."""

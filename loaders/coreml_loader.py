@@ -22,6 +22,7 @@ class CoremlLoader:
         if sys.platform == "darwin":  # not run here
             from loaders.coreml_native import can_run, load_native
 
-            if can_run():
-                return load_native(path, about)
+            native = load_native(path, about) if can_run() else None
+            if native is not None:
+                return native
         return OnnxModel(session_of(translate(path), threads))

@@ -1,7 +1,8 @@
-"""CoreML models through Apple's own runtime, on Macs. Not run here: there is no Mac to run it on.
+"""CoreML models through Apple's own runtime, on Macs. Not run here, but for what `loaders.coreml.native_values` has of it.
 
 CoreML compiles a model into a folder before it runs it, so this needs an agent that may write files
-(``agents.file_bytes``) and coremltools; without either, the translation to ONNX is used on Macs too.
+(``agents.file_bytes``) and coremltools; without either, the translation to ONNX is used on Macs too, as it is for models
+that take or give what is no tensor (images).
 """
 
 from __future__ import annotations
@@ -10,19 +11,19 @@ import importlib.util
 import os
 import resource
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from loaders.api import About, Array, InferenceFailed, LoadedModel, ModelRejected, ModelSchema, TensorSchema
+from loaders.api import About, Array, InferenceFailed, LoadedModel, ModelRejected, ModelSchema
 from loaders.archive import read_archive
-from loaders.checks import check_inputs, native
+from loaders.checks import check_inputs
+from loaders.coreml.native_values import Plan, answers, by_rows, declared, read_plan, requests
+from loaders.coreml.package import translate
 from loaders.messages import clean_message
 
-_DTYPES = {65568: "float32", 65600: "float64", 131104: "int32", 131080: "int8", 65552: "float16"}
 _ERRORS = (RuntimeError, ValueError, TypeError, KeyError, OSError)
+Predict = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
 
 def can_run() -> bool:
@@ -31,16 +32,32 @@ def can_run() -> bool:
     return writable and importlib.util.find_spec("coremltools") is not None
 
 
-def load_native(path: Path, about: About) -> LoadedModel:
-    """Raises `ModelRejected`."""
+def load_native(path: Path, about: About) -> LoadedModel | None:
+    """None if tensors cannot stand for what the model takes and gives. Raises `ModelRejected`."""
+    plan = read_plan(path)
+    if not plan.portable:
+        return None
     import coremltools  # pyright: ignore[reportMissingImports]
 
     folder = tempfile.TemporaryDirectory(prefix="coreml-")
     try:
         model: Any = coremltools.models.MLModel(str(_unpacked(path, Path(folder.name))))
-        return NativeModel(model, about, folder)
     except _ERRORS as e:
         raise ModelRejected(f"CoreML refused the model: {clean_message(e)}") from e
+    return NativeModel(model.predict, plan, schema_of(path, plan, about), folder)
+
+
+def schema_of(path: Path, plan: Plan, about: About) -> ModelSchema:
+    """The manifest's, else that of the translation: what is registered on a Mac must fit other systems. Only what has no
+    translation is described as Apple's runtime takes it."""
+    if about.inputs:
+        return ModelSchema(about.inputs, about.outputs or declared(plan).outputs)
+    from loaders.onnx_loader import OnnxModel, session_of
+
+    try:
+        return OnnxModel(session_of(translate(path), 1, "cpu")).schema
+    except ModelRejected:
+        return declared(plan)
 
 
 def _unpacked(path: Path, folder: Path) -> Path:
@@ -60,35 +77,18 @@ def _unpacked(path: Path, folder: Path) -> Path:
 
 
 class NativeModel:
-    def __init__(self, model: Any, about: About, folder: tempfile.TemporaryDirectory[str]) -> None:
-        self._model, self._folder = model, folder
-        description = model.get_spec().description
-        inputs = about.inputs or tuple(_schema(f) for f in description.input)
-        self.schema = ModelSchema(inputs, about.outputs or tuple(_schema(f) for f in description.output))
+    """``predict``: coremltools' `MLModel.predict` for several requests at once. ``folder`` is kept as long as the model."""
+
+    def __init__(self, predict: Predict, plan: Plan, schema: ModelSchema, folder: tempfile.TemporaryDirectory[str] | None = None) -> None:
+        self._predict, self._plan, self._folder = predict, plan, folder
+        self.schema = schema
+        self._rows = by_rows(plan, schema)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Raises `InputRejected`, `InferenceFailed`."""
         check_inputs(inputs, self.schema.inputs)
         try:
-            found: dict[str, Any] = self._model.predict({name: native(a) for name, a in inputs.items()})
+            asked = requests(self._plan, inputs, self._rows)
+            return answers(self._plan, self.schema, self._predict(asked) if asked else [], self._rows)
         except _ERRORS as e:
             raise InferenceFailed(f"CoreML failed: {clean_message(e)}") from e
-        return {t.name: _array(found[t.name], t.dtype) for t in self.schema.outputs}
-
-
-def _array(value: Any, dtype: str) -> Array:
-    """A dictionary of probabilities becomes a tensor in the order of its labels, as in the translation."""
-    if isinstance(value, dict):
-        value = list(value.values())  # pyright: ignore[reportUnknownArgumentType]
-    return np.asarray(value, dtype=object if dtype == "str" else dtype)
-
-
-def _schema(feature: Any) -> TensorSchema:
-    kind = feature.type.WhichOneof("Type")
-    if kind == "multiArrayType":
-        array = feature.type.multiArrayType
-        free = array.WhichOneof("ShapeFlexibility") is not None
-        return TensorSchema(feature.name, _DTYPES.get(array.dataType, "float32"), tuple(None if free else int(n) for n in array.shape))
-    if kind == "dictionaryType":
-        return TensorSchema(feature.name, "float64", (None,))
-    return TensorSchema(feature.name, {"stringType": "str", "int64Type": "int64"}.get(kind, "float64"), ())

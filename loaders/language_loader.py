@@ -68,7 +68,7 @@ class LanguageLoader:
     format = "mlx-lm"
 
     def load(self, path: Path, threads: int, about: About = NOTHING) -> LoadedModel:
-        """MLX decides on its own threads: ``threads`` is not used. Raises `ModelRejected`."""
+        """``threads`` is not used: on a CPU MLX computes in one thread, and knows no other number. Raises `ModelRejected`."""
         if not mx.metal.is_available():
             # on a CPU, MLX compiles by calling a C++ compiler, which no agent may
             mx.disable_compile()
@@ -86,7 +86,7 @@ class LanguageModel:
 
     def __init__(self, network: Any, parts: Parts) -> None:
         self._network, self._tokenizer, self._stops = network, parts.tokenizer, parts.stops
-        self._bos = parts.special.get("bos_token", "")
+        self._bos, self._first = parts.special.get("bos_token", ""), parts.first
         self._chat = Chat(parts.template, parts.special) if parts.template else None
         # an id beyond the table of the network would read memory that is not its own
         self._vocabulary = int(parts.config.get("vocab_size") or 0)
@@ -125,6 +125,8 @@ class LanguageModel:
         ids = list(self._tokenizer.encode(text, add_special_tokens=not begun).ids)
         if not ids:
             raise InputRejected("the prompt is empty")
+        if self._first is not None and ids[0] != self._first:  # templates write it themselves
+            ids = [self._first, *ids]
         if max(ids) >= self._vocabulary:
             raise InputRejected("the prompt has tokens that the network does not know: its tokenizer is another model's")
         if len(ids) >= self._context:

@@ -32,7 +32,8 @@ class MlxLoader:
     format = "mlx"
 
     def load(self, path: Path, threads: int, about: About = NOTHING) -> LoadedModel:
-        """MLX decides on its own threads: ``threads`` is not used. Raises `ModelRejected`."""
+        """``threads`` is not used: on a CPU MLX computes in one thread, with a BLAS that has one, and knows no other number. Raises
+        `ModelRejected`."""
         try:
             with path.open("rb") as f:
                 check_head(f.read(HEAD_BYTES))

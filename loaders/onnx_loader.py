@@ -27,7 +27,6 @@ _DTYPES = {
     "tensor(int8)": "int8", "tensor(int16)": "int16", "tensor(int32)": "int32", "tensor(int64)": "int64",
     "tensor(uint8)": "uint8", "tensor(uint16)": "uint16", "tensor(uint32)": "uint32", "tensor(uint64)": "uint64",
     "tensor(bool)": "bool", "tensor(string)": "str",
-    "tensor(complex64)": "complex64", "tensor(complex128)": "complex128",
 }  # fmt: skip
 _BFLOAT16 = "tensor(bfloat16)"
 _BFLOAT16_NUMBER = 16
@@ -66,6 +65,7 @@ def _read(path: Path) -> tuple[bytes, dict[str, bytes]]:
     if not zipfile.is_zipfile(path):
         data = path.read_bytes()
         onnx_bytes.check_shape_of_file(data)
+        onnx_bytes.check_types(data)
         if onnx_bytes.external_files(data):
             raise ModelRejected("the model keeps tensors in other files; add its folder, or save it as one file")
         return data, {}
@@ -75,6 +75,7 @@ def _read(path: Path) -> tuple[bytes, dict[str, bytes]]:
         raise ModelRejected("the model's folder must hold exactly one .onnx file at its top")
     data = members.pop(names[0])
     onnx_bytes.check_shape_of_file(data)
+    onnx_bytes.check_types(data)
     needed = onnx_bytes.external_files(data)
     if any(n not in members for n in needed):
         raise ModelRejected("the model keeps tensors in files that are not in its folder")

@@ -26,15 +26,19 @@ class SafetensorsLoader:
         device = choose_device(about.device)
         try:
             arrays, config = read_folder_or_file(path)
-            # half precision is for files: CPUs compute slowly with it
-            weights = {
-                n: torch.from_numpy(np.array(a, dtype=np.float32 if a.dtype.kind == "f" else None)).to(device) for n, a in arrays.items()
-            }
+            weights = {n: _weight(n, a).to(device) for n, a in arrays.items()}
             return SafetensorsModel(*build(about.architecture or from_config(config), weights), device)
         except OSError as e:
             raise ModelRejected("the model file cannot be read") from e
         except TORCH_ERRORS as e:
             raise ModelRejected(f"the weights do not fit the architecture: {clean_message(e)}") from e
+
+
+def _weight(name: str, array: Array) -> torch.Tensor:
+    """Half precision is for files: CPUs compute slowly with it."""
+    if array.dtype == np.float64:
+        raise ModelRejected(f"tensor {name[:128]!r} has 64-bit floats, and the known architectures compute in 32: save it in 32 bits")
+    return torch.from_numpy(np.array(array, dtype=np.float32 if array.dtype.kind == "f" else None))
 
 
 class SafetensorsModel:

@@ -9,11 +9,12 @@ import torch
 from loaders.api import Array
 
 NAMES = {
-    torch.float32: "float32", torch.float64: "float64", torch.float16: "float16", torch.bool: "bool",
+    torch.float32: "float32", torch.float64: "float64", torch.float16: "float16", torch.bfloat16: "float32", torch.bool: "bool",
     torch.int8: "int8", torch.int16: "int16", torch.int32: "int32", torch.int64: "int64", torch.uint8: "uint8",
     torch.uint16: "uint16", torch.uint32: "uint32", torch.uint64: "uint64",
     torch.complex64: "complex64", torch.complex128: "complex128",
 }  # fmt: skip
+"""numpy has no bfloat16: it goes in and out as float32, which holds all of it."""
 # what torch raises for files and inputs that it cannot use; MemoryError is left to the agent
 TORCH_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, NotImplementedError)
 
@@ -33,5 +34,6 @@ def to_array(value: Any) -> Array:
 
     if not isinstance(value, torch.Tensor):
         return np.asarray(value)
-    value = value.detach().resolve_conj().resolve_neg().cpu()
+    # contiguous: one number can pose as terabytes of them, and must not get beyond here
+    value = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
     return (value.float() if value.dtype == torch.bfloat16 else value).numpy()

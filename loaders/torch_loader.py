@@ -62,6 +62,7 @@ class TorchModel:
             inputs=tuple(_schema(str(name), str(name), values) for name in signature.user_inputs),
             outputs=tuple(_schema(n, str(name), values) for n, name in zip(_names(about, signature), signature.user_outputs, strict=True)),
         )
+        self._brain = {t.name for t in self.schema.inputs if getattr(values.get(t.name), "dtype", None) == torch.bfloat16}
         in_spec = program.call_spec.in_spec
         if in_spec is None:
             raise ModelRejected("the program does not say how its inputs nest")
@@ -70,16 +71,20 @@ class TorchModel:
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Raises `InputRejected`, `InferenceFailed`."""
         check_inputs(inputs, self.schema.inputs)
-        # writable copies: a program may change its inputs, and torch warns about read-only memory
-        tensors = [torch.from_numpy(np.array(native(inputs[t.name]))).to(self._device) for t in self.schema.inputs]
+        tensors = [self._tensor(t.name, inputs[t.name]) for t in self.schema.inputs]
         module = copy.deepcopy(self._module) if self._stateful else self._module
         try:
             with torch.inference_mode():
                 args, kwargs = pytree.tree_unflatten(tensors, self._in_spec)
                 flat = pytree.tree_leaves(module(*args, **kwargs))
+                return {t.name: to_array(value) for t, value in zip(self.schema.outputs, flat, strict=True)}
         except TORCH_ERRORS as e:
             raise InferenceFailed(f"torch failed: {clean_message(e)}") from e
-        return {t.name: to_array(value) for t, value in zip(self.schema.outputs, flat, strict=True)}
+
+    def _tensor(self, name: str, array: Array) -> torch.Tensor:
+        """A writable copy: a program may change its inputs, and torch warns about read-only memory."""
+        found = torch.from_numpy(np.array(native(array)))
+        return found.to(self._device, torch.bfloat16 if name in self._brain else found.dtype)
 
 
 def _names(about: About, signature: Any) -> list[str]:

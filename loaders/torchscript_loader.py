@@ -104,7 +104,7 @@ class TorchScriptModel:
                 found = module(*(self._argument(name, kind, inputs[name]) for name, kind in self._arguments))
                 return [to_array(v) for v in _flat(found)]
         except TORCH_ERRORS as e:
-            raise InferenceFailed(f"torch failed: {clean_message(e)}") from e
+            raise InferenceFailed(f"torch failed: {_reason(e)}") from e
 
     def _argument(self, name: str, kind: str, array: Array) -> Any:
         plain = _PLAIN.get(kind)
@@ -132,6 +132,12 @@ class TorchScriptModel:
         if not runs:
             raise ModelRejected(f"its outputs could not be found out ({reason}); the manifest must name them")
         return tuple(_output(i, [run[i] for run in runs], inputs) for i in range(len(runs[0])))
+
+
+def _reason(error: BaseException) -> str:
+    """The interpreter tells where in the model something failed, over many lines, and why in the last one."""
+    lines = str(error).strip().splitlines()
+    return clean_message(RuntimeError(lines[-1] if lines else "")) if "TorchScript interpreter" in str(error) else clean_message(error)
 
 
 def _output(number: int, arrays: list[Array], inputs: tuple[TensorSchema, ...]) -> TensorSchema:

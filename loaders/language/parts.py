@@ -30,6 +30,8 @@ class Parts:
     """How a chat is written down, in Jinja; empty: the model is not for chats."""
     special: Mapping[str, str] = field(default_factory=dict[str, str])
     """``bos_token`` and ``eos_token``, which templates use."""
+    first: int | None = None
+    """A token that stands in front of every text, where the tokenizer does not see to that itself."""
 
 
 def refuse(what: str) -> ModelRejected:

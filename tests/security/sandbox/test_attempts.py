@@ -17,7 +17,7 @@ import pytest
 from dimnode.daemon.sandbox.policy import AgentPolicy, library_folders, without
 from tests.integration.daemon.test_agents import fast, pids, running_pool
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox of macOS is not run here")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="not run here: needs Linux; macOS has tests of its own")
 
 NAMES = [
     "read a secret", "list the home", "list the root", "read the password file", "read through a link", "read through /proc/self/root",

@@ -112,3 +112,15 @@ def test_the_profile_for_macos_lets_nothing_out() -> None:
     assert r'(subpath "/models/a\"b.onnx")' in text
     assert "file-write*" not in text
     assert macos.command(policy, ["/usr/bin/python3", "-m", "x"])[:2] == ["/usr/bin/sandbox-exec", "-p"]
+
+
+def test_the_profile_for_macos_knows_an_interpreter_behind_a_link(tmp_path: Path) -> None:
+    """As in a virtual environment: the profile must name the program itself, and let it find out where its packages are."""
+    (tmp_path / "python3.11").touch()
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    link = tmp_path / "venv" / "bin" / "python"
+    link.symlink_to(tmp_path / "python3.11")
+    text = macos.profile(AgentPolicy(memory=1), str(link))
+    real = (tmp_path / "python3.11").resolve()
+    assert f'(allow process-exec (literal "{link}") (literal "{real}"))' in text
+    assert f'(literal "{tmp_path / "venv" / "pyvenv.cfg"}")' in text

@@ -50,6 +50,15 @@ def test_an_mlp(tmp_path: Path) -> None:
     np.testing.assert_allclose(model.run({"x": x})["y"], e / e.sum(1, keepdims=True), rtol=1e-5)
 
 
+def test_half_precision_is_widened_and_double_precision_is_refused_not_cut(tmp_path: Path) -> None:
+    x = np.ones((1, 5), np.float32)
+    (tmp_path / "half").write_bytes(written({n: a.astype(np.float16) for n, a in mlp_weights().items()}))
+    assert load(tmp_path / "half", MLP).run({"x": x})["y"].dtype == np.float32
+    (tmp_path / "double").write_bytes(written({n: a.astype(np.float64) if n == "two.bias" else a for n, a in mlp_weights().items()}))
+    with pytest.raises(ModelRejected, match=r"'two.bias' has 64-bit floats.*save it in 32 bits"):
+        load(tmp_path / "double", MLP)
+
+
 def bert_weights(width: int = 16, wide: int = 32) -> dict[str, Any]:
     r = np.random.default_rng(2)
     shapes: dict[str, tuple[int, ...]] = {
@@ -114,6 +123,20 @@ def test_a_bert_encoder_gives_what_torch_gives(tmp_path: Path) -> None:
     np.testing.assert_allclose(first, expected[:, 0], atol=2e-5)
     with pytest.raises(InferenceFailed, match="13 tokens"):
         load(tmp_path / "m", BERT).run({"input_ids": np.zeros((1, 13), np.int64), "attention_mask": np.ones((1, 13), np.int64)})
+
+
+@pytest.mark.timeout(240)  # transformers takes its time to be imported
+def test_a_real_sentence_encoder_gives_what_transformers_gives(tmp_path: Path) -> None:
+    """all-MiniLM-L6-v2, 22 million weights, from the files that its authors publish."""
+    from tests.support.loader_cases import minilm, minilm_answers, minilm_inputs
+
+    model = load(minilm(tmp_path))
+    assert model.schema.outputs[0].shape == ("batch", 384)
+    found, asked = model.run(minilm_inputs())["y"], minilm_inputs()
+    np.testing.assert_allclose(found, minilm_answers()["y"], atol=2e-6)
+    assert found[0] @ found[1] > 0.5 > found[0] @ found[2]
+    alone = model.run({n: a[:1, : int(asked["attention_mask"][0].sum())] for n, a in asked.items()})["y"]
+    np.testing.assert_allclose(alone, found[:1], atol=2e-6)  # what fills up a row is not seen
 
 
 def test_a_folder_tells_its_architecture(tmp_path: Path) -> None:

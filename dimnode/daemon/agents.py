@@ -187,7 +187,8 @@ class AgentPool:
     async def inspect(self, model: ModelFile, *, trial: bool = True) -> Schema:
         """What the model says of itself: loads it and, for a ``trial``, runs it once, in an agent that is ended afterwards.
         Raises as `run`."""
-        await self._make_room(model.cid)
+        while not self._take_place(model.cid):
+            await self._room.park()
         agent, reply = await self._start(model, check=trial)
         self._busy.add(agent)
         self._release(agent, healthy=False)
@@ -249,8 +250,8 @@ class AgentPool:
     async def acquire(self, model: ModelFile, *, warm: bool = False) -> AgentProcess:
         """An agent that holds the model and is marked busy."""
         while (agent := self._take_idle(model.cid)) is None:
-            if self._may_have_another(model.cid):
-                await self._make_room(model.cid)
+            # whoever waits looks for an agent of its own model first: ending that one to start another would be for nothing
+            if self._may_have_another(model.cid) and self._take_place(model.cid):
                 agent, _ = await self._start(model, warm=warm)
                 self._cold += 1
                 break
@@ -276,14 +277,14 @@ class AgentPool:
                 return self._take_idle(cid)
         return None
 
-    async def _make_room(self, cid: str) -> None:
-        """Returns when one more agent may be started; its place is taken (``_starting``)."""
-        while len(self._idle) + len(self._busy) + sum(self._starting.values()) >= self._settings.max_agents:
-            if self._idle:
-                self._evict()
-            else:
-                await self._room.park()
+    def _take_place(self, cid: str) -> bool:
+        """Whether one more agent may be started now, if need be instead of an idle one; its place is taken (``_starting``)."""
+        if not self.has_room():
+            if not self._idle:
+                return False
+            self._evict()
         self._starting[cid] = self._starting.get(cid, 0) + 1
+        return True
 
     async def _start(self, model: ModelFile, *, warm: bool = False, check: bool = False) -> tuple[AgentProcess, Header]:
         """A new agent with the model loaded; gives the taken place up if that fails."""

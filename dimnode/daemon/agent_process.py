@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import mmap
 import os
 import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,6 +32,7 @@ from dimnode.daemon.agent_protocol import (
     unpack_tensors,
 )
 from dimnode.daemon.agent_servers import ServerDied, ServerProcess
+from dimnode.daemon.sandbox.report import Confinement
 from dimnode.daemon.shared_memory import AVAILABLE, create, size_for
 
 T = TypeVar("T")
@@ -63,6 +65,8 @@ class AgentProcess:
         """CID of the model it holds."""
         self.calls = 0
         self.idle_since = 0.0
+        self.confinement = Confinement()
+        """What it said when it was ready."""
         self.memory = 0
         """Bytes that it may hold."""
         self.used = 0
@@ -76,7 +80,8 @@ class AgentProcess:
 
     @classmethod
     async def start(cls, server: ServerProcess, options: AgentOptions, share_from: int) -> AgentProcess:
-        """``share_from``: bytes from which on tensors go through shared memory; 0: never. In a folder of its own, the policy's ``scratch``, which is made here. Raises `AgentDied`."""
+        """``share_from``: bytes from which on tensors go through shared memory; 0: never. In a folder of its own, the policy's
+        ``scratch``, which is made here. Raises `ServerDied`."""
         folder = Path(options.policy.scratch)
         ours, theirs = socket.socketpair()
         with theirs:
@@ -88,8 +93,8 @@ class AgentProcess:
             except BaseException as e:
                 ours.close()
                 _remove(folder)
-                if isinstance(e, ServerDied | OSError):
-                    raise AgentDied(str(e) if isinstance(e, ServerDied) else "no agent process could be started") from e
+                if isinstance(e, OSError):
+                    raise ServerDied("no agent process could be started") from e
                 raise
         ours.setblocking(False)
         return cls(server, pid, trio.socket.from_stdlib_socket(ours), folder, share_from)
@@ -97,17 +102,29 @@ class AgentProcess:
     def alive(self) -> bool:
         return self._server.status(self.pid) is None
 
+    @property
+    def orphaned(self) -> bool:
+        """Its server has ended, and it with it."""
+        return self._server.gone
+
+    async def wait_ready(self) -> None:
+        """Returns when it has its framework and is in its sandbox. Raises `AgentDied`."""
+        async with self._talking():
+            reply, _ = await self._head(0)
+            if reply.op != "ready":
+                raise ProtocolError("no greeting")
+            self.confinement = reply.confinement or Confinement()
+
     async def call(
         self, header: Header, tensors: Mapping[str, Array], max_reply: int, tell: Callable[[int, str], None] | None = None
     ) -> tuple[Header, dict[str, Array]]:
         """One request, one reply; ``tell`` is called with the row and the text of pieces that come before it. Raises `AgentDied`.
         After a cancellation the agent must be killed."""
         self.calls += 1
-        try:
+        async with self._talking():
             await self._request(header, tensors)
             while True:
-                header_size, payload_size = unpack_prefix(await self._exactly(PREFIX.size), max_reply)
-                reply = unpack_header(await self._exactly(header_size))
+                reply, payload_size = await self._head(max_reply)
                 if reply.op != "partial":
                     break
                 if tell is None or payload_size:
@@ -119,10 +136,20 @@ class AgentProcess:
             payload = await self._exactly(payload_size)
             self._wanted_out = max(self._wanted_out, size + ALIGNMENT * len(reply.tensors))
             return reply, await _off_loop(size - payload_size, _unpack, reply.tensors, payload, self._out)
+
+    @contextlib.asynccontextmanager
+    async def _talking(self) -> AsyncGenerator[None]:
+        try:
+            yield
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError, EOFError) as e:
             raise AgentDied(await self._how_it_ended()) from e
         except ProtocolError as e:
             raise AgentDied(f"the agent sent nonsense: {e}") from e
+
+    async def _head(self, max_payload: int) -> tuple[Header, int]:
+        """A frame's header and the size of what follows it."""
+        header_size, payload_size = unpack_prefix(await self._exactly(PREFIX.size), max_payload)
+        return unpack_header(await self._exactly(header_size)), payload_size
 
     async def _request(self, header: Header, tensors: Mapping[str, Array]) -> None:
         """Grows the shared memory first if that helps."""

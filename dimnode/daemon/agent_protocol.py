@@ -52,7 +52,7 @@ class SchemaItem(msgspec.Struct, frozen=True):
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Both directions. ``op``: load, run, probe (to the agent); loaded, partial, result, error (from it)."""
+    """Both directions. ``op``: load, run, probe (to the agent); ready, loaded, partial, result, error (from it)."""
 
     op: str
     tensors: tuple[TensorHead, ...] = ()
@@ -83,7 +83,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     inputs: tuple[SchemaItem, ...] = ()
     outputs: tuple[SchemaItem, ...] = ()
     confinement: Confinement | None = None
-    """With loaded."""
+    """With ready, which an agent says before it has seen a model: no model has a say in it."""
     kind: str = ""
     """With error: rejected, input, failed, memory, unconfined."""
     message: str = ""

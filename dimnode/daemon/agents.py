@@ -17,11 +17,10 @@ from typing import Any
 
 import trio
 
-from dimnode.core.partial_text import MAX_ROWS
+from dimnode.daemon.agent_answers import AgentCrashed, Schema, Tell, counting, failure, specs
 from dimnode.daemon.agent_main import AgentOptions
 from dimnode.daemon.agent_process import AgentDied, AgentProcess
-from dimnode.daemon.agent_protocol import Array, Header, SchemaItem
-from dimnode.daemon.agent_servers import ServerDied, ServerProcess
+from dimnode.daemon.agent_protocol import Array, Header
 from dimnode.daemon.agent_value import AgentFacts, least_valuable
 from dimnode.daemon.agent_watch import usage
 from dimnode.daemon.batch_runner import Batching
@@ -31,9 +30,7 @@ from dimnode.daemon.sandbox.confine import expected
 from dimnode.daemon.sandbox.policy import AgentPolicy, devices, library_folders, without
 from dimnode.daemon.sandbox.report import Confinement
 from dimnode.daemon.settings import AgentSettings
-from dimnode.domain.model import TensorSpec
-from dimnode.domain.task import TextPiece
-from dimnode.errors import Code, DimError, FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
+from dimnode.errors import DimError, ResourceExhausted
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,29 +49,14 @@ class ModelFile:
     """Every input and output has the batch on axis 0, by its manifest."""
 
 
-@dataclass(frozen=True, slots=True)
-class Schema:
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    memory: int = 0
-    """The most bytes that the agent held."""
-    task: str = ""
-
-
-class AgentCrashed(Unavailable):
-    """The agent died while it worked; another node may do better."""
-
-
-class InferenceError(DimError):
-    """The framework failed on inputs that looked right."""
-
-    code = Code.TASK_FAILED
-
-
 WRITABLE = {"darwin": 256 << 20}
 """Core ML compiles models into a temporary folder."""
 Admit = Callable[[str, int, int], str | None]
-Tell = Callable[[TextPiece], None]
+Check = Callable[[Confinement], None]
+
+
+def no_check(confinement: Confinement) -> None:
+    """Nothing is asked of an agent's sandbox."""
 
 
 class AgentPool:
@@ -137,14 +119,15 @@ class AgentPool:
     # --- calls -----------------------------------------------------------------------------------
 
     async def run(
-        self, model: ModelFile, inputs: Mapping[str, Array], owner: str | None = None, tell: Tell | None = None
+        self, model: ModelFile, inputs: Mapping[str, Array], owner: str | None = None, tell: Tell | None = None, check: Check = no_check
     ) -> dict[str, Array]:
         """One inference, perhaps together with others of the same ``owner`` (None: alone in any case). ``tell`` hears of text as it comes; some
-        of it may be told again. Raises `InvalidArgument` (the inputs do not fit), `FailedPrecondition` (the model is
-        refused), `InferenceError`, `AgentCrashed`, `ResourceExhausted`. Cancelling kills the agent, unless others wait for
+        of it may be told again. ``check``, for an inference that is alone, gets the serving agent's own report before that gets any data, and may
+        raise. Raises `InvalidArgument` (the inputs do not fit), `FailedPrecondition` (the model is
+        refused), `InferenceError`, `AgentCrashed`, `FrameworkFailed`, `ResourceExhausted`. Cancelling kills the agent, unless others wait for
         the same batch."""
         if owner is None or tell is not None or not self._batching.possible(model):
-            return await self.run_on(await self.acquire(model), model, inputs, tell)
+            return await self.run_on(await self.acquire(model), model, inputs, tell, check)
         if self._batching.independent(model.cid) and self._nursery is not None:
             return await self._batching.runner(model, self._nursery).submit(inputs, owner)
         outputs = await self.run_on(await self.acquire(model), model, inputs)
@@ -165,19 +148,29 @@ class AgentPool:
         return (await self._call(agent, model, Header(op="probe"), {}))[0].independent
 
     async def run_on(
-        self, agent: AgentProcess, model: ModelFile, inputs: Mapping[str, Array], tell: Tell | None = None
+        self, agent: AgentProcess, model: ModelFile, inputs: Mapping[str, Array], tell: Tell | None = None, check: Check = no_check
     ) -> dict[str, Array]:
         """An agent that dies on its first word after idling may have been dying already, which nobody can tell
         from outside: a fresh one is asked once more."""
         reused = agent.idle_since > 0
         header = Header(op="run", stream=tell is not None)
         try:
+            self._check(agent, check)
             return (await self._call(agent, model, header, inputs, tell))[1]
         except AgentCrashed:
             if not reused:
                 raise
         agent = await self.acquire(model)
+        self._check(agent, check)
         return (await self._call(agent, model, header, inputs, tell))[1]
+
+    def _check(self, agent: AgentProcess, check: Check) -> None:
+        """Gives the agent back if it may not have the data."""
+        try:
+            check(agent.confinement)
+        except DimError:
+            self.release(agent)
+            raise
 
     async def warm_up(self, model: ModelFile) -> None:
         """Makes sure that an agent holds the model and has run once. Raises as `run`."""
@@ -192,7 +185,7 @@ class AgentPool:
         agent, reply = await self._start(model, check=trial)
         self._busy.add(agent)
         self._release(agent, healthy=False)
-        return Schema(_specs(reply.inputs), _specs(reply.outputs), reply.memory, reply.task)
+        return Schema(specs(reply.inputs), specs(reply.outputs), reply.memory, reply.task)
 
     def is_warm(self, cid: str) -> bool:
         return any(a.model == cid for a in self._idle) or any(a.model == cid for a in self._busy)
@@ -229,20 +222,22 @@ class AgentPool:
     ) -> tuple[Header, dict[str, Array]]:
         healthy = False
         try:
-            reply, outputs = await agent.call(header, inputs, self._settings.max_reply_bytes, tell and _counting(tell))
+            reply, outputs = await agent.call(header, inputs, self._settings.max_reply_bytes, tell and counting(tell))
             healthy = reply.kind != "memory"
         except AgentDied as e:
-            raise self._crashed(model, str(e)) from e
+            raise self._crashed(agent, model, str(e)) from e
         finally:
             self._release(agent, healthy=healthy)
         self._health.worked(model.cid)
         if reply.op == "error":
-            raise _failure(reply)
+            raise failure(reply)
         return reply, outputs
 
-    def _crashed(self, model: ModelFile, reason: str) -> AgentCrashed:
+    def _crashed(self, agent: AgentProcess | None, model: ModelFile, reason: str) -> AgentCrashed:
+        """An agent that ended because its framework's server did says nothing about its model."""
         self._crashes += 1
-        self._health.crashed(model.cid, reason, trio.current_time())
+        if agent is None or not agent.orphaned:
+            self._health.crashed(model.cid, reason, trio.current_time())
         return AgentCrashed(reason, hint="The task may work on another node.")
 
     # --- who holds what --------------------------------------------------------------------------
@@ -293,25 +288,23 @@ class AgentPool:
         try:
             await trio.sleep(self._health.delay(model.cid, trio.current_time()))
             self._check_memory(model)
+            agent = await self._launch(model)
+            began = trio.current_time()
             with trio.move_on_after(self._settings.start_timeout) as scope:
-                server = await self._server(model.format)
-                began = trio.current_time()
-                agent = await self._launch(server, model)
                 rows = self._batching.possible(model)
                 header = Header(op="load", path=str(model.path), format=model.format, about=model.about, warm=warm, check=check, rows=rows)
                 reply, _ = await agent.call(header, {}, self._settings.max_reply_bytes)
                 if reply.op == "error":
-                    raise _failure(reply)
+                    raise failure(reply)
                 if reply.independent is not None:
                     self._batching.learn(model.cid, reply.independent)
-                self._confinement = reply.confinement or self._confinement
-                agent.load_seconds = trio.current_time() - began
+                agent.load_seconds += trio.current_time() - began
                 good = True
                 return agent, reply
             assert scope.cancelled_caught
-            raise self._crashed(model, f"the model was not loaded within {self._settings.start_timeout:g} s")
+            raise self._crashed(agent, model, f"the model was not loaded within {self._settings.start_timeout:g} s")
         except AgentDied as e:
-            raise self._crashed(model, str(e)) from e
+            raise self._crashed(agent, model, str(e)) from e
         finally:
             self._starting[model.cid] -= 1
             if not self._starting[model.cid]:
@@ -321,15 +314,8 @@ class AgentPool:
                     self._end(agent)
                 self._room.unpark_all()
 
-    async def _server(self, format: str) -> ServerProcess:
-        """Raises `AgentDied`."""
-        try:
-            return await self._frameworks.get(format)
-        except ServerDied as e:
-            raise AgentDied(str(e)) from e
-
-    async def _launch(self, server: ServerProcess, model: ModelFile) -> AgentProcess:
-        """Raises `AgentDied`."""
+    async def _launch(self, model: ModelFile) -> AgentProcess:
+        """Without the model as yet. Raises `FrameworkFailed`."""
         s = self._settings
         self._count += 1
         policy = AgentPolicy(
@@ -342,8 +328,9 @@ class AgentPool:
             open_files=s.open_files,
             processes=s.most_threads,
         )
-        agent = await AgentProcess.start(server, AgentOptions(policy=policy, threads=s.threads, format=model.format), s.share_from)
+        agent = await self._frameworks.start_agent(AgentOptions(policy=policy, threads=s.threads, format=model.format))
         self._started += 1
+        self._confinement = agent.confinement
         agent.model, agent.memory = model.cid, policy.memory
         return agent
 
@@ -418,35 +405,3 @@ class AgentPool:
                     agent.stop_for(f"the agent used more than its {agent.memory >> 20} MiB of memory and was ended")
                 elif look.threads > self._settings.most_threads:
                     agent.stop_for(f"the agent started more than {self._settings.most_threads} threads and was ended")
-
-
-def _counting(tell: Tell) -> Callable[[int, str], None]:
-    """Tells each piece with its place in its row."""
-    ends: dict[int, int] = {}
-
-    def told(row: int, text: str) -> None:
-        if 0 <= row < MAX_ROWS:
-            at = ends.get(row, 0)
-            ends[row] = at + len(text)
-            tell(TextPiece(row=row, offset=at, text=text))
-
-    return told
-
-
-def _specs(items: tuple[SchemaItem, ...]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(name=i.name, dtype=i.dtype, shape=i.shape, optional=i.optional) for i in items)
-
-
-def _failure(reply: Header) -> DimError:
-    """What the agent reported, as an error for people."""
-    match reply.kind:
-        case "input":
-            return InvalidArgument(reply.message, hint="Compare the inputs with the model's schema.")
-        case "unconfined":
-            return FailedPrecondition(reply.message, hint="Set daemon.sandbox to best, or use another node.")
-        case "rejected":
-            return FailedPrecondition(f"the model cannot be loaded: {reply.message}")
-        case "memory":
-            return ResourceExhausted(reply.message, hint="Send fewer rows at once, or use a node with more memory.")
-        case _:
-            return InferenceError(reply.message)

@@ -25,6 +25,7 @@ from dimnode.daemon.model_registration import ModelRegistration
 from dimnode.daemon.model_shelf import ModelShelf, Verify
 from dimnode.daemon.prewarmer import Known, Prewarmer
 from dimnode.daemon.resources import Reservations, ResourceMonitor, capabilities, estimate_memory, refusal
+from dimnode.daemon.sandbox.report import Confinement
 from dimnode.daemon.settings import DaemonSettings
 from dimnode.daemon.task_inputs import Gathered, gather
 from dimnode.daemon.task_outputs import leave
@@ -171,7 +172,7 @@ class Daemon:
             owner = None if order.cabinet is not None else order.principal
             # what a cabinet's rows lead to leaves the node reduced and checked, or not at all
             tell = execution.partial if manifest.task == TEXT_GENERATION and order.cabinet is None else None
-            outputs = await self._pool.run(file, gathered.arrays, owner, tell)
+            outputs = await self._pool.run(file, gathered.arrays, owner, tell, self._check_agent(order, gathered.policy))
         values = await leave(order, manifest, outputs, gathered.rows, self._store, self._settings.inline_bytes)
         return self._completed(execution, gathered, values)
 
@@ -189,6 +190,12 @@ class Daemon:
                 principal=order.principal, reduce=order.reduce, now=self._clock.wall(),
                 confined=self._pool.confinement.complete,
             )  # fmt: skip
+
+    @staticmethod
+    def _check_agent(order: TaskOrder, policy: cabinet_policy.Policy) -> Callable[[Confinement], None]:
+        """What must be true of the very agent that gets the data."""
+        name = order.cabinet.name if order.cabinet is not None else ""
+        return lambda confinement: cabinet_policy.enforce_sandbox(policy, cabinet=name, confined=confinement.complete)
 
     def _completed(self, execution: Execution, gathered: Gathered, values: dict[str, tensors.TensorValue]) -> Attempt:
         order = execution.order

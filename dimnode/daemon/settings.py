@@ -22,7 +22,9 @@ class AgentSettings:
     idle_seconds: float = 300.0
     """An agent that had nothing to do for so long is ended."""
     start_timeout: float = 60.0
-    """Seconds from starting a process to its model being loaded."""
+    """Seconds for an agent that has its framework to load its model."""
+    framework_timeout: float = 180.0
+    """Seconds for a framework to be imported, and for an agent to be ready for its model."""
     threads: int = 1
     """Threads that one inference may use."""
     memory_base: int = 2 * GIB

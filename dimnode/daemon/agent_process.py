@@ -17,6 +17,7 @@ from typing import TypeVar
 import msgspec
 import trio
 
+from dimnode.daemon import text_tensors
 from dimnode.daemon.agent_main import AgentOptions
 from dimnode.daemon.agent_protocol import (
     ALIGNMENT,
@@ -44,6 +45,8 @@ SHARED_MOST = 256 << 20
 """Larger tensors travel in frames: shared memory stays as long as the agent does."""
 COPY_INLINE = 2 << 20
 """Bytes from which on copying is done in a thread."""
+CLEARED = 1 << 20
+"""Bytes from which on the system gives memory page by page."""
 EXIT_WAIT = 1.0
 """Seconds for a process whose socket broke to tell how it ended."""
 
@@ -135,7 +138,9 @@ class AgentProcess:
                 raise ProtocolError(f"a reply of {size} bytes is too large")
             payload = await self._exactly(payload_size)
             self._wanted_out = max(self._wanted_out, size + ALIGNMENT * len(reply.tensors))
-            return reply, await _off_loop(size - payload_size, _unpack, reply.tensors, payload, self._out)
+            text = sum(t.nbytes for t in reply.tensors if t.dtype == "str")
+            heavy = size - payload_size >= COPY_INLINE or text > text_tensors.INLINE
+            return reply, await _off_loop(heavy, _unpack, reply.tensors, payload, self._out)
 
     @contextlib.asynccontextmanager
     async def _talking(self) -> AsyncGenerator[None]:
@@ -165,7 +170,8 @@ class AgentProcess:
                 fds.append(fd)
                 header = msgspec.structs.replace(header, memory_out=len(self._out))
             share = self._in if needed >= self._share_from else None
-            await self._send(await _off_loop(needed if share is not None else 0, pack, header, tensors, share), fds)
+            heavy = needed >= COPY_INLINE or text_tensors.large(tensors.values())
+            await self._send(await _off_loop(heavy, pack, header, tensors, share), fds)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -183,8 +189,9 @@ class AgentProcess:
         for piece in pieces:
             await self._stream.send_all(piece)
 
-    async def _exactly(self, n: int) -> bytearray:
-        data = bytearray(n)
+    async def _exactly(self, n: int) -> bytearray | mmap.mmap:
+        """What an agent announces takes memory, and time to clear it, only as it really comes."""
+        data = bytearray(n) if n < CLEARED else mmap.mmap(-1, n, flags=mmap.MAP_PRIVATE)
         view = memoryview(data)
         while view:
             got = await self._socket.recv_into(view)
@@ -217,14 +224,14 @@ class AgentProcess:
             await trio.to_thread.run_sync(_remove, self._folder)
 
 
-def _unpack(heads: Sequence[TensorHead], payload: bytearray, shared: mmap.mmap | None) -> dict[str, Array]:
+def _unpack(heads: Sequence[TensorHead], payload: bytearray | mmap.mmap, shared: mmap.mmap | None) -> dict[str, Array]:
     """Copied: the next reply is written over this one."""
     return unpack_tensors(heads, payload, shared, copy=True)
 
 
-async def _off_loop(nbytes: int, work: Callable[..., T], *args: object) -> T:
-    """In a thread if there are many bytes to copy. After a cancellation the thread may still write where nobody reads."""
-    if nbytes < COPY_INLINE:
+async def _off_loop(heavy: bool, work: Callable[..., T], *args: object) -> T:
+    """In a thread if there is much to copy or to encode. After a cancellation the thread may still write where nobody reads."""
+    if not heavy:
         return work(*args)
     return await trio.to_thread.run_sync(lambda: work(*args), abandon_on_cancel=True)
 

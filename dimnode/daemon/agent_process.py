@@ -75,6 +75,8 @@ class AgentProcess:
         self.used = 0
         """Bytes that it held at the last look."""
         self.load_seconds = 0.0
+        self.retired = False
+        """It ends with what it does now: its model was removed."""
         self._stopped_for = ""
         self._share_from = share_from or sys.maxsize
         self._in: mmap.mmap | None = None

@@ -21,7 +21,7 @@ from dimnode.daemon.agent_answers import AgentCrashed, Schema, Tell, counting, f
 from dimnode.daemon.agent_main import AgentOptions
 from dimnode.daemon.agent_process import AgentDied, AgentProcess
 from dimnode.daemon.agent_protocol import Array, Header
-from dimnode.daemon.agent_value import AgentFacts, least_valuable
+from dimnode.daemon.agent_value import AgentFacts, value
 from dimnode.daemon.agent_watch import usage
 from dimnode.daemon.batch_runner import Batching
 from dimnode.daemon.frameworks import Frameworks
@@ -87,6 +87,8 @@ class AgentPool:
         self._idle: list[AgentProcess] = []  # longest idle first
         self._busy: set[AgentProcess] = set()
         self._starting: dict[str, int] = {}
+        self._removed: set[str] = set()
+        """Models that were removed while an agent for them was starting."""
         self._room = trio.lowlevel.ParkingLot()
         self._nursery: trio.Nursery | None = None
         self._count = self._started = self._crashes = self._killed = self._cold = self._warm = 0
@@ -187,6 +189,17 @@ class AgentPool:
         self._release(agent, healthy=False)
         return Schema(specs(reply.inputs), specs(reply.outputs), reply.memory, reply.task)
 
+    def forget(self, cid: str) -> None:
+        """A model was removed: its agents end, busy ones when they are done; so does what is known of its failures."""
+        for agent in [a for a in self._idle if a.model == cid]:
+            self._evict(agent)
+        for agent in self._busy:
+            agent.retired = agent.retired or agent.model == cid
+        if cid in self._starting:
+            self._removed.add(cid)
+        self._health.worked(cid)
+        self._room.unpark_all()
+
     def is_warm(self, cid: str) -> bool:
         return any(a.model == cid for a in self._idle) or any(a.model == cid for a in self._busy)
 
@@ -197,7 +210,14 @@ class AgentPool:
 
     def has_room(self) -> bool:
         """An agent could be started without ending another."""
-        return len(self._idle) + len(self._busy) + sum(self._starting.values()) < self._settings.max_agents
+        return self._places_left() > 0
+
+    def may_warm(self) -> bool:
+        """An agent could be started without ending one that is wanted."""
+        return self.has_room() or bool(self._spare())
+
+    def _places_left(self) -> int:
+        return self._settings.max_agents - len(self._idle) - len(self._busy) - sum(self._starting.values())
 
     def statistics(self) -> dict[str, Any]:
         return {
@@ -243,13 +263,16 @@ class AgentPool:
     # --- who holds what --------------------------------------------------------------------------
 
     async def acquire(self, model: ModelFile, *, warm: bool = False) -> AgentProcess:
-        """An agent that holds the model and is marked busy."""
+        """An agent that holds the model and is marked busy. ``warm``: ahead of need, so that no agent ends for it that is wanted."""
         while (agent := self._take_idle(model.cid)) is None:
             # whoever waits looks for an agent of its own model first: ending that one to start another would be for nothing
-            if self._may_have_another(model.cid) and self._take_place(model.cid):
-                agent, _ = await self._start(model, warm=warm)
-                self._cold += 1
-                break
+            if self._may_have_another(model.cid):
+                if self._take_place(model.cid, spare=warm):
+                    agent, _ = await self._start(model, warm=warm)
+                    self._cold += 1
+                    break
+                if warm:
+                    raise ResourceExhausted("no agent can be spared to warm this model", retry_after=1.0)
             await self._room.park()
         else:
             self._warm += 1
@@ -272,12 +295,14 @@ class AgentPool:
                 return self._take_idle(cid)
         return None
 
-    def _take_place(self, cid: str) -> bool:
-        """Whether one more agent may be started now, if need be instead of an idle one; its place is taken (``_starting``)."""
+    def _take_place(self, cid: str, *, spare: bool = False) -> bool:
+        """Whether one more agent may be started now, if need be instead of an idle one (``spare``: that nobody wants); its place is
+        taken (``_starting``)."""
         if not self.has_room():
-            if not self._idle:
+            may_go = self._may_go(spare=spare)
+            if not may_go:
                 return False
-            self._evict()
+            self._evict(may_go[0])
         self._starting[cid] = self._starting.get(cid, 0) + 1
         return True
 
@@ -287,7 +312,7 @@ class AgentPool:
         good = False
         try:
             await trio.sleep(self._health.delay(model.cid, trio.current_time()))
-            self._check_memory(model)
+            self._check_memory(model, spare=warm)
             agent = await self._launch(model)
             began = trio.current_time()
             with trio.move_on_after(self._settings.start_timeout) as scope:
@@ -299,6 +324,7 @@ class AgentPool:
                 if reply.independent is not None:
                     self._batching.learn(model.cid, reply.independent)
                 agent.load_seconds += trio.current_time() - began
+                agent.retired = model.cid in self._removed
                 good = True
                 return agent, reply
             assert scope.cancelled_caught
@@ -309,6 +335,7 @@ class AgentPool:
             self._starting[model.cid] -= 1
             if not self._starting[model.cid]:
                 del self._starting[model.cid]
+                self._removed.discard(model.cid)
             if not good:
                 if agent is not None:
                     self._end(agent)
@@ -334,27 +361,49 @@ class AgentPool:
         agent.model, agent.memory = model.cid, policy.memory
         return agent
 
-    def _check_memory(self, model: ModelFile) -> None:
-        """Ends idle agents while memory is short. Raises `ResourceExhausted`."""
-        freed = 0
-        while (reason := self._admit(model.format, model.size, freed)) is not None:
-            if not self._idle:
+    def _check_memory(self, model: ModelFile, *, spare: bool) -> None:
+        """Ends idle agents as far as memory is short, and none if that is not enough. Raises `ResourceExhausted`."""
+        may_go = self._may_go(spare=spare)
+        chosen: list[AgentProcess] = []
+        while (reason := self._admit(model.format, model.size, sum(a.used for a in chosen))) is not None:
+            if not may_go:
                 raise ResourceExhausted(f"no agent can be started: {reason}", hint="Try another node, or later.", retry_after=1.0)
-            freed += self._evict()
+            chosen.append(may_go.pop(0))
+        for agent in chosen:
+            self._evict(agent)
 
     def relieve(self, short: int) -> None:
         """Memory is short by so many bytes: idle agents go, least valuable first."""
-        while short > 0 and self._idle:
-            short -= self._evict()
+        for agent in self._may_go():
+            if short <= 0:
+                break
+            self._evict(agent)
+            short -= agent.used
             self._room.unpark_all()
             self._on_change()
 
-    def _evict(self) -> int:
-        """Ends the least valuable idle agent; returns the bytes that it held."""
-        facts = [AgentFacts(a.load_seconds, a.calls, a.idle_since, a.used) for a in self._idle]
-        agent = self._idle.pop(least_valuable(facts, trio.current_time()))
+    def _may_go(self, *, spare: bool = False) -> list[AgentProcess]:
+        """Idle agents, the first to go first: what nobody is known to want, then what is worth least. ``spare``: only the former."""
+        now, unwanted = trio.current_time(), self._spare()
+
+        def worth(agent: AgentProcess) -> tuple[bool, float]:
+            return agent not in unwanted, value(AgentFacts(agent.load_seconds, agent.calls, agent.idle_since, agent.used), now)
+
+        return sorted(unwanted if spare else self._idle, key=worth)
+
+    def _spare(self) -> list[AgentProcess]:
+        """Idle agents but for one of each model that is to be kept."""
+        held, out = {a.model for a in self._busy}, list[AgentProcess]()
+        for agent in reversed(self._idle):
+            if self.keep(agent.model) and agent.model not in held:
+                held.add(agent.model)
+            else:
+                out.append(agent)
+        return out[::-1]
+
+    def _evict(self, agent: AgentProcess) -> None:
+        self._idle.remove(agent)
         self._end(agent)
-        return agent.used
 
     def release(self, agent: AgentProcess) -> None:
         """An agent that was acquired and not used."""
@@ -362,7 +411,7 @@ class AgentPool:
 
     def _release(self, agent: AgentProcess, *, healthy: bool) -> None:
         self._busy.discard(agent)
-        if healthy and self._nursery is not None:
+        if healthy and not agent.retired and self._nursery is not None:
             agent.idle_since = trio.current_time()
             self._idle.append(agent)
         else:
@@ -381,8 +430,7 @@ class AgentPool:
             await trio.sleep(self._settings.idle_seconds / 4)
             limit = trio.current_time() - self._settings.idle_seconds
             for agent in [a for a in self._idle if a.idle_since <= limit and not self.keep(a.model)]:
-                self._idle.remove(agent)
-                self._end(agent)
+                self._evict(agent)
                 self._room.unpark_all()
                 self._on_change()
             self._frameworks.end_unused(limit)

@@ -157,3 +157,4 @@ async def test_a_pinned_model_comes_from_another_node_and_is_loaded_and_kept(tmp
         await b.daemon.remove_model("wanted")
         await trio.sleep(0.5)
         assert not [r for r in b.daemon.models() if r.cid == manifest.cid]
+        assert b.daemon.stats()["agents"]["agents"] == []

@@ -33,17 +33,22 @@ class InferenceError(DimError):
     code = Code.TASK_FAILED
 
 
-def counting(tell: Tell) -> Callable[[int, str], None]:
-    """Tells each piece with its place in its row."""
-    ends: dict[int, int] = {}
+class Said:
+    """Tells each piece of text with its place in its row."""
 
-    def told(row: int, text: str) -> None:
-        if 0 <= row < MAX_ROWS:
-            at = ends.get(row, 0)
-            ends[row] = at + len(text)
-            tell(TextPiece(row=row, offset=at, text=text))
+    def __init__(self, tell: Tell | None) -> None:
+        self._tell = tell
+        self._ends: dict[int, int] = {}
 
-    return told
+    @property
+    def anything(self) -> bool:
+        return bool(self._ends)
+
+    def piece(self, row: int, text: str) -> None:
+        if self._tell is not None and 0 <= row < MAX_ROWS:
+            at = self._ends.get(row, 0)
+            self._ends[row] = at + len(text)
+            self._tell(TextPiece(row=row, offset=at, text=text))
 
 
 def specs(items: tuple[SchemaItem, ...]) -> tuple[TensorSpec, ...]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import trio
 
-from dimnode.daemon.agent_answers import AgentCrashed, Schema, Tell, counting, failure, specs
+from dimnode.daemon.agent_answers import AgentCrashed, Said, Schema, Tell, failure, specs
 from dimnode.daemon.agent_main import AgentOptions
 from dimnode.daemon.agent_process import AgentDied, AgentProcess
 from dimnode.daemon.agent_protocol import Array, Header
@@ -184,7 +184,7 @@ class AgentPool:
         Raises as `run`."""
         while not self._take_place(model.cid):
             await self._room.park()
-        agent, reply = await self._start(model, check=trial)
+        agent, reply = await self._start(model, check=trial, anew=True)
         self._busy.add(agent)
         self._release(agent, healthy=False)
         return Schema(specs(reply.inputs), specs(reply.outputs), reply.memory, reply.task)
@@ -197,7 +197,7 @@ class AgentPool:
             agent.retired = agent.retired or agent.model == cid
         if cid in self._starting:
             self._removed.add(cid)
-        self._health.worked(cid)
+        self._health.forget(cid)
         self._room.unpark_all()
 
     def is_warm(self, cid: str) -> bool:
@@ -241,16 +241,22 @@ class AgentPool:
         self, agent: AgentProcess, model: ModelFile, header: Header, inputs: Mapping[str, Array], tell: Tell | None = None
     ) -> tuple[Header, dict[str, Array]]:
         healthy = False
+        began, deadline, said = trio.current_time(), trio.current_effective_deadline(), Said(tell)
         try:
-            reply, outputs = await agent.call(header, inputs, self._settings.max_reply_bytes, tell and counting(tell))
+            reply, outputs = await agent.call(header, inputs, self._settings.max_reply_bytes, said.piece if tell is not None else None)
             healthy = reply.kind != "memory"
         except AgentDied as e:
             raise self._crashed(agent, model, str(e)) from e
+        except trio.Cancelled:
+            now = trio.current_time()
+            if now >= deadline and not said.anything:
+                self._health.ran_out(model.cid, now - began, now)
+            raise
         finally:
             self._release(agent, healthy=healthy)
-        self._health.worked(model.cid)
         if reply.op == "error":
             raise failure(reply)
+        self._health.worked(model.cid, trio.current_time() - began)
         return reply, outputs
 
     def _crashed(self, agent: AgentProcess | None, model: ModelFile, reason: str) -> AgentCrashed:
@@ -267,6 +273,7 @@ class AgentPool:
         while (agent := self._take_idle(model.cid)) is None:
             # whoever waits looks for an agent of its own model first: ending that one to start another would be for nothing
             if self._may_have_another(model.cid):
+                self._refuse(model)
                 if self._take_place(model.cid, spare=warm):
                     agent, _ = await self._start(model, warm=warm)
                     self._cold += 1
@@ -278,6 +285,12 @@ class AgentPool:
             self._warm += 1
         self._busy.add(agent)
         return agent
+
+    def _refuse(self, model: ModelFile) -> None:
+        """Before any agent ends for a model that is not loaded for now. Raises `FailedPrecondition`, `ResourceExhausted`."""
+        now = trio.current_time()
+        self._health.check(model.cid, _claims(model), now)
+        self._health.delay(model.cid, now)
 
     def _may_have_another(self, cid: str) -> bool:
         if self._batching.asking(cid):  # which takes milliseconds
@@ -306,8 +319,9 @@ class AgentPool:
         self._starting[cid] = self._starting.get(cid, 0) + 1
         return True
 
-    async def _start(self, model: ModelFile, *, warm: bool = False, check: bool = False) -> tuple[AgentProcess, Header]:
-        """A new agent with the model loaded; gives the taken place up if that fails."""
+    async def _start(self, model: ModelFile, *, warm: bool = False, check: bool = False, anew: bool = False) -> tuple[AgentProcess, Header]:
+        """A new agent with the model loaded; gives the taken place up if that fails. ``anew``: whatever came of it before, and
+        what comes of it now counts for nothing unless it is a crash."""
         agent: AgentProcess | None = None
         good = False
         try:
@@ -320,7 +334,8 @@ class AgentPool:
                 header = Header(op="load", path=str(model.path), format=model.format, about=model.about, warm=warm, check=check, rows=rows)
                 reply, _ = await agent.call(header, {}, self._settings.max_reply_bytes)
                 if reply.op == "error":
-                    raise failure(reply)
+                    raise failure(reply) if anew else self._not_loaded(model, reply)
+                self._health.accepted(model.cid, _claims(model))
                 if reply.independent is not None:
                     self._batching.learn(model.cid, reply.independent)
                 agent.load_seconds += trio.current_time() - began
@@ -340,6 +355,15 @@ class AgentPool:
                 if agent is not None:
                     self._end(agent)
                 self._room.unpark_all()
+
+    def _not_loaded(self, model: ModelFile, reply: Header) -> DimError:
+        """Loading it again would probably end as before, and cost as much."""
+        error, now = failure(reply), trio.current_time()
+        if reply.kind == "rejected":
+            self._health.rejected(model.cid, _claims(model), error.message, now)
+        elif reply.kind != "unconfined":
+            self._health.crashed(model.cid, error.message, now)
+        return error
 
     async def _launch(self, model: ModelFile) -> AgentProcess:
         """Without the model as yet. Raises `FrameworkFailed`."""
@@ -453,3 +477,8 @@ class AgentPool:
                     agent.stop_for(f"the agent used more than its {agent.memory >> 20} MiB of memory and was ended")
                 elif look.threads > self._settings.most_threads:
                     agent.stop_for(f"the agent started more than {self._settings.most_threads} threads and was ended")
+
+
+def _claims(model: ModelFile) -> str:
+    """Stands for what its manifest says of the model. It may be long, so only its hash is kept."""
+    return f"{model.format} {hash(model.about)}"

@@ -53,6 +53,8 @@ class AgentSettings:
     """Pause before a model's agent is started again after a crash; doubles with each."""
     max_crashes: int = 3
     """So many crashes in a row and the model is refused for a while."""
+    hang_seconds: float = 120.0
+    """A run that has given nothing after so long when its caller's time is over may count as a crash, see `model_health`."""
     refuse_seconds: float = 60.0
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     """Environment variables for agents besides the few they need."""

@@ -210,6 +210,7 @@ class Node:
         self.daemon.more_stats = self._more_stats
         self.met_before = met_before
         self.models = SwarmModels(self.registry, store, fetch_timeout=config.ipfs.fetch_timeout)
+        self.daemon.find_model = self.models.find
         self.limiter = RateLimiter(self.settings.rate_limit())
         self._load_changed = trio.Event()
         self.daemon_address: str | None = None

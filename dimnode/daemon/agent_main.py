@@ -78,7 +78,10 @@ def run(fd: int, options: AgentOptions, parent: int, *, seatbelt: bool = False) 
         error = str(e)
     connection = socket.socket(fileno=fd)
     threading.Thread(target=watch, args=(connection.fileno(),), daemon=True).start()
-    Agent(connection, options.threads, report=report, unconfined=error).serve()
+    agent = Agent(connection, options.threads, unconfined=error)
+    with contextlib.suppress(OSError):  # a node that is gone shows at the first receive
+        agent.greet(report)
+    agent.serve()
 
 
 def die_with_parent(parent: int) -> None:
@@ -111,15 +114,17 @@ def watch(fd: int) -> None:
 class Agent:
     """``unconfined``: why it may not work, if the sandbox that it must have cannot be had."""
 
-    def __init__(self, connection: socket.socket, threads: int, *, report: Confinement | None = None, unconfined: str = "") -> None:
+    def __init__(self, connection: socket.socket, threads: int, *, unconfined: str = "") -> None:
         self._connection = connection
         self._threads = threads
-        self._report = report or Confinement()
         self._unconfined = unconfined
         self._model: LoadedModel | None = None
         self._fds: list[int] = []
         self._in: mmap.mmap | None = None
         self._out: mmap.mmap | None = None
+
+    def greet(self, report: Confinement) -> None:
+        self._send(pack(Header(op="ready", confinement=report), {}))
 
     def serve(self) -> None:
         """Until the node hangs up."""
@@ -182,7 +187,6 @@ class Agent:
             outputs=_items(model.schema.outputs),
             task=model.schema.task,
             memory=most_memory(),
-            confinement=self._report,
         )
 
     def _receive(self) -> tuple[Header, dict[str, Array]]:

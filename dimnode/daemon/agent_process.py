@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import mmap
 import os
 import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 import trio
 
+from dimnode.daemon import text_tensors
 from dimnode.daemon.agent_main import AgentOptions
 from dimnode.daemon.agent_protocol import (
     ALIGNMENT,
@@ -31,6 +33,7 @@ from dimnode.daemon.agent_protocol import (
     unpack_tensors,
 )
 from dimnode.daemon.agent_servers import ServerDied, ServerProcess
+from dimnode.daemon.sandbox.report import Confinement
 from dimnode.daemon.shared_memory import AVAILABLE, create, size_for
 
 T = TypeVar("T")
@@ -42,6 +45,8 @@ SHARED_MOST = 256 << 20
 """Larger tensors travel in frames: shared memory stays as long as the agent does."""
 COPY_INLINE = 2 << 20
 """Bytes from which on copying is done in a thread."""
+CLEARED = 1 << 20
+"""Bytes from which on the system gives memory page by page."""
 EXIT_WAIT = 1.0
 """Seconds for a process whose socket broke to tell how it ended."""
 
@@ -63,11 +68,15 @@ class AgentProcess:
         """CID of the model it holds."""
         self.calls = 0
         self.idle_since = 0.0
+        self.confinement = Confinement()
+        """What it said when it was ready."""
         self.memory = 0
         """Bytes that it may hold."""
         self.used = 0
         """Bytes that it held at the last look."""
         self.load_seconds = 0.0
+        self.retired = False
+        """It ends with what it does now: its model was removed."""
         self._stopped_for = ""
         self._share_from = share_from or sys.maxsize
         self._in: mmap.mmap | None = None
@@ -76,7 +85,8 @@ class AgentProcess:
 
     @classmethod
     async def start(cls, server: ServerProcess, options: AgentOptions, share_from: int) -> AgentProcess:
-        """``share_from``: bytes from which on tensors go through shared memory; 0: never. In a folder of its own, the policy's ``scratch``, which is made here. Raises `AgentDied`."""
+        """``share_from``: bytes from which on tensors go through shared memory; 0: never. In a folder of its own, the policy's
+        ``scratch``, which is made here. Raises `ServerDied`."""
         folder = Path(options.policy.scratch)
         ours, theirs = socket.socketpair()
         with theirs:
@@ -88,8 +98,8 @@ class AgentProcess:
             except BaseException as e:
                 ours.close()
                 _remove(folder)
-                if isinstance(e, ServerDied | OSError):
-                    raise AgentDied(str(e) if isinstance(e, ServerDied) else "no agent process could be started") from e
+                if isinstance(e, OSError):
+                    raise ServerDied("no agent process could be started") from e
                 raise
         ours.setblocking(False)
         return cls(server, pid, trio.socket.from_stdlib_socket(ours), folder, share_from)
@@ -97,17 +107,29 @@ class AgentProcess:
     def alive(self) -> bool:
         return self._server.status(self.pid) is None
 
+    @property
+    def orphaned(self) -> bool:
+        """Its server has ended, and it with it."""
+        return self._server.gone
+
+    async def wait_ready(self) -> None:
+        """Returns when it has its framework and is in its sandbox. Raises `AgentDied`."""
+        async with self._talking():
+            reply, _ = await self._head(0)
+            if reply.op != "ready":
+                raise ProtocolError("no greeting")
+            self.confinement = reply.confinement or Confinement()
+
     async def call(
         self, header: Header, tensors: Mapping[str, Array], max_reply: int, tell: Callable[[int, str], None] | None = None
     ) -> tuple[Header, dict[str, Array]]:
         """One request, one reply; ``tell`` is called with the row and the text of pieces that come before it. Raises `AgentDied`.
         After a cancellation the agent must be killed."""
         self.calls += 1
-        try:
+        async with self._talking():
             await self._request(header, tensors)
             while True:
-                header_size, payload_size = unpack_prefix(await self._exactly(PREFIX.size), max_reply)
-                reply = unpack_header(await self._exactly(header_size))
+                reply, payload_size = await self._head(max_reply)
                 if reply.op != "partial":
                     break
                 if tell is None or payload_size:
@@ -118,11 +140,23 @@ class AgentProcess:
                 raise ProtocolError(f"a reply of {size} bytes is too large")
             payload = await self._exactly(payload_size)
             self._wanted_out = max(self._wanted_out, size + ALIGNMENT * len(reply.tensors))
-            return reply, await _off_loop(size - payload_size, _unpack, reply.tensors, payload, self._out)
+            text = sum(t.nbytes for t in reply.tensors if t.dtype == "str")
+            heavy = size - payload_size >= COPY_INLINE or text > text_tensors.INLINE
+            return reply, await _off_loop(heavy, _unpack, reply.tensors, payload, self._out)
+
+    @contextlib.asynccontextmanager
+    async def _talking(self) -> AsyncGenerator[None]:
+        try:
+            yield
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError, EOFError) as e:
             raise AgentDied(await self._how_it_ended()) from e
         except ProtocolError as e:
             raise AgentDied(f"the agent sent nonsense: {e}") from e
+
+    async def _head(self, max_payload: int) -> tuple[Header, int]:
+        """A frame's header and the size of what follows it."""
+        header_size, payload_size = unpack_prefix(await self._exactly(PREFIX.size), max_payload)
+        return unpack_header(await self._exactly(header_size)), payload_size
 
     async def _request(self, header: Header, tensors: Mapping[str, Array]) -> None:
         """Grows the shared memory first if that helps."""
@@ -138,7 +172,8 @@ class AgentProcess:
                 fds.append(fd)
                 header = msgspec.structs.replace(header, memory_out=len(self._out))
             share = self._in if needed >= self._share_from else None
-            await self._send(await _off_loop(needed if share is not None else 0, pack, header, tensors, share), fds)
+            heavy = needed >= COPY_INLINE or text_tensors.large(tensors.values())
+            await self._send(await _off_loop(heavy, pack, header, tensors, share), fds)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -156,8 +191,9 @@ class AgentProcess:
         for piece in pieces:
             await self._stream.send_all(piece)
 
-    async def _exactly(self, n: int) -> bytearray:
-        data = bytearray(n)
+    async def _exactly(self, n: int) -> bytearray | mmap.mmap:
+        """What an agent announces takes memory, and time to clear it, only as it really comes."""
+        data = bytearray(n) if n < CLEARED else mmap.mmap(-1, n, flags=mmap.MAP_PRIVATE)
         view = memoryview(data)
         while view:
             got = await self._socket.recv_into(view)
@@ -190,14 +226,14 @@ class AgentProcess:
             await trio.to_thread.run_sync(_remove, self._folder)
 
 
-def _unpack(heads: Sequence[TensorHead], payload: bytearray, shared: mmap.mmap | None) -> dict[str, Array]:
+def _unpack(heads: Sequence[TensorHead], payload: bytearray | mmap.mmap, shared: mmap.mmap | None) -> dict[str, Array]:
     """Copied: the next reply is written over this one."""
     return unpack_tensors(heads, payload, shared, copy=True)
 
 
-async def _off_loop(nbytes: int, work: Callable[..., T], *args: object) -> T:
-    """In a thread if there are many bytes to copy. After a cancellation the thread may still write where nobody reads."""
-    if nbytes < COPY_INLINE:
+async def _off_loop(heavy: bool, work: Callable[..., T], *args: object) -> T:
+    """In a thread if there is much to copy or to encode. After a cancellation the thread may still write where nobody reads."""
+    if not heavy:
         return work(*args)
     return await trio.to_thread.run_sync(lambda: work(*args), abandon_on_cancel=True)
 

@@ -11,7 +11,6 @@ This module knows bytes only; sockets are the business of `agents` (trio) and `a
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 import struct
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dimnode.daemon.sandbox.report import Confinement
+from dimnode.daemon.text_tensors import decode, encode, is_text
 
 Array = NDArray[Any]
 PREFIX = struct.Struct("<IQ")
@@ -52,7 +52,7 @@ class SchemaItem(msgspec.Struct, frozen=True):
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Both directions. ``op``: load, run, probe (to the agent); loaded, partial, result, error (from it)."""
+    """Both directions. ``op``: load, run, probe (to the agent); ready, loaded, partial, result, error (from it)."""
 
     op: str
     tensors: tuple[TensorHead, ...] = ()
@@ -83,7 +83,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     inputs: tuple[SchemaItem, ...] = ()
     outputs: tuple[SchemaItem, ...] = ()
     confinement: Confinement | None = None
-    """With loaded."""
+    """With ready, which an agent says before it has seen a model: no model has a say in it."""
     kind: str = ""
     """With error: rejected, input, failed, memory, unconfined."""
     message: str = ""
@@ -117,15 +117,15 @@ def pack(header: Header, tensors: Mapping[str, Array], shared: Buffer | None = N
 
 
 def _raw(array: Array) -> tuple[str, bytes | memoryview]:
-    if array.dtype.kind in "OUS":
-        return "str", json.dumps([x.decode() if isinstance(x, bytes) else str(x) for x in array.ravel().tolist()]).encode()
+    if is_text(array):
+        return "str", encode(array)
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     if little.size == 0:
         return array.dtype.name, b""
     return array.dtype.name, little.reshape(-1).view(np.uint8).data
 
 
-def unpack_prefix(data: bytes | bytearray, max_payload: int) -> tuple[int, int]:
+def unpack_prefix(data: bytes | bytearray | mmap.mmap, max_payload: int) -> tuple[int, int]:
     """(header length, payload length). Raises `ProtocolError` beyond the bounds."""
     header, payload = PREFIX.unpack(data)
     if header > MAX_HEADER or payload > max_payload:
@@ -133,7 +133,7 @@ def unpack_prefix(data: bytes | bytearray, max_payload: int) -> tuple[int, int]:
     return header, payload
 
 
-def unpack_header(data: bytes | bytearray | memoryview) -> Header:
+def unpack_header(data: bytes | bytearray | memoryview | mmap.mmap) -> Header:
     try:
         return _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
@@ -142,11 +142,11 @@ def unpack_header(data: bytes | bytearray | memoryview) -> Header:
 
 def numeric_bytes(tensors: Mapping[str, Array]) -> int:
     """Room that they need in shared memory."""
-    return sum(a.nbytes + ALIGNMENT for a in tensors.values() if a.dtype.kind not in "OUS")
+    return sum(a.nbytes + ALIGNMENT for a in tensors.values() if not is_text(a))
 
 
 def unpack_tensors(
-    heads: Sequence[TensorHead], payload: bytearray, shared: Buffer | None = None, *, copy: bool = False
+    heads: Sequence[TensorHead], payload: bytearray | mmap.mmap, shared: Buffer | None = None, *, copy: bool = False
 ) -> dict[str, Array]:
     """Arrays that share the payload's memory, or lie in ``shared`` (``copy``: copied from there). Raises `ProtocolError` if sizes do
     not fit."""
@@ -174,7 +174,7 @@ def _array(head: TensorHead, piece: memoryview) -> Array:
     if any(n < 0 for n in head.shape):
         raise ValueError("negative size")
     if head.dtype == "str":
-        return np.array(json.loads(bytes(piece)), dtype=object).reshape(head.shape)
+        return decode(piece, math.prod(head.shape)).reshape(head.shape)
     dtype = np.dtype(head.dtype)
     if dtype.kind not in "biufc" or len(piece) != math.prod(head.shape) * dtype.itemsize:
         raise ValueError("dtype or size")

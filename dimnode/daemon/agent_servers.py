@@ -41,13 +41,18 @@ class ServerProcess:
         self._starting = trio.Lock()
         self._ended: dict[int, int] = {}
         self._agents: set[int] = set()
+        self.started = trio.current_time()
+        self.forks = False
+        """Agents are forked; else each is started anew."""
+        self.blamed = False
+        """Its end has been counted."""
 
     @classmethod
-    async def start(cls, spawner: Spawner, settings: AgentSettings, format: str, cwd: Path) -> ServerProcess:
+    async def start(cls, spawner: Spawner, settings: AgentSettings, framework: str, cwd: Path) -> ServerProcess:
         """Raises `ServerDied`."""
         ours, theirs = socket.socketpair()
         fork = sys.platform == "linux" and settings.fork
-        options = msgspec.json.encode(ServerOptions(format=format, fork=fork, parent=os.getpid())).decode()
+        options = msgspec.json.encode(ServerOptions(framework=framework, fork=fork, parent=os.getpid())).decode()
         arguments = [sys.executable, "-P", "-s", "-m", "dimnode.daemon.fork_server", str(theirs.fileno()), options]
         with theirs:
             try:
@@ -101,6 +106,7 @@ class ServerProcess:
                 self._agents.add(notice.started)
             self._answers.append(notice)
         else:
+            self.forks = notice.forks
             self._ready.set()
         self._wake()
 

@@ -1,8 +1,7 @@
-"""Which idle agent is worth least. Pure."""
+"""What an idle agent is worth. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 HALF_LIFE = 120.0
@@ -27,8 +26,3 @@ def value(facts: AgentFacts, now: float) -> float:
     with decay in place of its inflation term.)"""
     decay = 0.5 ** (max(0.0, now - facts.idle_since) / HALF_LIFE)
     return (1 + facts.calls) * max(facts.load_seconds, LEAST_SECONDS) * decay / max(facts.memory, LEAST_BYTES)
-
-
-def least_valuable(agents: Sequence[AgentFacts], now: float) -> int:
-    """Index; among equals the first."""
-    return min(range(len(agents)), key=lambda i: value(agents[i], now))

@@ -17,12 +17,11 @@ from typing import Any
 
 import trio
 
-from dimnode.core.partial_text import MAX_ROWS
+from dimnode.daemon.agent_answers import AgentCrashed, Said, Schema, Tell, failure, specs
 from dimnode.daemon.agent_main import AgentOptions
 from dimnode.daemon.agent_process import AgentDied, AgentProcess
-from dimnode.daemon.agent_protocol import Array, Header, SchemaItem
-from dimnode.daemon.agent_servers import ServerDied, ServerProcess
-from dimnode.daemon.agent_value import AgentFacts, least_valuable
+from dimnode.daemon.agent_protocol import Array, Header
+from dimnode.daemon.agent_value import AgentFacts, value
 from dimnode.daemon.agent_watch import usage
 from dimnode.daemon.batch_runner import Batching
 from dimnode.daemon.frameworks import Frameworks
@@ -31,9 +30,7 @@ from dimnode.daemon.sandbox.confine import expected
 from dimnode.daemon.sandbox.policy import AgentPolicy, devices, library_folders, without
 from dimnode.daemon.sandbox.report import Confinement
 from dimnode.daemon.settings import AgentSettings
-from dimnode.domain.model import TensorSpec
-from dimnode.domain.task import TextPiece
-from dimnode.errors import Code, DimError, FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
+from dimnode.errors import DimError, ResourceExhausted
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,29 +49,14 @@ class ModelFile:
     """Every input and output has the batch on axis 0, by its manifest."""
 
 
-@dataclass(frozen=True, slots=True)
-class Schema:
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    memory: int = 0
-    """The most bytes that the agent held."""
-    task: str = ""
-
-
-class AgentCrashed(Unavailable):
-    """The agent died while it worked; another node may do better."""
-
-
-class InferenceError(DimError):
-    """The framework failed on inputs that looked right."""
-
-    code = Code.TASK_FAILED
-
-
 WRITABLE = {"darwin": 256 << 20}
 """Core ML compiles models into a temporary folder."""
 Admit = Callable[[str, int, int], str | None]
-Tell = Callable[[TextPiece], None]
+Check = Callable[[Confinement], None]
+
+
+def no_check(confinement: Confinement) -> None:
+    """Nothing is asked of an agent's sandbox."""
 
 
 class AgentPool:
@@ -105,6 +87,8 @@ class AgentPool:
         self._idle: list[AgentProcess] = []  # longest idle first
         self._busy: set[AgentProcess] = set()
         self._starting: dict[str, int] = {}
+        self._removed: set[str] = set()
+        """Models that were removed while an agent for them was starting."""
         self._room = trio.lowlevel.ParkingLot()
         self._nursery: trio.Nursery | None = None
         self._count = self._started = self._crashes = self._killed = self._cold = self._warm = 0
@@ -137,14 +121,15 @@ class AgentPool:
     # --- calls -----------------------------------------------------------------------------------
 
     async def run(
-        self, model: ModelFile, inputs: Mapping[str, Array], owner: str | None = None, tell: Tell | None = None
+        self, model: ModelFile, inputs: Mapping[str, Array], owner: str | None = None, tell: Tell | None = None, check: Check = no_check
     ) -> dict[str, Array]:
         """One inference, perhaps together with others of the same ``owner`` (None: alone in any case). ``tell`` hears of text as it comes; some
-        of it may be told again. Raises `InvalidArgument` (the inputs do not fit), `FailedPrecondition` (the model is
-        refused), `InferenceError`, `AgentCrashed`, `ResourceExhausted`. Cancelling kills the agent, unless others wait for
+        of it may be told again. ``check``, for an inference that is alone, gets the serving agent's own report before that gets any data, and may
+        raise. Raises `InvalidArgument` (the inputs do not fit), `FailedPrecondition` (the model is
+        refused), `InferenceError`, `AgentCrashed`, `FrameworkFailed`, `ResourceExhausted`. Cancelling kills the agent, unless others wait for
         the same batch."""
         if owner is None or tell is not None or not self._batching.possible(model):
-            return await self.run_on(await self.acquire(model), model, inputs, tell)
+            return await self.run_on(await self.acquire(model), model, inputs, tell, check)
         if self._batching.independent(model.cid) and self._nursery is not None:
             return await self._batching.runner(model, self._nursery).submit(inputs, owner)
         outputs = await self.run_on(await self.acquire(model), model, inputs)
@@ -165,19 +150,29 @@ class AgentPool:
         return (await self._call(agent, model, Header(op="probe"), {}))[0].independent
 
     async def run_on(
-        self, agent: AgentProcess, model: ModelFile, inputs: Mapping[str, Array], tell: Tell | None = None
+        self, agent: AgentProcess, model: ModelFile, inputs: Mapping[str, Array], tell: Tell | None = None, check: Check = no_check
     ) -> dict[str, Array]:
         """An agent that dies on its first word after idling may have been dying already, which nobody can tell
         from outside: a fresh one is asked once more."""
         reused = agent.idle_since > 0
         header = Header(op="run", stream=tell is not None)
         try:
+            self._check(agent, check)
             return (await self._call(agent, model, header, inputs, tell))[1]
         except AgentCrashed:
             if not reused:
                 raise
         agent = await self.acquire(model)
+        self._check(agent, check)
         return (await self._call(agent, model, header, inputs, tell))[1]
+
+    def _check(self, agent: AgentProcess, check: Check) -> None:
+        """Gives the agent back if it may not have the data."""
+        try:
+            check(agent.confinement)
+        except DimError:
+            self.release(agent)
+            raise
 
     async def warm_up(self, model: ModelFile) -> None:
         """Makes sure that an agent holds the model and has run once. Raises as `run`."""
@@ -187,11 +182,23 @@ class AgentPool:
     async def inspect(self, model: ModelFile, *, trial: bool = True) -> Schema:
         """What the model says of itself: loads it and, for a ``trial``, runs it once, in an agent that is ended afterwards.
         Raises as `run`."""
-        await self._make_room(model.cid)
-        agent, reply = await self._start(model, check=trial)
+        while not self._take_place(model.cid):
+            await self._room.park()
+        agent, reply = await self._start(model, check=trial, anew=True)
         self._busy.add(agent)
         self._release(agent, healthy=False)
-        return Schema(_specs(reply.inputs), _specs(reply.outputs), reply.memory, reply.task)
+        return Schema(specs(reply.inputs), specs(reply.outputs), reply.memory, reply.task)
+
+    def forget(self, cid: str) -> None:
+        """A model was removed: its agents end, busy ones when they are done; so does what is known of its failures."""
+        for agent in [a for a in self._idle if a.model == cid]:
+            self._evict(agent)
+        for agent in self._busy:
+            agent.retired = agent.retired or agent.model == cid
+        if cid in self._starting:
+            self._removed.add(cid)
+        self._health.forget(cid)
+        self._room.unpark_all()
 
     def is_warm(self, cid: str) -> bool:
         return any(a.model == cid for a in self._idle) or any(a.model == cid for a in self._busy)
@@ -203,7 +210,14 @@ class AgentPool:
 
     def has_room(self) -> bool:
         """An agent could be started without ending another."""
-        return len(self._idle) + len(self._busy) + sum(self._starting.values()) < self._settings.max_agents
+        return self._places_left() > 0
+
+    def may_warm(self) -> bool:
+        """An agent could be started without ending one that is wanted."""
+        return self.has_room() or bool(self._spare())
+
+    def _places_left(self) -> int:
+        return self._settings.max_agents - len(self._idle) - len(self._busy) - sum(self._starting.values())
 
     def statistics(self) -> dict[str, Any]:
         return {
@@ -227,38 +241,56 @@ class AgentPool:
         self, agent: AgentProcess, model: ModelFile, header: Header, inputs: Mapping[str, Array], tell: Tell | None = None
     ) -> tuple[Header, dict[str, Array]]:
         healthy = False
+        began, deadline, said = trio.current_time(), trio.current_effective_deadline(), Said(tell)
         try:
-            reply, outputs = await agent.call(header, inputs, self._settings.max_reply_bytes, tell and _counting(tell))
+            reply, outputs = await agent.call(header, inputs, self._settings.max_reply_bytes, said.piece if tell is not None else None)
             healthy = reply.kind != "memory"
         except AgentDied as e:
-            raise self._crashed(model, str(e)) from e
+            raise self._crashed(agent, model, str(e)) from e
+        except trio.Cancelled:
+            now = trio.current_time()
+            if now >= deadline and not said.anything:
+                self._health.ran_out(model.cid, now - began, now)
+            raise
         finally:
             self._release(agent, healthy=healthy)
-        self._health.worked(model.cid)
         if reply.op == "error":
-            raise _failure(reply)
+            raise failure(reply)
+        self._health.worked(model.cid, trio.current_time() - began)
         return reply, outputs
 
-    def _crashed(self, model: ModelFile, reason: str) -> AgentCrashed:
+    def _crashed(self, agent: AgentProcess | None, model: ModelFile, reason: str) -> AgentCrashed:
+        """An agent that ended because its framework's server did says nothing about its model."""
         self._crashes += 1
-        self._health.crashed(model.cid, reason, trio.current_time())
+        if agent is None or not agent.orphaned:
+            self._health.crashed(model.cid, reason, trio.current_time())
         return AgentCrashed(reason, hint="The task may work on another node.")
 
     # --- who holds what --------------------------------------------------------------------------
 
     async def acquire(self, model: ModelFile, *, warm: bool = False) -> AgentProcess:
-        """An agent that holds the model and is marked busy."""
+        """An agent that holds the model and is marked busy. ``warm``: ahead of need, so that no agent ends for it that is wanted."""
         while (agent := self._take_idle(model.cid)) is None:
+            # whoever waits looks for an agent of its own model first: ending that one to start another would be for nothing
             if self._may_have_another(model.cid):
-                await self._make_room(model.cid)
-                agent, _ = await self._start(model, warm=warm)
-                self._cold += 1
-                break
+                self._refuse(model)
+                if self._take_place(model.cid, spare=warm):
+                    agent, _ = await self._start(model, warm=warm)
+                    self._cold += 1
+                    break
+                if warm:
+                    raise ResourceExhausted("no agent can be spared to warm this model", retry_after=1.0)
             await self._room.park()
         else:
             self._warm += 1
         self._busy.add(agent)
         return agent
+
+    def _refuse(self, model: ModelFile) -> None:
+        """Before any agent ends for a model that is not loaded for now. Raises `FailedPrecondition`, `ResourceExhausted`."""
+        now = trio.current_time()
+        self._health.check(model.cid, _claims(model), now)
+        self._health.delay(model.cid, now)
 
     def _may_have_another(self, cid: str) -> bool:
         if self._batching.asking(cid):  # which takes milliseconds
@@ -276,59 +308,65 @@ class AgentPool:
                 return self._take_idle(cid)
         return None
 
-    async def _make_room(self, cid: str) -> None:
-        """Returns when one more agent may be started; its place is taken (``_starting``)."""
-        while len(self._idle) + len(self._busy) + sum(self._starting.values()) >= self._settings.max_agents:
-            if self._idle:
-                self._evict()
-            else:
-                await self._room.park()
+    def _take_place(self, cid: str, *, spare: bool = False) -> bool:
+        """Whether one more agent may be started now, if need be instead of an idle one (``spare``: that nobody wants); its place is
+        taken (``_starting``)."""
+        if not self.has_room():
+            may_go = self._may_go(spare=spare)
+            if not may_go:
+                return False
+            self._evict(may_go[0])
         self._starting[cid] = self._starting.get(cid, 0) + 1
+        return True
 
-    async def _start(self, model: ModelFile, *, warm: bool = False, check: bool = False) -> tuple[AgentProcess, Header]:
-        """A new agent with the model loaded; gives the taken place up if that fails."""
+    async def _start(self, model: ModelFile, *, warm: bool = False, check: bool = False, anew: bool = False) -> tuple[AgentProcess, Header]:
+        """A new agent with the model loaded; gives the taken place up if that fails. ``anew``: whatever came of it before, and
+        what comes of it now counts for nothing unless it is a crash."""
         agent: AgentProcess | None = None
         good = False
         try:
             await trio.sleep(self._health.delay(model.cid, trio.current_time()))
-            self._check_memory(model)
+            self._check_memory(model, spare=warm)
+            agent = await self._launch(model)
+            began = trio.current_time()
             with trio.move_on_after(self._settings.start_timeout) as scope:
-                server = await self._server(model.format)
-                began = trio.current_time()
-                agent = await self._launch(server, model)
                 rows = self._batching.possible(model)
                 header = Header(op="load", path=str(model.path), format=model.format, about=model.about, warm=warm, check=check, rows=rows)
                 reply, _ = await agent.call(header, {}, self._settings.max_reply_bytes)
                 if reply.op == "error":
-                    raise _failure(reply)
+                    raise failure(reply) if anew else self._not_loaded(model, reply)
+                self._health.accepted(model.cid, _claims(model))
                 if reply.independent is not None:
                     self._batching.learn(model.cid, reply.independent)
-                self._confinement = reply.confinement or self._confinement
-                agent.load_seconds = trio.current_time() - began
+                agent.load_seconds += trio.current_time() - began
+                agent.retired = model.cid in self._removed
                 good = True
                 return agent, reply
             assert scope.cancelled_caught
-            raise self._crashed(model, f"the model was not loaded within {self._settings.start_timeout:g} s")
+            raise self._crashed(agent, model, f"the model was not loaded within {self._settings.start_timeout:g} s")
         except AgentDied as e:
-            raise self._crashed(model, str(e)) from e
+            raise self._crashed(agent, model, str(e)) from e
         finally:
             self._starting[model.cid] -= 1
             if not self._starting[model.cid]:
                 del self._starting[model.cid]
+                self._removed.discard(model.cid)
             if not good:
                 if agent is not None:
                     self._end(agent)
                 self._room.unpark_all()
 
-    async def _server(self, format: str) -> ServerProcess:
-        """Raises `AgentDied`."""
-        try:
-            return await self._frameworks.get(format)
-        except ServerDied as e:
-            raise AgentDied(str(e)) from e
+    def _not_loaded(self, model: ModelFile, reply: Header) -> DimError:
+        """Loading it again would probably end as before, and cost as much."""
+        error, now = failure(reply), trio.current_time()
+        if reply.kind == "rejected":
+            self._health.rejected(model.cid, _claims(model), error.message, now)
+        elif reply.kind != "unconfined":
+            self._health.crashed(model.cid, error.message, now)
+        return error
 
-    async def _launch(self, server: ServerProcess, model: ModelFile) -> AgentProcess:
-        """Raises `AgentDied`."""
+    async def _launch(self, model: ModelFile) -> AgentProcess:
+        """Without the model as yet. Raises `FrameworkFailed`."""
         s = self._settings
         self._count += 1
         policy = AgentPolicy(
@@ -341,32 +379,55 @@ class AgentPool:
             open_files=s.open_files,
             processes=s.most_threads,
         )
-        agent = await AgentProcess.start(server, AgentOptions(policy=policy, threads=s.threads, format=model.format), s.share_from)
+        agent = await self._frameworks.start_agent(AgentOptions(policy=policy, threads=s.threads, format=model.format))
         self._started += 1
+        self._confinement = agent.confinement
         agent.model, agent.memory = model.cid, policy.memory
         return agent
 
-    def _check_memory(self, model: ModelFile) -> None:
-        """Ends idle agents while memory is short. Raises `ResourceExhausted`."""
-        freed = 0
-        while (reason := self._admit(model.format, model.size, freed)) is not None:
-            if not self._idle:
+    def _check_memory(self, model: ModelFile, *, spare: bool) -> None:
+        """Ends idle agents as far as memory is short, and none if that is not enough. Raises `ResourceExhausted`."""
+        may_go = self._may_go(spare=spare)
+        chosen: list[AgentProcess] = []
+        while (reason := self._admit(model.format, model.size, sum(a.used for a in chosen))) is not None:
+            if not may_go:
                 raise ResourceExhausted(f"no agent can be started: {reason}", hint="Try another node, or later.", retry_after=1.0)
-            freed += self._evict()
+            chosen.append(may_go.pop(0))
+        for agent in chosen:
+            self._evict(agent)
 
     def relieve(self, short: int) -> None:
         """Memory is short by so many bytes: idle agents go, least valuable first."""
-        while short > 0 and self._idle:
-            short -= self._evict()
+        for agent in self._may_go():
+            if short <= 0:
+                break
+            self._evict(agent)
+            short -= agent.used
             self._room.unpark_all()
             self._on_change()
 
-    def _evict(self) -> int:
-        """Ends the least valuable idle agent; returns the bytes that it held."""
-        facts = [AgentFacts(a.load_seconds, a.calls, a.idle_since, a.used) for a in self._idle]
-        agent = self._idle.pop(least_valuable(facts, trio.current_time()))
+    def _may_go(self, *, spare: bool = False) -> list[AgentProcess]:
+        """Idle agents, the first to go first: what nobody is known to want, then what is worth least. ``spare``: only the former."""
+        now, unwanted = trio.current_time(), self._spare()
+
+        def worth(agent: AgentProcess) -> tuple[bool, float]:
+            return agent not in unwanted, value(AgentFacts(agent.load_seconds, agent.calls, agent.idle_since, agent.used), now)
+
+        return sorted(unwanted if spare else self._idle, key=worth)
+
+    def _spare(self) -> list[AgentProcess]:
+        """Idle agents but for one of each model that is to be kept."""
+        held, out = {a.model for a in self._busy}, list[AgentProcess]()
+        for agent in reversed(self._idle):
+            if self.keep(agent.model) and agent.model not in held:
+                held.add(agent.model)
+            else:
+                out.append(agent)
+        return out[::-1]
+
+    def _evict(self, agent: AgentProcess) -> None:
+        self._idle.remove(agent)
         self._end(agent)
-        return agent.used
 
     def release(self, agent: AgentProcess) -> None:
         """An agent that was acquired and not used."""
@@ -374,7 +435,7 @@ class AgentPool:
 
     def _release(self, agent: AgentProcess, *, healthy: bool) -> None:
         self._busy.discard(agent)
-        if healthy and self._nursery is not None:
+        if healthy and not agent.retired and self._nursery is not None:
             agent.idle_since = trio.current_time()
             self._idle.append(agent)
         else:
@@ -393,8 +454,7 @@ class AgentPool:
             await trio.sleep(self._settings.idle_seconds / 4)
             limit = trio.current_time() - self._settings.idle_seconds
             for agent in [a for a in self._idle if a.idle_since <= limit and not self.keep(a.model)]:
-                self._idle.remove(agent)
-                self._end(agent)
+                self._evict(agent)
                 self._room.unpark_all()
                 self._on_change()
             self._frameworks.end_unused(limit)
@@ -419,33 +479,6 @@ class AgentPool:
                     agent.stop_for(f"the agent started more than {self._settings.most_threads} threads and was ended")
 
 
-def _counting(tell: Tell) -> Callable[[int, str], None]:
-    """Tells each piece with its place in its row."""
-    ends: dict[int, int] = {}
-
-    def told(row: int, text: str) -> None:
-        if 0 <= row < MAX_ROWS:
-            at = ends.get(row, 0)
-            ends[row] = at + len(text)
-            tell(TextPiece(row=row, offset=at, text=text))
-
-    return told
-
-
-def _specs(items: tuple[SchemaItem, ...]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(name=i.name, dtype=i.dtype, shape=i.shape, optional=i.optional) for i in items)
-
-
-def _failure(reply: Header) -> DimError:
-    """What the agent reported, as an error for people."""
-    match reply.kind:
-        case "input":
-            return InvalidArgument(reply.message, hint="Compare the inputs with the model's schema.")
-        case "unconfined":
-            return FailedPrecondition(reply.message, hint="Set daemon.sandbox to best, or use another node.")
-        case "rejected":
-            return FailedPrecondition(f"the model cannot be loaded: {reply.message}")
-        case "memory":
-            return ResourceExhausted(reply.message, hint="Send fewer rows at once, or use a node with more memory.")
-        case _:
-            return InferenceError(reply.message)
+def _claims(model: ModelFile) -> str:
+    """Stands for what its manifest says of the model. It may be long, so only its hash is kept."""
+    return f"{model.format} {hash(model.about)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +27,7 @@ class _Request:
     inputs: Mapping[str, Array]
     rows: int
     done: trio.Event = field(default_factory=trio.Event)
+    deadline: float = math.inf
     outputs: dict[str, Array] | None = None
     error: DimError | None = None
     batch: _Batch | None = None
@@ -64,7 +66,7 @@ class BatchRunner:
         rows = row_count(inputs)
         if rows is None:
             return await self._run(await self._acquire(), inputs)
-        request = _Request(inputs, rows)
+        request = _Request(inputs, rows, deadline=trio.current_effective_deadline())
         size = sum(a.nbytes for a in inputs.values())
         waiting = self._batcher.add(request, (owner, signature(inputs)), rows, size, trio.current_time())
         self._changed.set()
@@ -120,7 +122,8 @@ class BatchRunner:
         return due
 
     def _start(self, agent: Any, requests: list[_Request]) -> None:
-        batch = _Batch(len(requests))
+        # nobody waits any longer then; so a batch that hangs ends as a single run would
+        batch = _Batch(len(requests), trio.CancelScope(deadline=max(r.deadline for r in requests)))
         for request in requests:
             request.batch = batch
         self._nursery.start_soon(self._run_batch, agent, requests, batch.scope)

@@ -111,10 +111,7 @@ def enforce_access(
 ) -> None:
     """Before any data is read. ``model_id``: as the manifest has it; ``confined``: agents are kept from everything that they could be
     kept from. Raises `PermissionDenied`."""
-    if policy.sandbox and not confined:
-        raise _denied(
-            cabinet, "allows only agents in a complete sandbox, which this node does not have", "`dimnode doctor` says what is missing."
-        )
+    enforce_sandbox(policy, cabinet=cabinet, confined=confined)
     if policy.expires is not None and now >= policy.expires:
         raise _denied(cabinet, "has expired")
     if policy.clients is not None and principal not in policy.clients:
@@ -123,6 +120,14 @@ def enforce_access(
         raise _denied(cabinet, "does not allow this model")
     if policy.outputs == "aggregates" and reduce == "rows":
         raise _denied(cabinet, "allows only aggregates over its rows", "Use an aggregation over nodes that is not concat.")
+
+
+def enforce_sandbox(policy: Policy, *, cabinet: str, confined: bool) -> None:
+    """Also once the agent is there that is to get the data: ``confined`` is then what that one says. Raises `PermissionDenied`."""
+    if policy.sandbox and not confined:
+        raise _denied(
+            cabinet, "allows only agents in a complete sandbox, which this node does not have", "`dimnode doctor` says what is missing."
+        )
 
 
 def enforce_content(

@@ -22,14 +22,15 @@ import msgspec
 
 from dimnode.daemon import agent_main
 from dimnode.daemon.agent_main import AgentOptions, die_with_parent
-from dimnode.daemon.preload import preload
+from dimnode.daemon.preload import formats_of, preload
 
 MOST = 1 << 20
 """Bytes of one order."""
 
 
 class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
-    format: str
+    framework: str
+    """See `dimnode.daemon.preload.framework_of`."""
     fork: bool
     parent: int
 
@@ -42,7 +43,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Notice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """To the node, in order. A notice without any field says that the server is ready."""
+    """To the node, in order. A notice of nothing started, failed or ended says that the server is ready."""
 
     started: int = 0
     failed: str = ""
@@ -50,6 +51,8 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ended: int = 0
     status: int = 0
     """As `os.waitstatus_to_exitcode` has it."""
+    forks: bool = False
+    """With ready: agents are forked, not started anew."""
 
 
 def main() -> None:
@@ -58,7 +61,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = socket.socket(fileno=int(sys.argv[1]))
     if options.fork:
-        preload(options.format)
+        preload(*formats_of(options.framework))
     ForkServer(connection, fork=options.fork and threads() == 1).serve()
 
 
@@ -88,7 +91,7 @@ class ForkServer:
             self._selector = selector
             selector.register(self._connection, selectors.EVENT_READ)
             selector.register(wake, selectors.EVENT_READ)
-            self._tell(Notice())
+            self._tell(Notice(forks=self._fork))
             while True:
                 ready = [key.fileobj for key, _ in selector.select()]
                 if wake in ready:

@@ -2,7 +2,8 @@
 
 One file per model, ``<folder>/<cid><suffix>``. The least recently used go first; a file that a task uses now, or
 that is pinned, stays. Requests for one model at the same time share one download, which goes on as long as
-anyone waits for it. A file appears under its name only when it is whole: a failed download leaves nothing.
+anyone waits for it. A file appears under its name only when it is whole: a failed download leaves nothing. What an earlier start
+has left is read through before it is first used, and fetched again if it is not what its CID says.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import trio
 
+from dimnode.daemon.file_cid import is_content
 from dimnode.daemon.store_errors import store_errors
 from dimnode.errors import DataLoss, DimError, ResourceExhausted, Unavailable, again
 from loaders.registry import ENTRIES
@@ -29,20 +31,26 @@ class _File:
     path: Path
     size: int
     users: int = 0
-    pinned: bool = False
+    whole: bool | None = None
+    """Its content is what its CID says; None: nobody has looked since the start."""
+    leaving: bool = False
+    """Its model was removed: it goes with its last user."""
+    looking: trio.Lock = field(default_factory=trio.Lock)
 
 
 @dataclass(slots=True)
 class _Download:
     size: int
     waiting: int = 0
+    leaving: bool = False
     done: trio.Event = field(default_factory=trio.Event)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     error: DimError | None = None
 
 
 class ModelCache:
-    """``admit(bytes)`` says why the disk has no room for so many more bytes, or None."""
+    """``admit(bytes)`` says why the disk has no room for so many more bytes, or None. ``pinned(cid)``: the file stays.
+    ``whole(path, cid)`` reads a file through, in a thread."""
 
     def __init__(
         self,
@@ -52,16 +60,20 @@ class ModelCache:
         max_bytes: int,
         fetch_timeout: float,
         admit: Callable[[int], str | None] = lambda size: None,
+        pinned: Callable[[str], bool] = lambda cid: False,
+        whole: Callable[[Path, str], bool] = is_content,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._folder = folder
         self._max_bytes = max_bytes
         self._timeout = fetch_timeout
-        self._admit = admit
+        self._admit, self._pinned, self._whole = admit, pinned, whole
         self._on_change = on_change
         self._files: dict[str, _File] = {}  # least recently used first
         self._downloads: dict[str, _Download] = {}
+        self._moving = trio.Lock()
+        """Held while files get or lose their names."""
         self._nursery: trio.Nursery | None = None
         self._hits = self._misses = self._evicted = self._failed = 0
 
@@ -82,7 +94,7 @@ class ModelCache:
 
         Raises `Unavailable` (nobody has it), `DataLoss` (not what the manifest says), `ResourceExhausted`.
         """
-        file = self._files.get(cid)
+        file = await self._present(cid)
         if file is None:
             self._misses += 1
             while file is None:  # a new file may have been evicted again before we got to it
@@ -98,20 +110,49 @@ class ModelCache:
             yield file.path
         finally:
             file.users -= 1
+            if file.leaving and not file.users:
+                with trio.CancelScope(shield=True):
+                    await self._remove(cid, file)
 
-    def pin(self, cid: str) -> None:
-        """Keep this file; it must be here."""
-        self._files[cid].pinned = True
+    async def _present(self, cid: str) -> _File | None:
+        """The file, if it is here and what it should be."""
+        file = self._files.get(cid)
+        if file is not None:
+            file.leaving = False  # it is wanted again
+        if file is None or file.whole:
+            return file
+        file.users += 1
+        try:
+            async with file.looking:
+                if file.whole is None:
+                    file.whole = await trio.to_thread.run_sync(self._whole, file.path, cid, abandon_on_cancel=True)
+                    if not file.whole:
+                        self._failed += 1
+                        await self._remove(cid, file)
+        finally:
+            file.users -= 1
+        return self._files.get(cid)
 
     async def drop(self, cid: str) -> None:
-        """Removes the file of a model that was removed; one that is in use goes when its turn comes."""
+        """Removes the file of a model that was removed; one that is in use, or on its way, goes with its last user."""
+        if cid in self._downloads:
+            self._downloads[cid].leaving = True
         file = self._files.get(cid)
-        if file is not None and not file.users:
+        if file is not None and file.users:
+            file.leaving = True
+        elif file is not None:
+            await self._remove(cid, file)
+
+    async def _remove(self, cid: str, file: _File) -> None:
+        if self._files.get(cid) is file:
             del self._files[cid]
-            await trio.to_thread.run_sync(_unlink, file.path)
+        async with self._moving:
+            if cid not in self._files:  # or it has come again, under the same name
+                await trio.to_thread.run_sync(_unlink, file.path)
+        self._on_change()
 
     def cids(self) -> tuple[str, ...]:
-        return tuple(self._files)
+        return tuple(cid for cid, file in self._files.items() if not file.leaving)
 
     def statistics(self) -> dict[str, Any]:
         return {
@@ -158,9 +199,10 @@ class ModelCache:
                     got = await self._store.export_file(cid, part, providers=providers, timeout=self._timeout, max_bytes=download.size)
                 if got != download.size:
                     raise DataLoss(f"the model has {got} bytes, its manifest says {download.size}")
-                await trio.to_thread.run_sync(os.replace, part, path)
-                whole = True
-                self._files[cid] = _File(path, got)
+                async with self._moving:
+                    await trio.to_thread.run_sync(os.replace, part, path)
+                    whole = True
+                    self._files[cid] = _File(path, got, whole=True, leaving=download.leaving)
         except DimError as e:
             self._failed += 1
             download.error = e
@@ -182,22 +224,30 @@ class ModelCache:
             del self._downloads[cid]
 
     async def _make_room(self, download: _Download) -> None:
-        """Evicts until the new file fits. Raises `ResourceExhausted`."""
+        """Evicts what is needed for the new file to fit, and nothing if it cannot. Raises `ResourceExhausted`."""
         if download.size > self._max_bytes:
             raise ResourceExhausted("the model is larger than this node's model cache", hint="Raise the cache's limit or use another node.")
-        gone: list[Path] = []
-        for cid in [cid for cid, f in self._files.items() if not f.users and not f.pinned]:
-            if self._bytes() <= self._max_bytes:
-                break
-            gone.append(self._files.pop(cid).path)
-        for path in gone:
+        gone = {cid: self._files.pop(cid) for cid in self._to_evict(download.size)}
+        for cid, file in gone.items():
             self._evicted += 1
-            await trio.to_thread.run_sync(_unlink, path)
-        if self._bytes() > self._max_bytes:
-            raise ResourceExhausted("the node's model cache is full of models in use", retry_after=1.0)
-        reason = self._admit(download.size)
-        if reason is not None:
-            raise ResourceExhausted(f"the model cannot be stored: {reason}")
+            await self._remove(cid, file)
+
+    def _to_evict(self, size: int) -> list[str]:
+        """Least recently used first. Raises `ResourceExhausted` if all that may go is not enough."""
+        over = self._bytes() - self._max_bytes  # the new one is counted already
+        idle = iter([cid for cid, f in self._files.items() if not f.users and not self._pinned(cid)])
+        chosen: list[str] = []
+        freed = 0
+        while (reason := self._no_room(over - freed, size - freed)) is not None:
+            cid = next(idle, None)
+            if cid is None:
+                raise ResourceExhausted(f"the model cannot be stored: {reason}", retry_after=1.0)
+            chosen.append(cid)
+            freed += self._files[cid].size
+        return chosen
+
+    def _no_room(self, over: int, size: int) -> str | None:
+        return "the node's model cache is full of models in use" if over > 0 else self._admit(size)
 
 
 def _unlink(path: Path) -> None:

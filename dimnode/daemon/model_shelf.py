@@ -139,6 +139,10 @@ class ModelShelf:
         await self._write()
         return ref.manifest_cid
 
+    def names(self, cid: str) -> frozenset[str]:
+        """What a model is called here: its ids and its CID."""
+        return frozenset((cid, *(r.id for r in (*self._own.values(), *self._fetched.values()) if r.cid == cid)))
+
     def owns(self, cid: str) -> bool:
         return any(r.cid == cid for r in self._own.values())
 

@@ -26,14 +26,25 @@ MORE = {
 """Beside the loader's own module: what the framework would otherwise import while it loads its first model."""
 
 
-def preload(format: str) -> None:
+def framework_of(format: str) -> str:
+    """The module that a format's loader is built on; formats that share it share a fork server."""
+    entry = ENTRIES.get(format)
+    return entry.needs[0] if entry is not None else format
+
+
+def formats_of(framework: str) -> tuple[str, ...]:
+    return tuple(f for f in ENTRIES if framework_of(f) == framework)
+
+
+def preload(*formats: str) -> None:
     """Starts no thread, so that the process can be forked afterwards."""
     # some libraries make a folder for caches as they are imported
     tempfile.tempdir = os.getcwd()
-    for module in (ENTRIES[format].module, *MORE.get(format, ())):
-        # what is not installed, or has another name in this version, is the loader's business
-        with contextlib.suppress(ImportError):
-            importlib.import_module(module)
+    for name in formats:
+        for module in (ENTRIES[name].module, *MORE.get(name, ())):
+            # what is not installed, or has another name in this version, is the loader's business
+            with contextlib.suppress(ImportError):
+                importlib.import_module(module)
     # pages that the collector never touches again stay shared with the agents
     gc.collect()
     gc.freeze()

@@ -23,8 +23,9 @@ from dimnode.daemon.gpus import Gpu
 from dimnode.daemon.model_cache import ModelCache
 from dimnode.daemon.model_registration import ModelRegistration
 from dimnode.daemon.model_shelf import ModelShelf, Verify
-from dimnode.daemon.prewarmer import Known, Prewarmer
+from dimnode.daemon.prewarmer import Known, Prewarmer, Stock
 from dimnode.daemon.resources import Reservations, ResourceMonitor, capabilities, estimate_memory, refusal
+from dimnode.daemon.sandbox.report import Confinement
 from dimnode.daemon.settings import DaemonSettings
 from dimnode.daemon.task_inputs import Gathered, gather
 from dimnode.daemon.task_outputs import leave
@@ -65,6 +66,8 @@ class Daemon:
         graphics processors. ``verify`` checks the signatures of manifests."""
         self.more_stats: Callable[[], Mapping[str, Any]] = dict
         """What other parts of the node add to `stats`."""
+        self.find_model: Callable[[str], tuple[ModelRef, tuple[str, ...]] | None] = lambda name: None
+        """A model of the swarm and who has it, by id or CID."""
         self._signer, self._clock, self._store = signer, clock, store
         self._folder, self._settings, self._price, self._boot = folder, settings, price, boot
         self.on_change = on_change
@@ -76,7 +79,7 @@ class Daemon:
         )
         self._cache = ModelCache(
             store, folder / "models", max_bytes=settings.cache_bytes, fetch_timeout=settings.fetch_timeout,
-            admit=self._no_disk, on_change=lambda: self.on_change("models"),
+            admit=self._no_disk, pinned=self._is_pinned, on_change=lambda: self.on_change("models"),
         )  # fmt: skip
         self._shelf = ModelShelf(store, folder, fetch_timeout=settings.fetch_timeout, remember=settings.remembered_models, verify=verify)
         self._registration = ModelRegistration(store, self._shelf, self._cache, self._pool, signer, folder / "packing", settings)
@@ -86,7 +89,11 @@ class Daemon:
             refusal=self._no_room, on_change=lambda: self.on_change("load"), company=self._company,
         )  # fmt: skip
         self._prewarmer = Prewarmer(
-            settings.prewarm, warm=self._warm, is_warm=self._pool.is_warm, room=self._pool.has_room, models=self.models, queued=self._queued,
+            settings.prewarm,
+            Stock(
+                models=self.models, find=self._found, queued=self._queued, is_here=self._is_here, is_warm=self._pool.is_warm,
+                may_warm=self._pool.may_warm, fetch=self._fetch, warm=self._warm,
+            ),
         )  # fmt: skip
         self._pool.keep = self._prewarmer.keeps
         self._stop = trio.Event()
@@ -171,7 +178,7 @@ class Daemon:
             owner = None if order.cabinet is not None else order.principal
             # what a cabinet's rows lead to leaves the node reduced and checked, or not at all
             tell = execution.partial if manifest.task == TEXT_GENERATION and order.cabinet is None else None
-            outputs = await self._pool.run(file, gathered.arrays, owner, tell)
+            outputs = await self._pool.run(file, gathered.arrays, owner, tell, self._check_agent(order, gathered.policy))
         values = await leave(order, manifest, outputs, gathered.rows, self._store, self._settings.inline_bytes)
         return self._completed(execution, gathered, values)
 
@@ -189,6 +196,12 @@ class Daemon:
                 principal=order.principal, reduce=order.reduce, now=self._clock.wall(),
                 confined=self._pool.confinement.complete,
             )  # fmt: skip
+
+    @staticmethod
+    def _check_agent(order: TaskOrder, policy: cabinet_policy.Policy) -> Callable[[Confinement], None]:
+        """What must be true of the very agent that gets the data."""
+        name = order.cabinet.name if order.cabinet is not None else ""
+        return lambda confinement: cabinet_policy.enforce_sandbox(policy, cabinet=name, confined=confinement.complete)
 
     def _completed(self, execution: Execution, gathered: Gathered, values: dict[str, tensors.TensorValue]) -> Attempt:
         order = execution.order
@@ -253,6 +266,22 @@ class Daemon:
         async with self._file(manifest, known.manifest_cid, known.providers) as file:
             await self._pool.warm_up(file)
 
+    async def _fetch(self, known: Known) -> None:
+        manifest = await self._shelf.manifest(known.manifest_cid, known.providers, known.cid)
+        async with self._file(manifest, known.manifest_cid, known.providers):
+            pass
+
+    def _found(self, name: str) -> Known | None:
+        found = self.find_model(name)
+        return Known(found[0].cid, found[0].manifest_cid, found[1]) if found is not None else None
+
+    def _is_pinned(self, cid: str) -> bool:
+        return not self._shelf.names(cid).isdisjoint(self._settings.prewarm.pinned)
+
+    def _is_here(self, cid: str) -> bool:
+        """The model's file is on disk, apart from the content store."""
+        return cid in self._cache.cids() or self._shelf.builtin_path(cid) is not None
+
     def _queued(self) -> Mapping[Known, int]:
         return Counter(Known(o.model_cid, o.manifest_cid, tuple(o.providers)) for o in self._tasks.queued())
 
@@ -293,6 +322,8 @@ class Daemon:
         gone = await self._shelf.remove(id)
         for ref in gone:
             if not self._shelf.owns(ref.cid):
+                self._prewarmer.forget(ref.cid)
+                self._pool.forget(ref.cid)
                 await self._cache.drop(ref.cid)
         self.on_change("models")
         return gone

@@ -22,7 +22,9 @@ class AgentSettings:
     idle_seconds: float = 300.0
     """An agent that had nothing to do for so long is ended."""
     start_timeout: float = 60.0
-    """Seconds from starting a process to its model being loaded."""
+    """Seconds for an agent that has its framework to load its model."""
+    framework_timeout: float = 180.0
+    """Seconds for a framework to be imported, and for an agent to be ready for its model."""
     threads: int = 1
     """Threads that one inference may use."""
     memory_base: int = 2 * GIB
@@ -51,6 +53,8 @@ class AgentSettings:
     """Pause before a model's agent is started again after a crash; doubles with each."""
     max_crashes: int = 3
     """So many crashes in a row and the model is refused for a while."""
+    hang_seconds: float = 120.0
+    """A run that has given nothing after so long when its caller's time is over may count as a crash, see `model_health`."""
     refuse_seconds: float = 60.0
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     """Environment variables for agents besides the few they need."""

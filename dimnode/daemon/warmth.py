@@ -34,6 +34,9 @@ class Warmth:
             del self._uses[next(iter(self._uses))]  # the longest unused
         self._uses[cid] = _Use(count, now)
 
+    def forget(self, cid: str) -> None:
+        self._uses.pop(cid, None)
+
     def count(self, cid: str, now: float) -> float:
         use = self._uses.get(cid)
         return use.count * 0.5 ** ((now - use.at) / self._settings.half_life) if use is not None else 0.0

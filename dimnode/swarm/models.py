@@ -58,6 +58,14 @@ class SwarmModels:
             raise NotFound(f"no live node has a model {name!r}", hint="`dimnode model list` lists the models of the swarm.")
         return found[0]
 
+    def find(self, name: str) -> tuple[ModelRef, tuple[str, ...]] | None:
+        """As `resolve`, and who has it; None where that would raise."""
+        try:
+            ref = self.resolve(name)
+        except (NotFound, FailedPrecondition):
+            return None
+        return ref, self.holders(ref.cid)
+
     async def manifest(self, ref: ModelRef) -> ModelManifest:
         known = self._manifests.get(ref.manifest_cid)
         if known is not None:

@@ -135,7 +135,7 @@ async def test_cancelling_a_call_kills_its_agent_even_if_it_hangs(tmp_path: Path
 
 
 async def test_repeated_crashes_refuse_the_model_for_a_while(tmp_path: Path) -> None:
-    async with running_pool(tmp_path, start_timeout=0.01, backoff_first=0.01, max_crashes=2) as pool:
+    async with running_pool(tmp_path, start_timeout=0.0001, backoff_first=0.01, max_crashes=2) as pool:
         for _ in range(2):
             with pytest.raises(AgentCrashed, match="not loaded within"):
                 await pool.run(fast(tmp_path), {"x": X})

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,8 @@ import pytest
 import trio
 from onnx import TensorProto, helper, numpy_helper
 
-from dimnode.daemon.agent_servers import environment
 from dimnode.daemon.agents import AgentCrashed, AgentPool, ModelFile
 from dimnode.daemon.batching import BatchSettings
-from dimnode.daemon.settings import AgentSettings
 from dimnode.errors import InvalidArgument
 from tests.integration.daemon.test_agents import gone, pids, running_pool
 from tests.support.daemon import finish, order, running_daemon, with_agents
@@ -246,32 +242,6 @@ async def test_short_memory_ends_idle_agents_least_valuable_first(tmp_path: Path
         assert pids(pool) == []
 
 
-# --- fork servers ---
-
-
-async def test_a_framework_whose_server_dies_comes_back(tmp_path: Path) -> None:
-    async with running_pool(tmp_path) as pool:
-        model = linear(tmp_path)
-        await pool.warm_up(model)
-        server, agent = pool.statistics()["frameworks"]["onnx"]["pid"], pids(pool)[0]
-        os.kill(server, signal.SIGKILL)
-        await gone(agent)
-        out = await pool.run(model, {"x": np.ones((1, 4), np.float32)})
-        assert out["y"].shape == (1, 2)
-        assert pool.statistics()["frameworks"]["onnx"]["pid"] != server
-
-
-@pytest.mark.parametrize("name", ["onnx", "builtin", "pt2"])
-def test_frameworks_start_no_threads_when_they_are_imported(tmp_path: Path, name: str) -> None:
-    """Or agents would be started anew, which takes ten times as long."""
-    code = (
-        f"from dimnode.daemon.preload import preload; from dimnode.daemon.fork_server import threads; preload({name!r}); print(threads())"
-    )
-    env = dict(environment(AgentSettings(threads=2)))
-    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "1"
-
-
 async def test_agents_can_be_started_anew_instead_of_forked(tmp_path: Path) -> None:
     """As on macOS."""
     async with running_pool(tmp_path, fork=False) as pool:
@@ -281,12 +251,3 @@ async def test_agents_can_be_started_anew_instead_of_forked(tmp_path: Path) -> N
         pid = pids(pool)[0]
         os.kill(pid, signal.SIGKILL)
         await gone(pid)
-
-
-async def test_what_is_required_and_cannot_be_had_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with running_pool(tmp_path, sandbox="require") as pool:
-        await pool.warm_up(linear(tmp_path))
-    async with running_pool(tmp_path, sandbox="off") as pool:
-        assert not pool.confinement.complete
-        await pool.warm_up(linear(tmp_path))
-        assert pool.confinement.missing() == ("files", "network", "processes", "privileges")

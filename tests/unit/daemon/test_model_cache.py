@@ -9,9 +9,11 @@ import pytest
 import trio
 import trio.testing
 
+from dimnode.daemon.file_cid import is_content
 from dimnode.daemon.model_cache import ModelCache
 from dimnode.errors import DataLoss, InvalidArgument, ResourceExhausted, Unavailable
 from p2p.ipfs.api import BadCid, BlockCorrupt, BlockMissing, DiskFull
+from p2p.ipfs.memory import MemoryStore
 
 
 class FakeStore:
@@ -36,6 +38,7 @@ class FakeStore:
 
 @asynccontextmanager
 async def running_cache(store: FakeStore, folder: Path, max_bytes: int = 100, **more: Any) -> AsyncGenerator[ModelCache]:
+    more = {"whole": lambda path, cid: path.read_bytes() == store.content[cid], **more}
     cache = ModelCache(store, folder, max_bytes=max_bytes, fetch_timeout=1, **more)  # pyright: ignore[reportArgumentType]
     async with trio.open_nursery() as nursery:
         await nursery.start(cache.run)
@@ -75,12 +78,13 @@ async def test_one_download_serves_all_and_is_kept_over_restarts(tmp_path: Path)
 
 async def test_least_recently_used_goes_first_but_not_what_is_in_use_or_pinned(tmp_path: Path) -> None:
     store = FakeStore(a=bytes(40), b=bytes(40), c=bytes(40), d=bytes(40))
-    async with running_cache(store, tmp_path) as cache:
+    pinned: set[str] = set()
+    async with running_cache(store, tmp_path, pinned=pinned.__contains__) as cache:
         for cid in "aba":
             await get(cache, cid, 40)
         await get(cache, "c", 40)
         assert cache.cids() == ("a", "c")
-        cache.pin("a")
+        pinned.add("a")
         await get(cache, "d", 40)
         assert cache.cids() == ("a", "d")
         async with cache.use("d", "onnx", 40, ()):
@@ -139,3 +143,92 @@ async def test_a_folder_that_takes_no_file_fails_the_download_and_not_the_cache(
             await get(cache, "a", 5)
         (tmp_path / "a.onnx").rmdir()
         assert await get(cache, "a", 5) == b"12345"
+
+
+async def test_nothing_goes_for_a_model_that_cannot_fit_anyway(tmp_path: Path) -> None:
+    store = FakeStore(a=bytes(30), b=bytes(30), c=bytes(30), d=bytes(80))
+    async with running_cache(store, tmp_path) as cache:
+        for cid in "abc":
+            await get(cache, cid, 30)
+        async with cache.use("a", "onnx", 30, ()):
+            with pytest.raises(ResourceExhausted, match="in use"):
+                await get(cache, "d", 80)
+        assert cache.cids() == ("b", "c", "a")
+        assert cache.statistics()["evicted"] == 0
+    async with running_cache(store, tmp_path, admit=lambda size: "not enough free disk" if size > -60 else None) as cache:
+        for cid in "abc":
+            await get(cache, cid, 30)
+        store.content["e"] = bytes(31)
+        with pytest.raises(ResourceExhausted, match="disk"):
+            await get(cache, "e", 31)
+        assert len(cache.cids()) == 3
+
+
+async def test_what_the_disk_lacks_is_made_room_for(tmp_path: Path) -> None:
+    store = FakeStore(a=bytes(30), b=bytes(30), c=bytes(30))
+    free = 60
+    async with running_cache(store, tmp_path, admit=lambda size: None if size <= free else "not enough free disk") as cache:
+        await get(cache, "a", 30)
+        await get(cache, "b", 30)
+        free = 0
+        await get(cache, "c", 30)
+        assert cache.cids() == ("b", "c")
+
+
+async def test_what_an_earlier_start_left_is_read_through_once_before_it_is_used(tmp_path: Path) -> None:
+    store = FakeStore(a=b"12345", b=b"12345")
+    async with running_cache(store, tmp_path) as cache:
+        await get(cache, "a", 5)
+        await get(cache, "b", 5)
+    (tmp_path / "a.onnx").write_bytes(b"1234X")
+    looks: list[str] = []
+
+    def whole(path: Path, cid: str) -> bool:
+        looks.append(cid)
+        return path.read_bytes() == store.content[cid]
+
+    async with running_cache(store, tmp_path, whole=whole) as cache:
+        assert looks == []
+        got: list[bytes] = []
+
+        async def one(cid: str) -> None:
+            got.append(await get(cache, cid, 5))
+
+        async with trio.open_nursery() as nursery:
+            for cid in "aabb":
+                nursery.start_soon(one, cid)
+        assert got == [b"12345"] * 4
+        assert sorted(looks) == ["a", "b"]
+        assert store.exports == 3
+        assert await get(cache, "a", 5) == b"12345"
+        assert sorted(looks) == ["a", "b"]
+
+
+async def test_a_removed_model_goes_with_its_last_user_and_comes_back_only_when_asked_for(tmp_path: Path) -> None:
+    store = FakeStore(a=b"12345")
+    async with running_cache(store, tmp_path) as cache:
+        async with cache.use("a", "onnx", 5, ()) as path:
+            await cache.drop("a")
+            assert cache.cids() == ()
+            assert path.read_bytes() == b"12345"
+        assert list(tmp_path.iterdir()) == []
+        store.gate = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(get, cache, "a", 5)
+            await trio.testing.wait_all_tasks_blocked()
+            await cache.drop("a")  # while it is on its way
+            store.gate.set()
+        assert list(tmp_path.iterdir()) == []
+        assert await get(cache, "a", 5) == b"12345"
+        assert cache.cids() == ("a",)
+
+
+async def test_the_content_of_a_file_is_told_by_its_cid(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    for size in (0, 1, 1 << 18, (1 << 18) + 1, 1 << 20):
+        path.write_bytes(bytes(i % 251 for i in range(size)))
+        cid, _ = await MemoryStore().add_file(path)
+        assert is_content(path, cid)
+        path.write_bytes(path.read_bytes() + b"x")
+        assert not is_content(path, cid)
+    assert not is_content(tmp_path / "none", cid)

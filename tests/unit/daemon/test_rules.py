@@ -29,7 +29,7 @@ from dimnode.daemon.casting import cast
 from dimnode.daemon.model_health import ModelHealth
 from dimnode.daemon.resources import Snapshot, capabilities, estimate_memory, refusal, take_snapshot
 from dimnode.daemon.settings import AgentSettings
-from dimnode.errors import InvalidArgument, NotFound, ResourceExhausted
+from dimnode.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 
 GIB = 1 << 30
 
@@ -66,6 +66,46 @@ def test_a_model_that_crashes_waits_longer_each_time_and_is_refused_for_a_while(
     for name in "abc":
         health.crashed(name, "x", 0)
     assert health.delay("a", 0) == 0
+
+
+def test_a_run_that_takes_out_of_all_proportion_counts_and_a_short_deadline_does_not() -> None:
+    health = ModelHealth(AgentSettings(backoff_first=1, max_crashes=2, hang_seconds=100))
+    for now in range(10):
+        health.ran_out("m", 99, now)
+    assert health.delay("m", 10) == 0
+    health.worked("slow", 200)
+    health.worked("slow", 5)
+    for now in range(10):
+        health.ran_out("slow", 599, now)
+    assert health.delay("slow", 10) == 0, "it has taken 200 s before, and ended well"
+    for model, seconds in (("m", 100), ("slow", 600)):
+        health.ran_out(model, seconds, 10)
+        assert health.delay(model, 10) == 1
+        health.ran_out(model, seconds, 10)
+        with pytest.raises(ResourceExhausted, match=f"no answer after {seconds} s"):
+            health.delay(model, 11)
+    health.worked("m")
+    assert health.delay("m", 11) == 0
+
+
+def test_a_rejection_holds_for_what_was_claimed_and_for_a_while() -> None:
+    health = ModelHealth(AgentSettings(refuse_seconds=60), remember=2)
+    health.rejected("m", "golden pair 1", "it does not give its golden answer", 10)
+    with pytest.raises(FailedPrecondition, match="golden answer"):
+        health.check("m", "golden pair 1", 69)
+    health.check("m", "golden pair 2", 69)
+    health.check("m", "golden pair 1", 70)
+    assert (health.refused(69), health.refused(70)) == (1, 0)
+    health.accepted("m", "golden pair 1")
+    health.check("m", "golden pair 1", 20)
+    health.rejected("m", "1", "x", 10)
+    health.crashed("m", "SIGSEGV", 10)
+    health.forget("m")
+    health.check("m", "1", 20)
+    assert health.delay("m", 10) == 0
+    for name in "abc":
+        health.rejected(name, "", "x", 10)
+    health.check("a", "", 10)
 
 
 @pytest.mark.parametrize(

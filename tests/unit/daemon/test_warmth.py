@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dimnode.daemon.agent_value import AgentFacts, least_valuable
+from dimnode.daemon.agent_value import AgentFacts, value
 from dimnode.daemon.settings import PrewarmSettings
 from dimnode.daemon.warmth import Warmth
 
@@ -27,13 +27,13 @@ def test_uses_fade() -> None:
     assert warmth.count("unknown", 5.0) == 0.0
 
 
-def test_the_cheapest_to_lose_goes_first() -> None:
+def test_the_cheapest_to_lose_is_worth_least() -> None:
     gib = 1 << 30
     slow, quick = AgentFacts(10.0, 5, 90.0, gib), AgentFacts(0.3, 5, 90.0, gib)
-    assert least_valuable([slow, quick], 100.0) == 1
+    assert value(quick, 100.0) < value(slow, 100.0)
     small, large = AgentFacts(1.0, 1, 90.0, gib // 8), AgentFacts(1.0, 1, 90.0, 4 * gib)
-    assert least_valuable([small, large], 100.0) == 1
+    assert value(large, 100.0) < value(small, 100.0)
     busy, idle = AgentFacts(1.0, 100, 90.0, gib), AgentFacts(1.0, 1, 90.0, gib)
-    assert least_valuable([busy, idle], 100.0) == 1
+    assert value(idle, 100.0) < value(busy, 100.0)
     old, young = AgentFacts(0.01, 1, 0.0, 0), AgentFacts(0.05, 1, 50.0, 0)
-    assert least_valuable([young, old], 100.0) == 1
+    assert value(old, 100.0) < value(young, 100.0)

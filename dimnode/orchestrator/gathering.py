@@ -1,6 +1,6 @@
 """Calls that come at the same time go on together: group commit for requests.
 
-While a few batches are under way, what comes meanwhile waits and forms the next one. Who comes alone waits for nobody.
+While a batch is under way, what comes meanwhile waits and forms the next one; not for long, if it is slow. Who comes alone waits for nobody.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 import trio
 
 from dimnode.errors import DimError, ResourceExhausted, Unavailable, again
+from p2p.groups import collapse
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -20,8 +21,10 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class GatheringSettings:
-    at_once: int = 2
+    at_once: int = 1
     """Batches under way, beyond which calls wait for the next one."""
+    slow_after: float = 0.1
+    """Seconds after which a batch is one that nobody waits for."""
     most: int = 64
     """Calls in a batch."""
     max_bytes: int = 4 * 1024 * 1024
@@ -57,7 +60,8 @@ class Gathering(Generic[T, R]):
         self._start = start
         self._settings = settings or GatheringSettings()
         self._waiting: deque[_Call[T, R]] = deque()
-        self._under_way = 0
+        self._under_way: set[int] = set()
+        """Batches that are waited for, by identity."""
         self.pending = 0
         """Calls that are not answered."""
 
@@ -84,13 +88,14 @@ class Gathering(Generic[T, R]):
         return call.answer
 
     def _more(self) -> None:
-        while self._waiting and self._under_way < self._settings.at_once:
+        while self._waiting and len(self._under_way) < self._settings.at_once:
             batch = self._next()
+            self._under_way.add(id(batch))
             if not self._start(self._go, batch):
+                self._under_way.discard(id(batch))
                 self._fail([*batch, *self._waiting])
                 self._waiting.clear()
                 return
-            self._under_way += 1
 
     def _next(self) -> list[_Call[T, R]]:
         """The longest waiting, and those of its kind after it, as many as fit."""
@@ -108,6 +113,13 @@ class Gathering(Generic[T, R]):
         return batch
 
     async def _go(self, batch: list[_Call[T, R]]) -> None:
+        with collapse():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._answer, batch, nursery.cancel_scope)
+                await trio.sleep(self._settings.slow_after)
+                self._let_next_by(batch)
+
+    async def _answer(self, batch: list[_Call[T, R]], passing: trio.CancelScope) -> None:
         try:
             answers = await self._act(batch[0].kind, [c.item for c in batch])
         except DimError as e:
@@ -120,10 +132,16 @@ class Gathering(Generic[T, R]):
                 else:
                     call.answer = answer
         finally:
-            self._under_way -= 1
             self._fail([c for c in batch if c.answer is None and c.error is None])
             for call in batch:
                 call.done.set()
+            self._let_next_by(batch)
+            passing.cancel()
+
+    def _let_next_by(self, batch: list[_Call[T, R]]) -> None:
+        """It has been answered, or takes long."""
+        if id(batch) in self._under_way:
+            self._under_way.remove(id(batch))
             self._more()
 
     @staticmethod

@@ -26,9 +26,9 @@ class OrchestratorSettings:
     """Jobs driven at once; the others are queued by priority. Jobs that wait for nodes, models or cabinets do not count."""
     burst_jobs: int = 4
     """While at least so many jobs are being accepted at once, those that were accepted are begun with pauses."""
-    burst_lasts: float = 0.2
+    burst_lasts: float = 1.0
     """Seconds, so long after such a moment too."""
-    burst_pause: float = 0.05
+    burst_pause: float = 0.25
     """Seconds, between two of them."""
     burst_stock: int = 2_000
     """Jobs that may wait to be begun for that reason; with more of them there are no pauses."""

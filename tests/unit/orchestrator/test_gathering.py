@@ -55,16 +55,25 @@ async def ask(gathering: Gathering[str, str], words: Sequence[str], kind: str = 
 async def test_who_comes_alone_waits_for_nobody_and_what_comes_meanwhile_goes_together(autojump_clock: MockClock) -> None:
     async with trio.open_nursery() as nursery:
         desk = Desk(nursery)
-        answers = await ask(Gathering(desk.act, desk.start, GatheringSettings(at_once=2)), list("abcdef"))
+        answers = await ask(Gathering(desk.act, desk.start, GatheringSettings(at_once=2, slow_after=5)), list("abcdef"))
         assert desk.batches == [["a"], ["b"], ["c", "d", "e", "f"]]
         assert answers == {w: w.upper() for w in "abcdef"}
         assert trio.current_time() < 2.5
 
 
+async def test_nobody_waits_for_a_slow_batch(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        desk = Desk(nursery)
+        answers = await ask(Gathering(desk.act, desk.start, GatheringSettings(slow_after=0.1)), list("abcdef"))
+        assert desk.batches == [["a"], ["b", "c", "d", "e", "f"]]
+        assert answers == {w: w.upper() for w in "abcdef"}
+        assert 1.0 < trio.current_time() < 1.2
+
+
 async def test_batches_are_bounded_in_number_and_bytes_and_are_of_one_kind(autojump_clock: MockClock) -> None:
     async with trio.open_nursery() as nursery:
         desk = Desk(nursery)
-        gathering: Gathering[str, str] = Gathering(desk.act, desk.start, GatheringSettings(at_once=1, most=3, max_bytes=5))
+        gathering: Gathering[str, str] = Gathering(desk.act, desk.start, GatheringSettings(slow_after=5, most=3, max_bytes=5))
         await ask(gathering, list("abcdefgh"))
         assert desk.batches == [["a"], ["b", "c", "d"], ["e", "f", "g"], ["h"]]
         desk.batches.clear()
@@ -82,7 +91,7 @@ async def test_batches_are_bounded_in_number_and_bytes_and_are_of_one_kind(autoj
 async def test_a_refusal_is_of_one_and_a_failure_of_all_of_its_batch(autojump_clock: MockClock) -> None:
     async with trio.open_nursery() as nursery:
         desk = Desk(nursery)
-        gathering: Gathering[str, str] = Gathering(desk.act, desk.start, GatheringSettings(at_once=1))
+        gathering: Gathering[str, str] = Gathering(desk.act, desk.start, GatheringSettings(slow_after=5))
         answers = await ask(gathering, ["a", "b", "x", "c"])
         assert isinstance(answers.pop("x"), NotFound)
         assert answers == {"a": "A", "b": "B", "c": "C"}
@@ -95,7 +104,7 @@ async def test_a_refusal_is_of_one_and_a_failure_of_all_of_its_batch(autojump_cl
 async def test_who_is_cancelled_while_he_waits_is_left_out(autojump_clock: MockClock) -> None:
     async with trio.open_nursery() as nursery:
         desk = Desk(nursery)
-        gathering: Gathering[str, str] = Gathering(desk.act, desk.start, GatheringSettings(at_once=1))
+        gathering: Gathering[str, str] = Gathering(desk.act, desk.start, GatheringSettings(slow_after=5))
         nursery.start_soon(ask, gathering, ["a"])
         await trio.testing.wait_all_tasks_blocked()
         with trio.move_on_after(0.5):
@@ -112,7 +121,7 @@ async def test_when_the_owner_ends_everybody_hears_so(autojump_clock: MockClock)
     heard: dict[str, str | Exception] = {}
     async with trio.open_nursery() as clients, trio.open_nursery() as nursery:
         desk = Desk(nursery)
-        gathering: Gathering[str, str] = Gathering(desk.act, desk.start, GatheringSettings(at_once=1))
+        gathering: Gathering[str, str] = Gathering(desk.act, desk.start, GatheringSettings(slow_after=5))
 
         async def client() -> None:
             heard.update(await ask(gathering, ["a", "b", "c"]))
@@ -128,6 +137,6 @@ async def test_when_the_owner_ends_everybody_hears_so(autojump_clock: MockClock)
 async def test_no_more_wait_than_may(autojump_clock: MockClock) -> None:
     async with trio.open_nursery() as nursery:
         desk = Desk(nursery)
-        gathering: Gathering[str, str] = Gathering(desk.act, desk.start, GatheringSettings(at_once=1, max_waiting=2))
+        gathering: Gathering[str, str] = Gathering(desk.act, desk.start, GatheringSettings(slow_after=5, max_waiting=2))
         answers = await ask(gathering, list("abcd"))
         assert [w for w, a in answers.items() if isinstance(a, ResourceExhausted)] == ["d"]

@@ -13,6 +13,7 @@ import trio
 
 from dimnode.core.following import TERMINAL
 from dimnode.core.job_view import JobView, view
+from dimnode.core.pace import Pace
 from dimnode.core.partial_text import Seen
 from dimnode.domain import codec
 from dimnode.domain.job_form import PRIORITIES, JobForm
@@ -80,6 +81,7 @@ class Orchestrator:
         self._brought = 0
         """New jobs that calls are just bringing."""
         self._burst_until = float("-inf")
+        self._pace = Pace(settings.pace)
         self._counters = {"accepted": 0, "refused": 0, "finished": 0}
 
     # --- life ---
@@ -93,6 +95,7 @@ class Orchestrator:
                 self._nursery = nursery
                 try:
                     nursery.start_soon(self._held.run)
+                    nursery.start_soon(self._watch_loop)
                     nursery.start_soon(self._leave_when_full)
                     task_status.started()
                     await self._drive_jobs(nursery)
@@ -162,10 +165,20 @@ class Orchestrator:
 
     async def _let_new_jobs_in(self) -> None:
         """Driving a job takes much more time than accepting one. So while many come, few are begun, until there is a good
-        stock of them: a burst is acknowledged fast, and a steady stream no faster than it is worked off."""
+        stock of them: a burst is acknowledged fast, and a steady stream no faster than it is worked off. And none is begun while
+        the node comes late with those that it has."""
         s = self._settings
         if self._clock.monotonic() < self._burst_until and len(self._waiting) < s.burst_stock:
             await trio.sleep(s.burst_pause)
+        while (pause := self._pace.pause(len(self._scopes))) > 0:  # noqa: ASYNC110 - for time to pass
+            await trio.sleep(pause)
+
+    async def _watch_loop(self) -> None:
+        look = self._pace.settings.look
+        while True:
+            due = self._clock.monotonic() + look
+            await trio.sleep(look)
+            self._pace.looked(self._clock.monotonic() - due)
 
     async def _drive(self, held: Held, place: Place) -> None:
         job = held.job
@@ -426,7 +439,13 @@ class Orchestrator:
         return len(self._held)
 
     def statistics(self) -> dict[str, Any]:
-        return {**self._counters, "active": len(self._held), "waiting": len(self._waiting), "driven": len(self._scopes)}
+        return {
+            **self._counters,
+            "active": len(self._held),
+            "waiting": len(self._waiting),
+            "driven": len(self._scopes),
+            "late_ms": round(1000 * self._pace.late),
+        }
 
     async def _visible(self, job_id: str) -> JobView:
         seen = await self._table.load(job_id)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from dimnode.core.pace import PaceSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class OrchestratorSettings:
     """Seconds, between two of them."""
     burst_stock: int = 2_000
     """Jobs that may wait to be begun for that reason; with more of them there are no pauses."""
+    pace: PaceSettings = field(default_factory=PaceSettings)
     replan_cost: float = 0.0005
     """Seconds that waiting jobs let pass, times their number, before they look again at a changed swarm: so that many
     of them leave time for the others."""
@@ -64,6 +67,8 @@ class OrchestratorSettings:
     elapsed_checkpoint: float = 5.0
     """Seconds of a job's life that may be forgotten when its owner dies, or ``elapsed_share`` of it if that is more."""
     elapsed_share: float = 0.25
+    elapsed_of_timeout: float = 0.01
+    """Or this share of its timeout: an hour's job need not be exact to seconds."""
     checkpoints_at_once: int = 64
     """Jobs whose age is written down in one second, at the most; the others wait their turn."""
     fetch_timeout: float = 30.0

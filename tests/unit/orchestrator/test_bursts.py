@@ -38,11 +38,11 @@ async def begun(jobs: int, after: float, **settings: Any) -> int:
 async def test_jobs_of_a_burst_are_begun_one_by_one_unless_many_wait(
     autojump_clock: MockClock, jobs: int, settings: dict[str, Any], least: int, most: int
 ) -> None:
-    assert least <= await begun(jobs, 0.15, **settings) <= most
+    assert least <= await begun(jobs, 0.6, **settings) <= most
 
 
 async def test_after_the_burst_all_are_driven(autojump_clock: MockClock) -> None:
-    assert await begun(40, 2.0) == 40
+    assert await begun(40, 2.5) == 40
 
 
 async def test_a_burst_that_does_not_end_holds_no_job_for_ever(autojump_clock: MockClock) -> None:
@@ -55,7 +55,7 @@ async def test_a_burst_that_does_not_end_holds_no_job_for_ever(autojump_clock: M
     await double_model(swarm)
     async with running(swarm) as orchestrator:
         accepted = await orchestrator.submit_many([form() for _ in range(8)], "me")
-        for _ in range(10):
+        for _ in range(30):
             await orchestrator.submit_many([form() for _ in range(8)], "me")
             await trio.sleep(0.1)
         assert {a.job_id for a in accepted} <= set(orders)  # type: ignore[union-attr]

@@ -1,0 +1,33 @@
+"""An orchestrator whose node comes late begins no further jobs until it keeps up."""
+
+from __future__ import annotations
+
+import trio
+from trio.testing import MockClock
+
+from tests.support.orchestrated_jobs import form, running
+from tests.support.orchestration import FakeNode, FakeSwarm
+from tests.unit.orchestrator.test_jobs import double_model
+
+
+async def test_a_late_node_finishes_what_it_has_before_it_begins_more(autojump_clock: MockClock) -> None:
+    swarm = FakeSwarm([FakeNode("n", seconds=20.0, slots=1000)])
+    await double_model(swarm)
+    async with running(swarm) as orchestrator, trio.open_nursery() as nursery:
+        busy = trio.Event()
+
+        async def work() -> None:
+            while not busy.is_set():
+                await trio.sleep(0.1)
+                autojump_clock.jump(0.3)  # so long nothing else ran
+
+        nursery.start_soon(work)
+        await trio.sleep(1.0)
+        await orchestrator.submit_many([form(labels={"n": str(n)}) for n in range(60)], "me")
+        await trio.sleep(3.0)
+        least = orchestrator._pace.settings.least
+        assert least <= orchestrator.statistics()["driven"] <= least + 8
+        assert orchestrator.statistics()["late_ms"] >= 200
+        busy.set()
+        await trio.sleep(5.0)
+        assert orchestrator.statistics()["driven"] == 60

@@ -58,7 +58,9 @@ def read_plan(path: Path) -> Plan:
     """Raises `ModelRejected`."""
     model, blobs = open_package(path)
     description = model.message(2)
-    inputs, outputs = (tuple(_feature(m) for m in description.messages(n)) for n in (1, 10))
+    # states go in as well, and no tensor of a task can stand for one
+    inputs = tuple(_feature(m) for n in (1, 13) for m in description.messages(n))
+    outputs = tuple(_feature(m) for m in description.messages(10))
     labels: tuple[str | int, ...] = ()
     if any(f.kind == "dictionary" for f in outputs):
         if _PROGRAM in model:

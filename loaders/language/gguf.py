@@ -16,7 +16,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from loaders.api import Array
 from loaders.language.gguf_tensors import GROUP, KINDS, to_mlx
+from loaders.language.gguf_tokens import first_token, read_tokenizer, special_tokens
 from loaders.language.networks import check_config
 from loaders.language.parts import Parts, checked_template, numbers, refuse
 
@@ -31,8 +33,7 @@ _NAMES = (
     ("attn_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm"), ("token_embd", "model.embed_tokens"),
     ("output_norm", "model.norm"), ("output.", "lm_head."),
 )  # fmt: skip
-_CONTROL = 3
-"""Kind of a token that is no text."""
+_FREQUENCIES = "rope_freqs.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +145,12 @@ def read_gguf(path: Path) -> Parts:
     if not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens):
         raise refuse("it has no tokens")
     weights = {_renamed(name): array for name, array in read_weights(path, header).items()}
-    names = {k: _named(tokens, header.values.get(f"tokenizer.ggml.{k}_id")) for k in ("bos_token", "eos_token")}
-    special = {"bos_token": names["bos_token"].get("text", ""), "eos_token": names["eos_token"].get("text", "")}
+    if (factors := weights.pop(_FREQUENCIES, None)) is not None:
+        config["rope_scaling"] = _rope_scaling(np.array(factors), config)
     return Parts(
-        config, _tokenizer(header.values, tokens), weights, _packed(weights),
-        frozenset(numbers(header.values.get("tokenizer.ggml.eos_token_id"))),
-        checked_template(header.values.get("tokenizer.chat_template")), special, _first(header.values, tokens),
+        config, read_tokenizer(header.values, tokens), weights, _packed(weights),
+        frozenset(n for k in ("eos", "eot") for n in numbers(header.values.get(f"tokenizer.ggml.{k}_token_id"))),
+        checked_template(header.values.get("tokenizer.chat_template")), special_tokens(header.values, tokens), first_token(header.values, tokens),
     )  # fmt: skip
 
 
@@ -162,40 +163,50 @@ def read_weights(path: Path, header: GgufHeader) -> dict[str, Any]:
     return out
 
 
-def _named(tokens: list[str], number: Any) -> Mapping[str, str]:
-    return {"text": tokens[number]} if isinstance(number, int) and 0 <= number < len(tokens) else {}
-
-
-def _first(values: Mapping[str, Any], tokens: list[str]) -> int | None:
-    """The token that the author wants in front of every text."""
-    number = values.get("tokenizer.ggml.bos_token_id")
-    if values.get("tokenizer.ggml.add_bos_token") is not True or type(number) is not int:
-        return None
-    if not 0 <= number < len(tokens):
-        raise refuse("its first token is none of its tokens")
-    return number
-
-
 def _config(header: GgufHeader) -> dict[str, Any]:
     values = header.values
     kind = values.get("general.architecture")
     if kind != "llama":
         raise refuse(f"GGUF networks of type {str(kind)[:64]!r} are not supported; `llama` is")
 
-    def of(name: str) -> Any:
-        if f"llama.{name}" not in values:
+    def of(name: str, default: Any = None) -> Any:
+        found = values.get(f"llama.{name}", default)
+        if found is None:
             raise refuse(f"its header has no llama.{name}")
-        return values[f"llama.{name}"]
+        if type(found) not in (int, float) or not found > 0:
+            raise refuse(f"llama.{name} of its header is no number above 0")
+        return found
 
+    heads = of("attention.head_count")
+    width = of("attention.key_length", max(1, of("embedding_length") // heads))
+    if values.get("llama.rope.scaling.type", "none") != "none" or values.get("llama.rope.dimension_count", width) != width:
+        raise refuse("it scales its positions in a way that is not supported; publish the model as a folder")
     table = header.tensors.get("token_embd.weight")
     return {
         "model_type": "llama", "hidden_size": of("embedding_length"), "num_hidden_layers": of("block_count"),
-        "intermediate_size": of("feed_forward_length"), "num_attention_heads": of("attention.head_count"),
-        "num_key_value_heads": values.get("llama.attention.head_count_kv", of("attention.head_count")),
+        "intermediate_size": of("feed_forward_length"), "num_attention_heads": heads, "head_dim": width,
+        "num_key_value_heads": of("attention.head_count_kv", heads),
         "rms_norm_eps": of("attention.layer_norm_rms_epsilon"), "vocab_size": table.shape[-1] if table is not None else 0,
-        "rope_theta": values.get("llama.rope.freq_base", 10000.0), "rope_traditional": True,
+        "rope_theta": of("rope.freq_base", 10000.0), "rope_traditional": True,
         "max_position_embeddings": of("context_length"), "tie_word_embeddings": "output.weight" not in header.tensors,
     }  # fmt: skip
+
+
+def _rope_scaling(factors: Array, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Llama 3.1 and later stretch slow rotations for longer contexts. GGUF has the result, a factor for each frequency; mlx-lm wants what it
+    was made of. All that were published differ in one number, the largest factor; others are refused."""
+    factor = float(factors.max(initial=1))
+    scaling: dict[str, Any] = {
+        "rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+    width = config["head_dim"]
+    if not isinstance(width, int) or factors.shape != (width // 2,) or not 1 <= factor < 1000:
+        raise refuse("its rotations have factors that do not fit")
+    turns = 8192 / (2 * math.pi * float(config["rope_theta"]) ** (np.arange(0, width, 2) / width))
+    smooth = np.clip((turns - 1) / 3, 0, 1)
+    if not np.allclose(factors, 1 / ((1 - smooth) / factor + smooth), rtol=1e-3):
+        raise refuse("it scales its positions in a way that is not supported; publish the model as a folder")
+    return scaling
 
 
 def _renamed(name: str) -> str:
@@ -212,24 +223,3 @@ def _packed(weights: Mapping[str, Any]) -> dict[str, Any]:
         blocks = weights[f"{name}.scales"].shape[-1]
         out[name] = {"group_size": GROUP, "bits": weights[f"{name}.weight"].shape[-1] // max(1, blocks)}
     return out
-
-
-def _tokenizer(values: Mapping[str, Any], tokens: list[str]) -> Any:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    kind, how = values.get("tokenizer.ggml.model"), values.get("tokenizer.ggml.pre", "default")
-    merges, kinds = values.get("tokenizer.ggml.merges"), values.get("tokenizer.ggml.token_type")
-    if kind != "gpt2" or how not in ("smollm", "gpt-2", "default") or not isinstance(merges, list):
-        raise refuse(f"its tokenizer ({str(kind)[:32]}, {str(how)[:32]}) is not supported; publish the model as a folder")
-    pairs = [tuple(str(m).split(" ", 1)) for m in merges]
-    try:
-        tokenizer = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, pairs))  # pyright: ignore[reportArgumentType]
-    except Exception as e:
-        raise refuse("its tokenizer is broken") from e
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    first = [pre_tokenizers.Digits(individual_digits=True)] if how == "smollm" else []
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*first, byte_level])  # pyright: ignore[reportAttributeAccessIssue]
-    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
-    if isinstance(kinds, list) and len(kinds) == len(tokens):
-        tokenizer.add_special_tokens([AddedToken(t, special=True) for t, k in zip(tokens, kinds, strict=True) if k == _CONTROL])
-    return tokenizer

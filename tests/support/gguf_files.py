@@ -41,8 +41,11 @@ def values(raw: np.ndarray, kind: str) -> np.ndarray:
     return quants.dequantize(raw, GGMLQuantizationType[kind])
 
 
-def write(path: Path, tensors: dict[str, tuple[np.ndarray, str]], *, bos: bool | None = None, template: str | None = None) -> Path:
-    """A network of the `llama` family. ``tensors``: GGUF's name -> (bytes of rows, or floats; the type)."""
+def write(
+    path: Path, tensors: dict[str, tuple[np.ndarray, str]], *, bos: bool | None = None, template: str | None = None, cut: str = "gpt-2",
+    scaling: str | None = None,
+) -> Path:  # fmt: skip
+    """A network of the `llama` family. ``tensors``: GGUF's name -> (bytes of rows, or floats; the type). ``cut``: how texts are cut."""
     config = {**CONFIG, **CHANGES}
     writer = GGUFWriter(path, "llama")
     writer.add_block_count(config["num_hidden_layers"])
@@ -55,7 +58,9 @@ def write(path: Path, tensors: dict[str, tuple[np.ndarray, str]], *, bos: bool |
     words = tokenizer()
     names = [words.id_to_token(i) for i in range(words.get_vocab_size())]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(cut)
+    if scaling is not None:
+        writer.add_string("llama.rope.scaling.type", scaling)
     writer.add_token_list(names)
     writer.add_token_types([3 if n.startswith("<|") else 1 for n in names])
     writer.add_token_merges([" ".join(m) for m in merges(words)])
@@ -81,16 +86,31 @@ def merges(words: Any) -> list[tuple[str, str]]:
     return [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in found]
 
 
+def renamed(name: str) -> str:
+    """Hugging Face's name of a weight -> GGUF's."""
+    for theirs, ours in _NAMES:
+        name = name.replace(theirs, ours)
+    return name
+
+
+def from_hugging_face(weights: dict[str, np.ndarray], factors: np.ndarray | None = None) -> dict[str, tuple[np.ndarray, str]]:
+    """As llama.cpp's converter does it: the halves of each head of queries and keys become pairs. ``factors``: of the rotations."""
+    out: dict[str, tuple[np.ndarray, str]] = {}
+    for name, array in weights.items():
+        if "q_proj" in name or "k_proj" in name:
+            width = CHANGES["head_dim"]
+            array = array.reshape(-1, 2, width // 2, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+        out[renamed(name)] = (np.ascontiguousarray(array), "F32")
+    if factors is not None:
+        out["rope_freqs.weight"] = (factors.astype(np.float32), "F32")
+    return out
+
+
 def shapes() -> dict[str, tuple[int, ...]]:
     """GGUF's name -> shape."""
     from tests.support.language_models import weights
 
-    out: dict[str, tuple[int, ...]] = {}
-    for name, array in weights({**CONFIG, **CHANGES}).items():
-        for theirs, ours in _NAMES:
-            name = name.replace(theirs, ours)
-        out[name] = array.shape
-    return out
+    return {renamed(name): array.shape for name, array in weights({**CONFIG, **CHANGES}).items()}
 
 
 def network(kind: str) -> dict[str, tuple[np.ndarray, str]]:

@@ -139,7 +139,16 @@ BROKEN_GGUF: dict[str, tuple[bytes, str]] = {
     "a tensor of an unknown type": (gguf([LLAMA], [tensor("a", 256, kind=16)], data=b"\0" * 999), "type 16"),
     "an odd alignment": (gguf([number("general.alignment", 0)], [], data=b"\0" * 64), "alignment"),
     "another network": (gguf([text("general.architecture") + struct.pack("<I", 8) + text("evil")], []), "'evil'"),
-    "no sizes": (gguf([LLAMA], []), "llama.embedding_length"),
+    "no sizes": (gguf([LLAMA], []), "llama.attention.head_count"),
+    "no heads": (gguf([LLAMA, number("llama.attention.head_count", 0)], []), "no number above 0"),
+    "heads that are a text": (
+        gguf([LLAMA, text("llama.attention.head_count") + struct.pack("<I", 8) + text("9")], []),
+        "no number above 0",
+    ),
+    "heads that are a list": (
+        gguf([LLAMA, text("llama.attention.head_count") + struct.pack("<IIQI", 9, 4, 1, 9)], []),
+        "no number above 0",
+    ),
 }
 
 

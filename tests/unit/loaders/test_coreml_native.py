@@ -86,6 +86,9 @@ def test_labels_are_read_from_every_kind_of_classifier(tmp_path: Path) -> None:
     assert read_plan(path).portable
     path.write_bytes(put_int(1, 1) + put_bytes(2, dictionary + image) + put_bytes(403, labels))
     assert not read_plan(path).portable
+    state = put_bytes(13, put_bytes(1, "s") + put_bytes(3, put_bytes(8, b"")))
+    path.write_bytes(put_int(1, 1) + put_bytes(2, dictionary + state) + put_bytes(403, labels))
+    assert not read_plan(path).portable
     path.write_bytes(put_int(1, 1) + put_bytes(2, dictionary) + put_bytes(403, b""))
     assert not read_plan(path).portable
 

@@ -11,10 +11,12 @@ import pytest
 from gguf import GGMLQuantizationType
 
 from loaders.api import ModelRejected
+from loaders.archive import pack_folder
 from loaders.language.gguf import read_header, read_weights
 from loaders.language.gguf_tensors import KINDS, to_mlx
 from loaders.language_loader import LanguageLoader, LanguageModel
-from tests.support.gguf_files import HALVES, blocks, network, unpacked, values, write
+from tests.support.gguf_files import CHANGES, HALVES, blocks, from_hugging_face, network, unpacked, values, write
+from tests.support.language_models import CONFIG, safetensors, tiny_folder, weights
 
 PACKED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K")
 PROMPT = "Hello there, wörld"
@@ -113,8 +115,10 @@ def tokens(model: LanguageModel, prompt: str = PROMPT, **more: Any) -> list[int]
     return model.run(asked)["tokens"][0].tolist()
 
 
-def logits(model: LanguageModel) -> np.ndarray:
-    return np.array(model._network(mx.array([[5, 80, 200, 31, 7]])).astype(mx.float32))
+def logits(model: LanguageModel, length: int = 5) -> np.ndarray:
+    """Of the last tokens of a text of this length."""
+    text = np.random.default_rng(length).integers(3, 300, length)
+    return np.array(model._network(mx.array(text[None]))[:, -5:].astype(mx.float32))
 
 
 def same_model(ours: LanguageModel, theirs: LanguageModel) -> None:
@@ -174,3 +178,58 @@ def test_a_first_token_that_is_none_of_its_tokens_is_refused(tmp_path: Path) -> 
     path.write_bytes(data[:at] + (1 << 20).to_bytes(4, "little") + data[at + 4 :])
     with pytest.raises(ModelRejected, match="none of its tokens"):
         load(path)
+
+
+# --- Llama 3 ------------------------------------------------------------------------------------
+
+SCALING = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+def factors(theta: float = 10000.0, factor: float = 32.0, old: int = 8192) -> np.ndarray:
+    """One by one, as Llama 3.1's code has it and llama.cpp's converter writes it down."""
+    out = []
+    for frequency in 1.0 / (theta ** (np.arange(0, 64, 2) / 64)):
+        length = 2 * np.pi / frequency
+        if length < old / 4:
+            out.append(1.0)
+        elif length > old:
+            out.append(factor)
+        else:
+            smooth = (old / length - 1) / 3
+            out.append(1 / ((1 - smooth) / factor + smooth))
+    return np.array(out)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_network_computes_what_it_does_as_a_folder(tmp_path: Path, scaled: bool) -> None:
+    """Other names, other order within heads, another way to write down the scaling of positions."""
+    floats = weights({**CONFIG, **CHANGES}, seed=3)
+    folder = tiny_folder(tmp_path / "folder", **CHANGES, **({"rope_scaling": SCALING} if scaled else {}))
+    (folder / "model.safetensors").write_bytes(safetensors(floats))
+    pack_folder(folder, tmp_path / "folder.lm")
+    gguf = write(tmp_path / "m.gguf", from_hugging_face(floats, factors() if scaled else None))
+    plain = write(tmp_path / "n.gguf", from_hugging_face(floats))
+    found, expected = logits(load(gguf), 3000), logits(load(tmp_path / "folder.lm"), 3000)
+    np.testing.assert_allclose(found, expected, atol=1e-3 * float(np.abs(expected).max()))
+    if scaled:
+        assert np.abs(found - logits(load(plain), 3000)).max() > 0.01 * float(np.abs(expected).max())
+
+
+def test_positions_that_are_scaled_otherwise_are_refused(tmp_path: Path) -> None:
+    floats = weights({**CONFIG, **CHANGES})
+    for name, odd in (("order", factors()[::-1]), ("context", factors(old=4096)), ("few", factors()[:7]), ("infinite", factors() * np.inf)):
+        with pytest.raises(ModelRejected, match=r"scales its positions|do not fit"):
+            load(write(tmp_path / f"{name}.gguf", from_hugging_face(floats, odd)))
+    with pytest.raises(ModelRejected, match="scales its positions"):
+        load(write(tmp_path / "y.gguf", from_hugging_face(floats), scaling="yarn"))
+    assert tokens(load(write(tmp_path / "n.gguf", from_hugging_face(floats), scaling="none")))
+
+
+def test_texts_are_cut_as_llama_3_cuts_them(tmp_path: Path) -> None:
+    model = load(write(tmp_path / "m.gguf", network("Q8_0"), cut="llama-bpe"))
+    cuts = [piece for piece, _ in model._tokenizer.pre_tokenizer.pre_tokenize_str("I'M 1234567, (don't)\n\n  wört")]
+    assert cuts == ["I", "'M", "Ġ", "123", "456", "7", ",", "Ġ(", "don", "'t", ")ĊĊ", "Ġ", "ĠwÃ¶rt"]
+    # its files do not say that a text begins with the first token, and it does
+    assert tokens(model, "Hello") == tokens(model, "<|user|>Hello")
+    with pytest.raises(ModelRejected, match=r"tokenizer.*is not supported"):
+        load(write(tmp_path / "o.gguf", network("Q8_0"), cut="tekken"))

@@ -104,6 +104,8 @@ class Settings:
             max_agents=d.agents,
             idle_seconds=d.agent_idle,
             start_timeout=d.agent_start,
+            framework_timeout=d.framework_start,
+            hang_seconds=d.agent_hang,
             threads=threads,
             memory_base=d.agent_memory,
             sandbox=d.sandbox,

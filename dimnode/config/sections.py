@@ -133,7 +133,15 @@ class DaemonSection(Section):
     agent_memory: Bytes = Field(default=4 * GIB, description="Memory that one agent may use before it is stopped.")
     agent_threads: CountOrNone = Field(default=0, description="Threads per inference. 0: cores divided by slots, at least 1.")
     agent_idle: Seconds = Field(default=600.0, description="An agent without work for this time is stopped.")
-    agent_start: Seconds = Field(default=60.0, description="Time for an agent to start and load its model.")
+    agent_start: Seconds = Field(default=60.0, description="Time for an agent that has its framework to load its model.")
+    framework_start: Seconds = Field(
+        default=180.0, description="Time for a framework to be imported. One that takes longer is ended, and no model is blamed for it."
+    )
+    agent_hang: Seconds = Field(
+        default=120.0,
+        description="A run that has given nothing after this time, nor after three times the longest that ended well, counts as a crash of its "
+        "model when its task's time is over. After three crashes in a row a model rests for a minute.",
+    )
     memory_reserve: Bytes = Field(default=256 << 20, description="Free memory that a task must leave to the machine.")
     disk_reserve: Bytes = Field(default=256 << 20, description="Free disk that a task must leave to the machine.")
     agents_per_model: CountOrNone = Field(
@@ -155,7 +163,9 @@ class DaemonSection(Section):
         default=2, description="Models that are kept loaded before they are asked for: pinned, queued and frequent ones. 0: none."
     )
     prewarm_interval: Seconds = Field(default=5.0, description="Time between looks at which models to warm.")
-    pinned: Strings = Field(default=(), description="Models, by id or CID, that are kept in the cache and loaded whenever there is room.")
+    pinned: Strings = Field(
+        default=(), description="Models, by id or CID, that are fetched, kept in the cache and loaded whenever there is room."
+    )
 
 
 class GatewaySection(Section):

@@ -30,7 +30,7 @@ async def test_a_model_that_never_answers_in_its_callers_time_is_refused_in_the_
         await pool.warm_up(fast(tmp_path))  # the framework is there
         for _ in range(2):
             await hang(pool, slow(tmp_path))
-        with pytest.raises(ResourceExhausted, match=r"hung 2 times in a row.*no answer after"):
+        with trio.fail_after(10), pytest.raises(ResourceExhausted, match=r"hung 2 times in a row.*no answer after"):
             await pool.run(slow(tmp_path), ONE)
         await pool.run(fast(tmp_path), {"x": X})
 
@@ -43,7 +43,7 @@ async def test_so_is_one_whose_requests_run_in_batches(tmp_path: Path) -> None:
         pool._batching.learn("slow", True)
         for _ in range(2):
             await hang(pool, model, "client")
-        with pytest.raises(ResourceExhausted, match="hung 2 times in a row"):
+        with trio.fail_after(10), pytest.raises(ResourceExhausted, match="hung 2 times in a row"):
             await pool.run(model, ONE, "client")
 
 

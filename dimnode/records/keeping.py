@@ -77,7 +77,10 @@ class Keeping:
         self._voters = voters
         self.table = RecordTable(journal, signer, settings=s.table)
         self._holder = RecordHolder(network, self.table, journal, store, clock, s.holder, swarm=swarm, verify=verify, free=free)
-        self.participation = Participation(network, self.table, journal, elector, clock, s.participation)
+        self.participation = Participation(
+            network, self.table, journal, elector, clock, s.participation,
+            shall_keep=self._shall_keep,
+        )  # fmt: skip
         self.replicator = Replicator(
             network, self.table, journal, registry, store, clock, s.replicator,
             verify=verify, voters=voters, let_in=self.participation.let_in,
@@ -114,6 +117,9 @@ class Keeping:
                 break
             peers.update(dict.fromkeys(self.replicator.responsible(job)))
         await self._anti_entropy.sync_now(jobs, tuple(peers), self._settings.sync_timeout)
+
+    def _shall_keep(self, job: str, peer: str) -> bool:
+        return self._anti_entropy.shall_keep(job, peer)
 
     async def keep_blocks(self, request: BlocksRequest) -> Collection[str]:
         """Fetches blocks of a job and pins them; see `RecordHolder.keep_blocks`."""

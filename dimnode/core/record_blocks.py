@@ -51,6 +51,13 @@ def result_blocks(bodies: Iterable[Body | Unknown]) -> Iterator[str]:
             yield body.result_cid
 
 
+def results_in(bodies: Iterable[Body | Unknown]) -> Iterator[Any]:
+    """Result documents that are in the record itself."""
+    for body in bodies:
+        if isinstance(body, OutcomeEntry) and body.result is not None:
+            yield _plain(body.result)
+
+
 def tensors_of(document: Any, section: str) -> Iterator[str]:
     """CIDs of the tensors under ``client_data`` of a spec, or ``outputs`` of a result document."""
     tensors = document.get(section) if isinstance(document, Mapping) else None
@@ -58,6 +65,15 @@ def tensors_of(document: Any, section: str) -> Iterator[str]:
         cid = tensor.get("cid") if isinstance(tensor, Mapping) else None
         if isinstance(cid, str):
             yield cid
+
+
+def receipts_of(document: Any) -> Iterator[bytes]:
+    """The receipts in a result document: signed entries, canonical DAG-CBOR."""
+    tasks = document.get("tasks") if isinstance(document, Mapping) else None
+    for task in tasks if isinstance(tasks, (list, tuple)) else ():
+        receipt = task.get("receipt") if isinstance(task, Mapping) else None
+        if isinstance(receipt, bytes) and receipt:
+            yield receipt
 
 
 def _plain(data: bytes) -> Any:

@@ -165,9 +165,6 @@ class Drive:
             raise
 
     async def _loop(self, nursery: trio.Nursery) -> None:
-        core = self._view().core
-        if core is not None:
-            nursery.start_soon(self._p.ends.publish, self._job, core.spec)
         engine = await self._plan(nursery)
         tasks = trio.CapacityLimiter(self._p.settings.max_tasks_per_job)
         while not self._view().terminal:
@@ -401,27 +398,19 @@ class Drive:
         cid = compute(DAG_CBOR, data).text
         if not keep:
             await self._p.store.private_to(self._job).put_dag_bytes(data, durable=True)
-        await self._end(
-            OutcomeEntry(
-                job=self._job,
-                ballot=self._ballot,
-                status="completed",
-                at=self._p.clock.wall(),
-                result_cid=cid,
-                result=data if keep else None,
-            )
+        outcome = OutcomeEntry(
+            job=self._job, ballot=self._ballot, status="completed", at=self._p.clock.wall(), result_cid=cid, result=data if keep else None
         )
-        if keep:  # the outcome has it durably: the block is for those who ask by CID
-            await self._p.ends.publish(self._job, data)
+        await self._end(outcome, [*(v.cid for v in outputs.values() if v.cid is not None), *([] if keep else [cid])])
 
     async def fail(self, error: ErrorInfo) -> None:
         details = with_names(error.details, self._p.table.record(self._job), self._p.selector.name)
         error = msgspec.structs.replace(error, details=details)
         await self._end(self._p.ends.failed(self._job, self._ballot, error))
 
-    async def _end(self, outcome: OutcomeEntry) -> None:
+    async def _end(self, outcome: OutcomeEntry, blocks: Sequence[str] = ()) -> None:
         """Raises `Fenced`: there is nothing more to do here then."""
-        if not await self._p.ends.end(outcome):
+        if not await self._p.ends.end(outcome, blocks):
             raise Fenced(f"job {self._job} has a new owner", hint="It goes on there.")
 
     def _expired(self) -> OutcomeEntry:

@@ -121,6 +121,9 @@ class RecordTable:
         state = self._memory.get(job)
         return frozenset(e.id for e in state.noted) if state is not None else frozenset()
 
+    def unfinished(self, job: str) -> bool:
+        return job in self._memory.active
+
     def holds(self, job: str) -> bool:
         """Whether it is in memory."""
         return job in self._memory

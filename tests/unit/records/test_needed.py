@@ -12,7 +12,7 @@ import trio.testing
 
 from dimnode.clock import ManualClock
 from dimnode.domain import codec
-from dimnode.domain.record import Assign, Attempt, Core, OutcomeEntry
+from dimnode.domain.record import Assign, Attempt, Core, OutcomeEntry, Receipt
 from dimnode.domain.tensors import TensorValue
 from dimnode.garbage import Garbage, GarbageSettings, wanted
 from dimnode.records.needed import RecordNeeds
@@ -83,6 +83,26 @@ async def test_all_blocks_of_unfinished_and_of_finished_records_are_needed():
     await b.table.forget(["small", "large"])
     assert (await b.garbage.collect()).blocks == 4, "what only the forgotten ones needed"
     assert await b.here([spec, x, model, output]) == [True] * 4
+
+
+async def test_receipts_are_needed_as_long_as_their_records():
+    b = Bench()
+    receipt = Receipt(job="failed", task="t", attempt=1, node="x", model_cid="m", inputs={}, outputs={}, started=1.0, ended=2.0, cost=1.0)
+    attempt = e.signed(
+        Attempt(job="failed", ballot=e.ballot(1), task="t", attempt=1, task_key="k", status="failed", node="x", receipt=receipt)
+    )
+    told = [codec.encode({"receipt": n}) for n in range(2)]
+    cids = [await b.store.put_dag_bytes(data) for data in (codec.encode(attempt), *told)]
+    result, large = ({"outputs": {}, "tasks": [{"receipt": data}]} for data in told)
+    document = await b.store.put_dag(large)
+    failed = e.signed(OutcomeEntry(job="failed", ballot=e.ballot(1), status="failed", at=2.0))
+    await b.table.merge("failed", [core("failed", GONE), e.claim(1, job="failed"), attempt, failed])
+    await b.table.merge("small", [core("small", GONE), completed("small", result=codec.encode(result), result_cid=GONE)])
+    await b.table.merge("large", [core("large", GONE), completed("large", result_cid=document)])
+    assert (await b.garbage.collect()).blocks == 0
+    await b.table.forget(["failed", "small", "large"])
+    await b.garbage.collect()
+    assert await b.here(cids) == [False] * 3
 
 
 async def test_parts_that_this_node_signed_for_others_need_their_outputs():

@@ -1,4 +1,4 @@
-"""Which blocks belong to a job's record: its inputs and its result, as far as they are not in the record itself."""
+"""Which blocks belong to a job's record: its inputs, its latest checkpoint and its result, as far as they are not in the record itself."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 
 from dimnode.core.job_record import Record
 from dimnode.domain import codec
-from dimnode.domain.record import Assign, Attempt, Body, Core, OutcomeEntry, Unknown
+from dimnode.domain.record import Assign, Attempt, Body, Checkpoint, Core, OutcomeEntry, Unknown
 
 
 def blocks_of(record: Record) -> tuple[str, ...]:
     """CIDs, each once. Of a result that is a block of its own this is that block; `tensors_of` tells what it refers to."""
-    found: dict[str, None] = {}
-    for body in [b for _, b in record.items()]:
+    bodies = [b for _, b in record.items()]
+    found = dict.fromkeys(latest_checkpoints(bodies))
+    for body in bodies:
         if isinstance(body, Core):
             found.update(dict.fromkeys(tensors_of(_plain(body.spec), "client_data")))
         elif isinstance(body, OutcomeEntry) and body.result is not None:
@@ -42,6 +43,18 @@ def needed_by(bodies: Iterable[Body | Unknown]) -> Iterator[str]:
                     yield body.result_cid
             case _:
                 continue
+
+
+def latest_checkpoints(bodies: Iterable[Body | Unknown]) -> Iterator[str]:
+    """CIDs of those of the last round that has any. A round is fed by the one before it, and an ended job goes on with none."""
+    found: dict[str, int] = {}
+    for body in bodies:
+        if isinstance(body, OutcomeEntry):
+            return
+        if isinstance(body, Checkpoint):
+            found[body.cid] = body.round
+    last = max(found.values(), default=0)
+    yield from (cid for cid, number in found.items() if number == last)
 
 
 def result_blocks(bodies: Iterable[Body | Unknown]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 import structlog
 import trio
 
-from dimnode.core.record_blocks import needed_by, result_blocks, results_in, tensors_of
+from dimnode.core.record_blocks import latest_checkpoints, needed_by, result_blocks, results_in, tensors_of
 from dimnode.domain.codec import CodecError
 from dimnode.domain.record import Body, SignedEntry, Unknown
 from dimnode.ports import Journal
@@ -51,7 +51,7 @@ class RecordNeeds:
 
     async def _of(self, entries: Sequence[SignedEntry]) -> AsyncGenerator[str, None]:
         bodies = list(bodies_of(entries))
-        for cid in (*needed_by(bodies), *receipt_cids(entries)):
+        for cid in (*needed_by(bodies), *latest_checkpoints(bodies), *receipt_cids(entries)):
             yield cid
         for document in results_in(bodies):
             for cid in receipt_cids((), document):

@@ -351,6 +351,43 @@ async def test_a_forged_an_older_and_an_expired_name_in_the_dht_are_not_believed
         assert await b.state.names.resolve(["a"]) == {}
 
 
+async def test_after_a_restart_an_older_name_is_refused(autojump_clock: trio.testing.MockClock) -> None:
+    dht = dhts.MemoryHub()
+    async with state_swarm(seats=1, dht=dht) as swarm:
+        a, b = await swarm.add("a"), await swarm.add("b")
+        await a.learn(job(1))
+        await published(a)
+        older = dht.records["names", "a"]
+        await a.learn(job(2))
+        await published(a, since=trio.current_time())
+        assert set(await b.state.names.resolve(["a"])) == {"a"}
+        await trio.sleep(3)
+        disk = swarm.crash("b")
+        swarm.crash("a")
+        dht.records["names", "a"] = older
+        b = await swarm.add("b", disk=disk, boots=2)
+        assert await b.state.names.resolve(["a"]) == {}
+        c = await swarm.add("c")
+        assert set(await c.state.names.resolve(["a"])) == {"a"}, "who never heard of a later one believes it"
+
+
+async def test_what_a_seat_published_before_it_died_is_resolved_when_no_seat_has_published(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with state_swarm(seats=1) as swarm:
+        a, b = await swarm.add("a"), await swarm.add("b", state=replace(QUICK, publisher=PublisherSettings(settle=1e6)))
+        await a.learn(job(1))
+        await published(a)
+        assert len((await b.state.resolver.resolve("jobs"))["jobs"]) == 1  # from here on it has the blocks
+        swarm.crash("a")
+        with trio.fail_after(60):
+            while [s.peer for s in b.elector.seats()] != ["b"]:
+                await trio.sleep(0.1)
+        found = await b.state.resolver.resolve("jobs")
+        assert [s["peer_id"] for s in found["seats"]] == ["a"]
+        assert [j["job_id"] for j in found["jobs"]] == [name_of_job(1)]
+
+
 async def test_a_dht_that_is_down_costs_nothing_and_hears_of_the_name_later(autojump_clock: trio.testing.MockClock) -> None:
     dht = dhts.MemoryHub()
     dht.down = True

@@ -81,10 +81,11 @@ def _running(home: Home, name: str, *more: str) -> Generator[tuple[float, Callab
     began = time.monotonic()
     process = _dimnode("start", "--home", str(home.path), "--name", name, *sets, *more, log=home.path / "node.log")
     assert process.stdout is not None
+    said = process.stdout
 
     def ready() -> float:
-        answered, _, _ = select.select([process.stdout], [], [], PATIENCE)
-        line = process.stdout.readline() if answered and process.stdout else b""
+        answered, _, _ = select.select([said], [], [], PATIENCE)
+        line = said.readline() if answered else b""
         if not line.startswith(b"dimnode ready"):
             raise SystemExit(f"{name} is not ready: {line!r}")
         return time.monotonic() - began
@@ -98,7 +99,7 @@ def _running(home: Home, name: str, *more: str) -> Generator[tuple[float, Callab
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        process.stdout.close()
+        said.close()
 
 
 def _until(look: Callable[[], Any], what: str) -> None:

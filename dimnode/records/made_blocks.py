@@ -20,7 +20,7 @@ from dimnode.core.job_view import view
 from dimnode.core.record_blocks import receipts_of
 from dimnode.domain import codec
 from dimnode.domain.record import Attempt, SignedEntry
-from dimnode.errors import DimError, NotFound
+from dimnode.errors import DimError
 from dimnode.ports import Journal
 from dimnode.records.table import RecordTable
 from p2p.ipfs.api import ContentError, ContentStore, TooLarge
@@ -57,7 +57,7 @@ class MakingSettings:
     """Jobs that wait; with more of them all records are looked at again, later."""
     remembered: int = 16_384
     """Unfinished jobs whose forms are known to be here."""
-    share: float = 0.25
+    share: float = 0.15
     """Of the time, for what has just changed."""
     walk_share: float = 0.05
     """And for the look at all records."""
@@ -133,14 +133,10 @@ class BlockMaker:
         return True
 
     async def _next(self) -> None:
-        job = next(iter(self._waiting))
+        job, _ = self._waiting.popitem(last=False)  # first of all: what changes meanwhile comes again
         try:
-            record = await self._table.find(job)
-        except NotFound:  # forgotten meanwhile
-            record = Record(job)
-        del self._waiting[job]  # before: what changes meanwhile comes again
-        try:
-            await self._make(record)
+            # Not through the table: old jobs would take the place of those that are asked about.
+            await self._make(self._table.record(job) if self._table.holds(job) else Record(job, await self._journal.load(job)))
         except BaseException:
             self._waiting[job] = None
             self._waiting.move_to_end(job, last=False)

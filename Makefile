@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 KINDS := unit simulation integration e2e performance security
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo js-ipfs test $(addprefix test-,$(KINDS)) check bench bench-distribution chaos simulate simulate-long report up down format lock clean
+.PHONY: help setup demo js-ipfs test $(addprefix test-,$(KINDS)) check bench bench-distribution bench-snapshots chaos simulate simulate-long report up down format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z% -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -45,6 +45,10 @@ bench: $(DEV)  ## the benchmark: a table, and bench-results.json
 
 bench-distribution: $(DEV)  ## one file to 1, 3 and 5 nodes: from all, from one source, by plain streams; MB=256
 	$(BIN)/python -m tools.bench_distribution $(if $(MB),--mb $(MB))
+
+bench-snapshots: $(DEV)  ## the published state: JOBS=100000 in one process, and JOBS=10000 on real nodes, with a newcomer
+	$(BIN)/python -m tools.bench_snapshots $(if $(JOBS),--jobs $(JOBS))
+	$(BIN)/python -m tools.bench_snapshots --nodes $(if $(JOBS),--jobs $(JOBS))
 
 chaos: $(DEV)  ## a real swarm under fire; takes SECONDS=600 SEED=1 NODES=5 RATE=4 ONLY=kill SPARE=1 and exits 1 if a job is lost or wrong
 	$(BIN)/python -m tools.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(NODES),--nodes $(NODES)) $(if $(RATE),--rate $(RATE)) $(if $(ONLY),--only $(ONLY)) $(if $(SPARE),--spare $(SPARE))

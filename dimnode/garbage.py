@@ -13,15 +13,17 @@ from dataclasses import dataclass
 import structlog
 import trio
 
+from dimnode.core.record_blocks import result_blocks
 from dimnode.errors import DimError
 from dimnode.ports import Clock, Journal
-from dimnode.records.needed import RecordNeeds
+from dimnode.records.holder import PIN
+from dimnode.records.needed import RecordNeeds, bodies_of
 from dimnode.records.table import RecordTable
 from p2p.ipfs.api import Collected, ContentError, ContentStore
 
 log = structlog.get_logger(__name__)
 MIB = 1 << 20
-PASSING = frozenset({"tensor", "job input"})
+PASSING = frozenset({"tensor", "job input", "checkpoint"})
 """Reasons of pins that only bridge the time until a record names the block."""
 _HELPS = 0.02
 """Share of the blocks: a collection that takes less is not repeated soon."""
@@ -157,10 +159,17 @@ class Garbage:
 
     async def _release(self, named: Collection[str], now: float) -> None:
         """Passing pins that no record names, older than every unfinished job of this node: whoever made them has ended or
-        was refused. The next collection removes the blocks."""
+        was refused; and pins for jobs whose records are here and do not name the block any more. The next collection removes the blocks."""
         cores = [v.core for v in self._table.active_views() if v.core is not None]
         before = min([now, *(core.submitted for core in cores)]) - self._settings.clock_skew
-        pins = await self._store.list_pins()
+        pins = {cid: pin for cid, pin in (await self._store.list_pins()).items() if cid not in named}
+        jobs = {p.reason.removeprefix(PIN) for p in pins.values() if p.reason.startswith(PIN) and p.at < now - self._settings.clock_skew}
+        told = {PIN + job for job in jobs if await self._all_named(job)}
         for cid, pin in pins.items():
-            if pin.reason in PASSING and pin.at < before and cid not in named:
+            if (pin.reason in PASSING and pin.at < before) or (pin.reason in told and pin.at < now - self._settings.clock_skew):
                 await self._store.unpin(cid)
+
+    async def _all_named(self, job: str) -> bool:
+        """Whether the record is here, and a result document that is a block of its own too: what they do not name the job does not need."""
+        entries = await self._journal.load(job)
+        return bool(entries) and all([await self._store.has(cid) for cid in result_blocks(bodies_of(entries))])

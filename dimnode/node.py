@@ -448,6 +448,7 @@ class Node:
             "gateway": None,
             "peers": len(self.network.peers()),
             "ipfs": {"backend": self.store.backend, **asdict(self.store.health())},
+            "publishing": self.keeping.publishing(),
             "state": self.state.status(),
             "events": self.events.status(),
             "uptime": self.clock.monotonic() - self.started,

@@ -133,6 +133,8 @@ class Written:
     """Just accepted: nobody has anything of it yet, and ``entries`` are the whole record."""
     blocks: Sequence[str] = ()
     """CIDs that the copies keep with the record: inputs, the result."""
+    passing: Sequence[str] = ()
+    """More such, in place of those before, that nobody waits for: the latest checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import trio
+
 from dimnode.core.participants import READER
 from dimnode.errors import InvalidArgument, NotFound, ResourceExhausted
 from dimnode.swarm.views import content_error
 from p2p.ipfs.api import BadCid, Collected, ContentError, ContentStore, Pin
+from p2p.ipfs.cid import DAG_CBOR, parse
+from p2p.ipfs.dagjson import from_cbor
 from p2p.ipfs.export import read_pieces, write_whole
 
 OPERATOR = "operator"
@@ -36,9 +40,14 @@ class StoreDesk:
         return {"cid": cid, "size": size, "pinned": pin}
 
     async def get(self, cid: str, path: str) -> Mapping[str, Any]:
+        """A file as it is; DAG-CBOR (forms, results, receipts) as DAG-JSON, as Kubo's `dag get` shows it."""
+        store = self._store.private_to(READER)
         with told(cid):
-            size = await self._store.private_to(READER).export_file(cid, Path(path), timeout=self._timeout)
-        return {"cid": cid, "size": size}
+            if parse(cid).codec != DAG_CBOR:
+                return {"cid": cid, "size": await store.export_file(cid, Path(path), timeout=self._timeout), "format": "file"}
+            data = await store.get_dag_bytes(cid, timeout=self._timeout)
+            text = await trio.to_thread.run_sync(from_cbor, data)
+            return {"cid": cid, "size": await write_whole(Path(path), _pieces(text + b"\n")), "format": "dag-json"}
 
     async def pin(self, cid: str, *, direct: bool, reason: str) -> Mapping[str, Any]:
         """A recursive pin makes the content everybody's. What is not here is fetched first; of a direct pin the whole DAG as well, since peers are asked for files."""
@@ -85,6 +94,11 @@ class StoreDesk:
         return {"backend": self._store.backend, "ok": await self._store.ok(), **asdict(self._store.statistics())}
 
 
+async def _pieces(data: bytes) -> AsyncGenerator[bytes, None]:
+    await trio.lowlevel.checkpoint()
+    yield data
+
+
 def _reason(text: str) -> str:
     return f"{OPERATOR}: {text}" if text else OPERATOR
 
@@ -100,7 +114,7 @@ def told(what: str) -> Generator[None]:
         yield
     except BadCid as e:
         raise InvalidArgument(
-            f"{what!r} cannot be used here: {e}", hint="DAG-CBOR is exported as an archive: `dimnode ipfs export`."
+            f"{what!r} cannot be used here: {e}", hint="A CID here is version 1, in base32: of a file, or of DAG-CBOR."
         ) from e
     except ContentError as e:
         raise content_error(what, e) from e

@@ -1,7 +1,10 @@
 """The swarm's published state at size: a snapshot of many finished jobs written, written again after a few changes, and fetched by a
 newcomer, who catches up from it. Real store, real journal, real signatures; the network between the two stores is in memory.
 
-    python tools/bench_snapshots.py [--jobs 100000] [--changed 100] [--json]
+    python -m tools.bench_snapshots [--jobs 100000] [--changed 100] [--json]
+    python -m tools.bench_snapshots --nodes [--jobs 10000] [--json]
+
+``--nodes``: real node processes instead, and how soon a newcomer is ready and has the snapshot.
 
 Memory is the growth of the process's peak while the part runs, seconds are both of the clock and of the processor.
 """
@@ -26,6 +29,7 @@ from dimnode.domain.ids import job_id
 from dimnode.domain.node import Capabilities, Heartbeat, Load
 from dimnode.domain.record import Ballot, Claim, Core, OutcomeEntry, SignedEntry, StatusEntry
 from dimnode.records.exchange import RecordExchange
+from dimnode.records.made_blocks import cid_of
 from dimnode.records.messages import BlocksRequest
 from dimnode.records.table import RecordTable
 from dimnode.security.signing import sign_entry
@@ -78,18 +82,17 @@ async def a_store(folder: Path, other: BlocksOnDisk | None = None) -> AsyncGener
 def finished(number: int, signer: Identity, now: float) -> list[SignedEntry]:
     """A small job of one task as its compacted record has it: about 2.5 KB."""
     spec = codec.encode({"pattern": "chained", "number": number, "client_data": {}, "text": "x" * 700})
+    result = codec.encode({"outputs": {}, "tasks": [], "number": number, "text": "y" * 900})
     name = job_id(SWARM, "local", "", codec.digest(spec))
     ballot = Ballot(1, signer.peer_id, "boot")
     bodies = [
         Core(
-            job=name, spec_cid="bafyreigbtj4x7ip5legnfznufuopl4sg4knzc2cof6duas4b3q2fy6swua", spec=spec, pattern="chained", priority="normal",
-            principal="local", submitted=now, timeout=3600.0,
+            job=name, spec_cid=cid_of(spec), spec=spec, pattern="chained", priority="normal", principal="local", submitted=now, timeout=3600.0,
         ),
         Claim(job=name, ballot=ballot, at=now),
         StatusEntry(job=name, ballot=ballot, status="running", at=now + 0.1),
         OutcomeEntry(
-            job=name, ballot=ballot, status="completed", at=now + 1, result_cid="bafyreigbtj4x7ip5legnfznufuopl4sg4knzc2cof6duas4b3q2fy6swua",
-            result=codec.encode({"outputs": {}, "tasks": [], "text": "y" * 900}),
+            job=name, ballot=ballot, status="completed", at=now + 1, result_cid=cid_of(result), result=result,
         ),
     ]  # fmt: skip
     return [sign_entry(body, signer) for body in bodies]
@@ -173,12 +176,19 @@ async def run(jobs: int, changed: int, folder: Path, say: Callable[[str], None])
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=100_000)
+    parser.add_argument("--jobs", type=int, help="default: 100000, with --nodes 10000")
+    parser.add_argument("--nodes", action="store_true")
     parser.add_argument("--changed", type=int, default=100)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    say: Callable[[str], None] = (lambda _: None) if given.json else print
     with tempfile.TemporaryDirectory() as folder:
-        report = trio.run(run, given.jobs, given.changed, Path(folder), (lambda _: None) if given.json else print)
+        if given.nodes:
+            from tools.bench_newcomer import measure
+
+            report = measure(given.jobs or 10_000, Path(folder), say)
+        else:
+            report = trio.run(run, given.jobs or 100_000, given.changed, Path(folder), say)
     print(json.dumps(report, indent=2))
 
 

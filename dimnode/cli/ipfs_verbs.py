@@ -32,7 +32,7 @@ def add(context: Context, file: Path, pin: bool, reason: str) -> None:
 @click.option("--out", metavar="FILE", help="Where to; default: a file named like the CID, here.")
 @verb(missing=FAILED)
 def get(context: Context, cid: str, out: str | None) -> None:
-    """Write the file CID, fetched from other nodes if it is not here."""
+    """Write the file CID, fetched from other nodes if it is not here; of DAG-CBOR (a job's form, result, receipt) its DAG-JSON."""
     document = {**context.node().get_content(cid, absolute(out or cid)), "file": out or cid}
     context.emit(document, lambda d: f"{d['file']}: {d['size']} bytes")
 

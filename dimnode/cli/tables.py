@@ -53,6 +53,11 @@ def status(d: Document) -> str:
         told.append(f"{ipfs['backlog']} blocks and pins to be handed over")
     if ipfs.get("problem"):
         told.append(str(ipfs["problem"]))
+    publishing = d.get("publishing") or {}
+    if publishing.get("backlog"):
+        told.append(f"forms, results and receipts of {publishing['backlog']} jobs to be made blocks")
+    if publishing.get("problem"):
+        told.append(str(publishing["problem"]))
     lines.append(", ".join(told))
     feeds = d.get("events") or {}
     lines += [f"events not sent ({name}): {feeds[name]['problem']}" for name in ("swarm", "kubo") if (feeds.get(name) or {}).get("problem")]

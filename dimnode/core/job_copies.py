@@ -13,7 +13,7 @@ Lacking = Literal["nothing", "last", "all"]
 
 
 class JobCopies:
-    __slots__ = ("_asked", "_blocks", "_handed", "_kept", "_stored", "_unfit", "_whole", "length", "targets", "wanted")
+    __slots__ = ("_asked", "_blocks", "_handed", "_kept", "_passing", "_stored", "_unfit", "_whole", "length", "targets", "wanted")
 
     def __init__(self, wanted: int) -> None:
         self.wanted = wanted
@@ -31,6 +31,8 @@ class JobCopies:
         self._whole: set[str] = set()
         """Peers that were sent the whole record and have not answered."""
         self._blocks: set[str] = set()
+        self._passing: frozenset[str] = frozenset()
+        """Those of the blocks that others will take the place of."""
         self._kept: dict[str, set[str]] = {}
         self._asked: dict[str, set[str]] = {}
         """Peer -> blocks that it was asked to keep and has not answered for."""
@@ -40,8 +42,17 @@ class JobCopies:
     def grow(self, blocks: Iterable[str] = ()) -> int:
         """One more write; returns its number."""
         self.length += 1
-        self._blocks.update(blocks)
+        lasting = set(blocks)
+        self._blocks |= lasting
+        self._passing -= lasting
         return self.length
+
+    def pass_on(self, blocks: Iterable[str]) -> None:
+        """These are kept from now on in place of those that were passed on before."""
+        new = frozenset(blocks)
+        self._blocks -= self._passing - new
+        self._passing = new - self._blocks | self._passing & new
+        self._blocks |= self._passing
 
     def handed(self, peer: str) -> None:
         """What the peer lacked is on its way."""
@@ -85,7 +96,7 @@ class JobCopies:
             return
         got = asked.intersection(kept)
         self._kept.setdefault(peer, set()).update(got)
-        if got != asked:
+        if asked & self._blocks - got:
             self._unfit[peer] = pause_until
 
     # --- what follows

@@ -4,7 +4,7 @@ Union is commutative, associative and idempotent, so copies that diverged in any
 Compaction keeps that, because what it keeps depends on the set alone: for any sets a and b,
 ``compact(compact(a) | b) == compact(a | b)``. Only the outcomes that no later claim can undo compact:
 
-- *completed* and *cancelled*: the bulk (plan, assignments, attempts, voids, seals) goes. Core, claims, status
+- *completed* and *cancelled*: the bulk (plan, assignments, attempts, voids, seals, checkpoints) goes. Core, claims, status
   times and all outcomes stay, for they are what a listing shows; results and receipts are in the outcome's
   result document;
 - *deleted*: everything goes but the outcome itself, since the spec and the results are data.
@@ -26,6 +26,7 @@ from dimnode.domain.record import (
     Assign,
     Attempt,
     Body,
+    Checkpoint,
     Claim,
     Core,
     OutcomeEntry,
@@ -51,8 +52,8 @@ RANK = {"expired": 1, "failed": 2, "completed": 3, "cancelled": 4, "deleted": 5}
 FINAL = frozenset({"completed", "cancelled", "deleted"})
 """Outcomes that count from any ballot, and compact."""
 
-_BULK = (PlanEntry, Assign, Attempt, Void, SealEntry)
-BULK_KINDS = frozenset({"plan", "assign", "attempt", "void", "seal"})
+_BULK = (PlanEntry, Assign, Attempt, Void, SealEntry, Checkpoint)
+BULK_KINDS = frozenset({"plan", "assign", "attempt", "void", "seal", "checkpoint"})
 """What completed and cancelled records do not keep."""
 DIGEST_BYTES = 8
 

@@ -126,6 +126,37 @@ class Quarrels:
         return self._pauses.get((peer, job), (now, 0.0))[0] > now
 
 
+class OwedBlocks:
+    """Which nodes were given a record whose blocks they may still lack: nothing else tells, for the records are equal. Bounded: of more
+    than ``most`` the oldest are forgotten, and what does not come after ``tries`` is given up."""
+
+    def __init__(self, most: int = 4_096, tries: int = 32, at_once: int = 32) -> None:
+        self._most = most
+        self._tries = tries
+        self._at_once = at_once
+        self._left: OrderedDict[tuple[str, str], int] = OrderedDict()
+        """(peer, job) -> how often it may still be tried."""
+
+    def add(self, peer: str, job: str) -> None:
+        self._left[peer, job] = self._tries
+        self._left.move_to_end((peer, job))
+        while len(self._left) > self._most:
+            self._left.popitem(last=False)
+
+    def of(self, peer: str) -> tuple[str, ...]:
+        """Jobs to be tried now."""
+        jobs = [job for p, job in self._left if p == peer][: self._at_once]
+        for job in jobs:
+            self._left[peer, job] -= 1
+            self._left.move_to_end((peer, job))
+            if self._left[peer, job] <= 0:
+                del self._left[peer, job]
+        return tuple(jobs)
+
+    def given(self, peer: str, job: str) -> None:
+        self._left.pop((peer, job), None)
+
+
 def heirs(job: str, members: Iterable[str], replicas: int) -> list[str]:
     """Who holds the record of a job whose owner is not there: ``replicas`` + 1 of the members that may."""
     return rendezvous(job, members)[: replicas + 1]

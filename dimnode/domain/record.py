@@ -143,6 +143,18 @@ class SealEntry(msgspec.Struct, frozen=True, kw_only=True, tag="seal"):
     """Entry id of the plan that these tasks are of: two sides of a partition may have made one each."""
 
 
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, tag="checkpoint"):
+    """What a round came to is a block of its own: a later owner need not aggregate it again. An aid, nothing is decided by it."""
+
+    job: str
+    ballot: Ballot
+    round: int
+    seal: str
+    """Entry id of the seal that it was made from."""
+    cid: str
+    """DAG-CBOR; see `dimnode.orchestrator.checkpoints`."""
+
+
 class OutcomeEntry(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
     job: str
     ballot: Ballot
@@ -172,8 +184,8 @@ class Unknown(msgspec.Struct, frozen=True, kw_only=True):
     job: str = ""
 
 
-Body = Core | Claim | PlanEntry | Assign | Attempt | Void | SealEntry | OutcomeEntry | StatusEntry
-KINDS = frozenset({"core", "claim", "plan", "assign", "attempt", "void", "seal", "outcome", "status"})
+Body = Core | Claim | PlanEntry | Assign | Attempt | Void | SealEntry | Checkpoint | OutcomeEntry | StatusEntry
+KINDS = frozenset({"core", "claim", "plan", "assign", "attempt", "void", "seal", "checkpoint", "outcome", "status"})
 
 
 class SignedEntry(msgspec.Struct, frozen=True, dict=True):

@@ -46,7 +46,7 @@ class Coordinator:
         self.partials = PartialOutputs()
         """Of the jobs that are driven."""
         self._runner = runner
-        self._ends = JobEnds(table, store, clock, settings)
+        self._ends = JobEnds(table, clock, settings)
         self._parts = Parts(
             table, runner, selector, models, registry, store, values, clock, settings, compute, self._ends, ahead, self.partials
         )

@@ -12,6 +12,7 @@ from dimnode.domain import codec
 from dimnode.domain.ids import task_id
 from dimnode.domain.record import Assign, Attempt, ErrorInfo, Void
 from dimnode.domain.tensors import TensorValue
+from p2p.ipfs.cid import DAG_CBOR, compute
 
 NameOf = Callable[[str], str]
 """Peer id -> the node's configured name, or the peer id if it is unknown."""
@@ -53,7 +54,7 @@ def task_documents(record: Record, name_of: NameOf) -> list[dict[str, Any]]:
     completed job the record is compacted, and the tasks are those of its result."""
     outcome = view(record).outcome
     if outcome is not None and outcome.result is not None:
-        return codec.decode_plain(outcome.result)["tasks"]
+        return _tasks_in(outcome.result)
     given: dict[tuple[str, int, str], list[tuple[Assign, str]]] = {}
     for key, body in record.items():
         if isinstance(body, Assign):
@@ -65,6 +66,16 @@ def task_documents(record: Record, name_of: NameOf) -> list[dict[str, Any]]:
     began = {place: min(a.at for a, _ in found) for place, found in given.items()}
     order = sorted(given, key=lambda place: (began[place], *place))
     return [_task_document(record, latest[p][0], began[p], attempts.get(p), voids.get(latest[p][1]), name_of) for p in order]
+
+
+def _tasks_in(result: bytes) -> list[dict[str, Any]]:
+    """Of a result document; none of one that another version made without them."""
+    try:
+        plain = codec.decode_plain(result)
+    except codec.CodecError:
+        return []
+    tasks = plain.get("tasks") if isinstance(plain, dict) else None
+    return [t for t in tasks if isinstance(t, dict)] if isinstance(tasks, list) else []
 
 
 def _task_document(
@@ -79,6 +90,7 @@ def _task_document(
         "started": began,
         "ended": 0.0,
         "receipt": b"",
+        "receipt_cid": "",
         "error": None,
     }
     if found is None:
@@ -88,9 +100,11 @@ def _task_document(
         return document
     key, attempt = found
     entry = record.get(key)
+    receipt = codec.encode(entry) if entry else b""
     document.update(
         status=attempt.status,
-        receipt=codec.encode(entry) if entry else b"",
+        receipt=receipt,
+        receipt_cid=compute(DAG_CBOR, receipt).text if attempt.receipt is not None else "",
         error=error_document(attempt.error),
     )
     if attempt.receipt is not None:
@@ -126,7 +140,8 @@ def result_plain(
 def result_document(plain: Mapping[str, Any], result_cid: str | None) -> dict[str, Any]:
     """From the stored form to `dimnode.ports.ResultDocument`."""
     outputs = {
-        n: TensorValue(dtype=t["dtype"], shape=tuple(t["shape"]), raw=t.get("raw"), cid=t.get("cid")) for n, t in plain["outputs"].items()
+        n: TensorValue(dtype=t["dtype"], shape=tuple(t["shape"]), raw=t.get("raw"), cid=t.get("cid"))
+        for n, t in (plain.get("outputs") or {}).items()
     }
     return {**plain, "outputs": outputs, "result_cid": result_cid or ""}
 

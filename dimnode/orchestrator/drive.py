@@ -23,9 +23,11 @@ from dimnode.core.job_view import AttemptFact, JobView, SealFact
 from dimnode.domain import codec
 from dimnode.domain.job_form import JobForm, from_plain
 from dimnode.domain.model import ModelManifest
-from dimnode.domain.record import Attempt, ErrorInfo, JobStatus, OutcomeEntry, PlanEntry, SealEntry, StatusEntry, Void
+from dimnode.domain.record import Attempt, Checkpoint, ErrorInfo, JobStatus, OutcomeEntry, PlanEntry, SealEntry, StatusEntry, Void
 from dimnode.domain.tensors import TensorValue
 from dimnode.errors import Code, DimError, Fenced, NotFound, Unavailable
+from dimnode.orchestrator.checkpoints import Checkpoints
+from dimnode.orchestrator.checkpoints import Place as CheckpointPlace
 from dimnode.orchestrator.documents import result_plain, with_names
 from dimnode.orchestrator.job_end import JobEnds
 from dimnode.orchestrator.job_errors import error_of_failure
@@ -108,6 +110,7 @@ class Drive:
         """Of the plan that this drive goes on with, as with the seals: what comes later does not change it."""
         self._seals: dict[int, SealFact] = {}
         """By round."""
+        self._checkpoints = Checkpoints(parts.store, parts.values, parts.settings.probe_timeout)
         self._changed = trio.Event()
         self._first_model = models_of(self._form.config)[0]
         self._models_by_key: dict[str, str] = {}
@@ -165,9 +168,6 @@ class Drive:
             raise
 
     async def _loop(self, nursery: trio.Nursery) -> None:
-        core = self._view().core
-        if core is not None:
-            nursery.start_soon(self._p.ends.publish, self._job, core.spec)
         engine = await self._plan(nursery)
         tasks = trio.CapacityLimiter(self._p.settings.max_tasks_per_job)
         while not self._view().terminal:
@@ -333,13 +333,36 @@ class Drive:
         return not self._view().terminal
 
     async def _aggregate(self, engine: Engine, before: int) -> None:
-        conclusion = await self._conclude(engine, before, self._seals[before].seal)
-        if isinstance(conclusion, Fail):
-            await self.fail(error_of_failure(conclusion, self._work))
-            return
-        written = {n: await self._p.values.write(a, self._job) for n, a in conclusion.outputs.items()}
+        place = CheckpointPlace(self._job, self._plan_id, self._seals[before])
+        found = await self._checkpoints.load(place, self._p.table.record(self._job))
+        if found is None:
+            conclusion = await self._conclude(engine, before, place.seal.seal)
+            if isinstance(conclusion, Fail):
+                await self.fail(error_of_failure(conclusion, self._work))
+                return
+            outputs = {n: await self._p.values.write(a, self._job) for n, a in conclusion.outputs.items()}
+            cid = await self._checkpoint(place, outputs, conclusion)
+        else:
+            cid, outputs = found
         self._work.aggregates.clear()  # a round reads the one before it only
-        self._work.aggregates[before] = written
+        self._work.aggregates[before] = outputs
+        if cid is not None:
+            await self._keep_checkpoint(cid)
+
+    async def _checkpoint(self, place: CheckpointPlace, outputs: Mapping[str, TensorValue], conclusion: Conclusion) -> str | None:
+        """For whoever takes the job over; durable with the next round's assignments."""
+        cid = await self._checkpoints.save(place, outputs, conclusion.details)
+        if cid is not None:
+            seal = place.seal
+            self._p.table.note(self._job, Checkpoint(job=self._job, ballot=self._ballot, round=seal.seal.round, seal=seal.id, cid=cid))
+        return cid
+
+    async def _keep_checkpoint(self, cid: str) -> None:
+        """In place of the one before, here and on the copies."""
+        before, self._work.checkpoint = self._work.checkpoint, cid
+        self._p.table.pass_on(self._job, (cid,))
+        if before and before != cid:
+            await self._checkpoints.let_go(before)
 
     async def _conclude(self, engine: Engine, round_: int, seal: SealEntry) -> Conclusion | Fail:
         """Over exactly the sealed attempts, in an order that every owner finds again."""
@@ -401,27 +424,19 @@ class Drive:
         cid = compute(DAG_CBOR, data).text
         if not keep:
             await self._p.store.private_to(self._job).put_dag_bytes(data, durable=True)
-        await self._end(
-            OutcomeEntry(
-                job=self._job,
-                ballot=self._ballot,
-                status="completed",
-                at=self._p.clock.wall(),
-                result_cid=cid,
-                result=data if keep else None,
-            )
+        outcome = OutcomeEntry(
+            job=self._job, ballot=self._ballot, status="completed", at=self._p.clock.wall(), result_cid=cid, result=data if keep else None
         )
-        if keep:  # the outcome has it durably: the block is for those who ask by CID
-            await self._p.ends.publish(self._job, data)
+        await self._end(outcome, [*(v.cid for v in outputs.values() if v.cid is not None), *([] if keep else [cid])])
 
     async def fail(self, error: ErrorInfo) -> None:
         details = with_names(error.details, self._p.table.record(self._job), self._p.selector.name)
         error = msgspec.structs.replace(error, details=details)
         await self._end(self._p.ends.failed(self._job, self._ballot, error))
 
-    async def _end(self, outcome: OutcomeEntry) -> None:
+    async def _end(self, outcome: OutcomeEntry, blocks: Sequence[str] = ()) -> None:
         """Raises `Fenced`: there is nothing more to do here then."""
-        if not await self._p.ends.end(outcome):
+        if not await self._p.ends.end(outcome, blocks):
             raise Fenced(f"job {self._job} has a new owner", hint="It goes on there.")
 
     def _expired(self) -> OutcomeEntry:

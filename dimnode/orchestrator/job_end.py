@@ -1,6 +1,8 @@
-"""How jobs end: outcomes are written whatever stands in the way, and published."""
+"""How jobs end: outcomes are written whatever stands in the way."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import structlog
 import trio
@@ -10,38 +12,28 @@ from dimnode.errors import DimError, Fenced, NotFound
 from dimnode.orchestrator.settings import OrchestratorSettings
 from dimnode.ports import Clock
 from dimnode.records.table import RecordTable
-from p2p.ipfs.api import ContentError, ContentStore
 
 log = structlog.get_logger(__name__)
 
 
 class JobEnds:
-    def __init__(self, table: RecordTable, store: ContentStore, clock: Clock, settings: OrchestratorSettings) -> None:
+    def __init__(self, table: RecordTable, clock: Clock, settings: OrchestratorSettings) -> None:
         self._table = table
-        self._store = store
         self._clock = clock
         self._settings = settings
 
     def failed(self, job: str, ballot: Ballot, error: ErrorInfo) -> OutcomeEntry:
         return OutcomeEntry(job=job, ballot=ballot, status="failed", at=self._clock.wall(), error=error)
 
-    async def publish(self, job: str, data: bytes) -> None:
-        """A copy of what the journal has, as an IPFS block; a short write that a job's end does not interrupt."""
-        try:
-            with trio.CancelScope(shield=True):
-                await self._store.private_to(job).put_dag_bytes(data, durable=False)
-        except (ContentError, OSError) as e:
-            log.warning("job.block_not_published", job=job, reason=str(e))
-
-    async def end(self, outcome: OutcomeEntry) -> bool:
-        """Writes the job's outcome; while that is impossible (a full disk) tries again, for as long as it takes. False if somebody
-        else owns the job by now: it is his to end."""
+    async def end(self, outcome: OutcomeEntry, blocks: Sequence[str] = ()) -> bool:
+        """Writes the job's outcome; while that is impossible (a full disk) tries again, for as long as it takes. ``blocks``: of its result,
+        which the copies get before the end is shown. False if somebody else owns the job by now: it is his to end."""
         delay = self._settings.retry_backoff
         while True:
             try:
                 if self._table.view(outcome.job).owner != outcome.ballot:
                     return False
-                seen = await self._table.conclude(outcome.job, outcome)
+                seen = await self._table.conclude(outcome.job, outcome, blocks=blocks)
             except NotFound:  # finished, by a cancel, and no longer in memory
                 return True
             except Fenced as e:

@@ -74,6 +74,8 @@ class Work:
     """Task key -> what is being looked for."""
     aggregates: dict[int, Mapping[str, TensorValue]] = field(default_factory=dict[int, Mapping[str, TensorValue]])
     """round -> outputs of its conclusion, for feedback."""
+    checkpoint: str = ""
+    """CID of the latest one."""
     failures: dict[str, DimError] = field(default_factory=dict[str, DimError])
     """Task key -> why it failed for good."""
     excused: set[str] = field(default_factory=set[str])

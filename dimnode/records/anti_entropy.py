@@ -18,7 +18,7 @@ import trio
 from dimnode.core.job_record import Record, Verify
 from dimnode.core.job_view import JobView
 from dimnode.core.recent_changes import Changes
-from dimnode.core.records_sync import Agenda, Quarrels, Rounds, heirs, missing
+from dimnode.core.records_sync import Agenda, OwedBlocks, Quarrels, Rounds, heirs, missing
 from dimnode.domain import codec
 from dimnode.errors import DimError, ResourceExhausted
 from dimnode.ports import Clock, JobDigest, Journal, NodeView, Registry
@@ -93,6 +93,7 @@ class AntiEntropy:
         self._rounds = Rounds(self._rng)
         self._agenda = Agenda(s.items, s.quiet)
         self._quarrels = Quarrels(s.quarrel_first, s.quarrel_longest)
+        self._owed = OwedBlocks()
         self._counts: Counter[str] = Counter()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -146,7 +147,18 @@ class AntiEntropy:
                 return
             self._agenda.compared(life, changes)
             if not changes.more:
-                return
+                break
+        await self._pay(peer)
+
+    async def _pay(self, peer: str) -> None:
+        """Blocks of the records that the peer got from here, now or at an earlier meeting."""
+        jobs = self._owed.of(peer)
+        try:
+            for job, entries in (await self._journal.load_many(jobs)).items() if jobs else ():
+                if await self._give_blocks(peer, Record(job, entries)):
+                    self._owed.given(peer, job)
+        except (NetworkError, codec.CodecError, DimError) as e:
+            log.debug("records.blocks_not_given", peer=peer, reason=str(e))
 
     async def _chosen(self, changes: Changes) -> dict[str, JobDigest]:
         """For the first comparison of a meeting: what else has its turn, too."""
@@ -198,19 +210,26 @@ class AntiEntropy:
                 self._quarrels.add(peer, job, self._clock.monotonic())
         for job in want:
             if job in stored:
-                await self._give_blocks(peer, Record(job, mine[job]))
+                self._owed.add(peer, job)  # it has the record now, and the digests will be equal
 
-    async def _give_blocks(self, peer: str, record: Record) -> None:
+    async def _give_blocks(self, peer: str, record: Record) -> bool:
+        """Whether the peer has all that are here."""
         cids = await blocks_here(record, self._store, self._settings.blocks_timeout)
-        if cids:
-            self._let_in(peer, record.job)
-            request = BlocksRequest(job=record.job, cids=tuple(cids), providers=(self._network.peer_id,))
-            data = await self._network.request(peer, BLOCKS, codec.encode(request), timeout=self._settings.blocks_timeout)
-            kept = codec.decode(data, BlocksAnswer).kept
-            if len(kept) < len(cids):
-                log.info("records.blocks_not_kept", peer=peer, job=record.job, blocks=len(cids) - len(kept))
+        if not cids:
+            return True
+        self._let_in(peer, record.job)
+        request = BlocksRequest(job=record.job, cids=tuple(cids), providers=(self._network.peer_id,))
+        data = await self._network.request(peer, BLOCKS, codec.encode(request), timeout=self._settings.blocks_timeout)
+        kept = codec.decode(data, BlocksAnswer).kept
+        if len(kept) < len(cids):
+            log.info("records.blocks_not_kept", peer=peer, job=record.job, blocks=len(cids) - len(kept))
+        return len(kept) == len(cids)
 
     # --- who shall have what
+
+    def shall_keep(self, job: str, peer: str) -> bool:
+        """Whether this node would give the peer a copy of the job's record, and its blocks, if it lacked them."""
+        return self._keep(job, peer, {v.heartbeat.peer_id: v for v in self._registry.nodes()})
 
     def _keep(self, job: str, peer: str, states: Mapping[str, NodeView]) -> bool:
         """Whether the peer shall hold a copy, as far as this node has to see to it: an owner that is there sees to its own. An owner

@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Collection, Sequence
+
 import structlog
 
 from dimnode.core.job_record import Record
 from dimnode.core.job_view import view
 from dimnode.core.record_blocks import blocks_of, tensors_of
+from dimnode.records.messages import BlocksRequest
 from p2p.ipfs.api import ContentError, ContentStore
 
 log = structlog.get_logger(__name__)
+KeepBlocks = Callable[[BlocksRequest], Awaitable[Collection[str]]]
+"""Fetches blocks of a job and pins them; returns those that are here now."""
 
 
 async def blocks_here(record: Record, store: ContentStore, timeout: float) -> list[str]:
     """CIDs of the record's blocks that this node has. ``timeout`` is seconds without progress, for a result document."""
     cids = list(blocks_of(record))
-    outcome = view(record).outcome
-    if outcome is not None and outcome.result is None and outcome.result_cid is not None and await store.has(outcome.result_cid):
-        try:
-            cids += tensors_of(await store.get_dag(outcome.result_cid, timeout=timeout), "outputs")
-        except ContentError as e:
-            log.warning("records.result_unreadable", job=record.job, reason=str(e))
+    try:
+        cids += await _of_result(record, store, timeout)
+    except ContentError as e:
+        log.warning("records.result_unreadable", job=record.job, reason=str(e))
     return [cid for cid in dict.fromkeys(cids) if await store.has(cid)]
+
+
+async def keep_whole(record: Record, store: ContentStore, keep: KeepBlocks, providers: Sequence[str], timeout: float) -> bool:
+    """Whether this node has all blocks of the record now: what it lacked was fetched and pinned, what a result document names after
+    the document."""
+    cids = blocks_of(record)
+    if not await _kept(record.job, cids, keep, providers):
+        return False
+    try:
+        tensors = await _of_result(record, store, timeout)
+    except ContentError as e:
+        log.warning("records.result_unreadable", job=record.job, reason=str(e))
+        return False
+    return await _kept(record.job, tensors, keep, providers)
+
+
+async def _kept(job: str, cids: Collection[str], keep: KeepBlocks, providers: Sequence[str]) -> bool:
+    return not cids or set(cids) <= set(await keep(BlocksRequest(job=job, cids=tuple(cids), providers=tuple(providers))))
+
+
+async def _of_result(record: Record, store: ContentStore, timeout: float) -> list[str]:
+    """What a result document that is a block of its own, and here, refers to. Raises `ContentError`."""
+    outcome = view(record).outcome
+    if outcome is None or outcome.result is not None or outcome.result_cid is None or not await store.has(outcome.result_cid):
+        return []
+    return list(tensors_of(await store.get_dag(outcome.result_cid, timeout=timeout), "outputs"))

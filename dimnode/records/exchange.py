@@ -87,6 +87,10 @@ class RecordExchange:
 
     async def take(self, peer: str, told: Sequence[JobEntries]) -> dict[str, bool]:
         """Lets in what is sound and makes it durable. Of each job: whether it told anything new."""
+        return await self.merge(await self.sound(peer, told))
+
+    async def sound(self, peer: str, told: Sequence[JobEntries]) -> list[tuple[str, Sequence[SignedEntry]]]:
+        """What of it may be let in."""
         records = await self._table.find_many([t.job for t in told])
         good: list[tuple[str, Sequence[SignedEntry]]] = []
         for t in told:
@@ -97,8 +101,12 @@ class RecordExchange:
                 log.warning("records.refused", peer=peer, job=t.job, entries=admitted.refused, reason=admitted.reason)
             if admitted.entries and not (record is None and self._outdated(t.job, admitted.entries)):
                 good.append((t.job, admitted.entries))
-        merged = await self._table.merge_many(good) if good else []
-        self.counts["taken"] += sum(len(entries) for _, entries in good)
+        return good
+
+    async def merge(self, sound: Sequence[tuple[str, Sequence[SignedEntry]]]) -> dict[str, bool]:
+        """Makes durable what `sound` let in. Of each job: whether it told anything new."""
+        merged = await self._table.merge_many(sound) if sound else []
+        self.counts["taken"] += sum(len(entries) for _, entries in sound)
         return {m.job: m.grew for m in merged}
 
     async def send(self, peer: str, jobs: Sequence[tuple[str, Sequence[SignedEntry]]]) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 
@@ -14,6 +14,7 @@ from dimnode.ports import Clock, Elector, Journal, Registry, Signer
 from dimnode.records.anti_entropy import AntiEntropy, AntiEntropySettings
 from dimnode.records.hints import HintGossip, HintSettings
 from dimnode.records.holder import HolderSettings, RecordHolder
+from dimnode.records.made_blocks import BlockMaker, MakingSettings
 from dimnode.records.messages import BlocksRequest
 from dimnode.records.offers import Driver, JobOffers, KeptResults, OffersSettings, ResultOffers
 from dimnode.records.participation import Participation, ParticipationSettings
@@ -47,6 +48,7 @@ class KeepingSettings:
     offers: OffersSettings = field(default_factory=OffersSettings)
     questions: QuestionsSettings = field(default_factory=QuestionsSettings)
     participation: ParticipationSettings = field(default_factory=ParticipationSettings)
+    making: MakingSettings = field(default_factory=MakingSettings)
 
 
 class Keeping:
@@ -77,7 +79,10 @@ class Keeping:
         self._voters = voters
         self.table = RecordTable(journal, signer, settings=s.table)
         self._holder = RecordHolder(network, self.table, journal, store, clock, s.holder, swarm=swarm, verify=verify, free=free)
-        self.participation = Participation(network, self.table, journal, elector, clock, s.participation)
+        self.participation = Participation(
+            network, self.table, journal, elector, clock, s.participation,
+            shall_keep=self._shall_keep,
+        )  # fmt: skip
         self.replicator = Replicator(
             network, self.table, journal, registry, store, clock, s.replicator,
             verify=verify, voters=voters, let_in=self.participation.let_in,
@@ -89,6 +94,7 @@ class Keeping:
         )  # fmt: skip
         self.hints = HintGossip(network, self.table, clock, s.hints, swarm=swarm, verify=verify)
         self._retention = Retention(self.table, journal, store, registry, signer, clock, s.retention, boot=elector.boot)
+        self._maker = BlockMaker(self.table, journal, store, s.making)
         self.search = RecordSearch(network, self.table, registry, s.search, verify)
         self.offers = JobOffers(network, self.table, elector, clock, driver, s.offers, verify)
         self._results = ResultOffers(network, elector, clock, tasks, s.offers)
@@ -102,6 +108,7 @@ class Keeping:
         async with trio.open_nursery() as nursery:
             for part in (
                 self.replicator.run, self._anti_entropy.run, self.hints.run, self._retention.run, self.offers.run, self._results.run,
+                self._maker.run,
             ):  # fmt: skip
                 await nursery.start(part)
             task_status.started()
@@ -115,9 +122,16 @@ class Keeping:
             peers.update(dict.fromkeys(self.replicator.responsible(job)))
         await self._anti_entropy.sync_now(jobs, tuple(peers), self._settings.sync_timeout)
 
+    def _shall_keep(self, job: str, peer: str) -> bool:
+        return self._anti_entropy.shall_keep(job, peer)
+
     async def keep_blocks(self, request: BlocksRequest) -> Collection[str]:
         """Fetches blocks of a job and pins them; see `RecordHolder.keep_blocks`."""
         return await self._holder.keep_blocks(request)
+
+    def publishing(self) -> Mapping[str, Any]:
+        """For ``status``: blocks of records that are to be made; see `BlockMaker.status`."""
+        return self._maker.status()
 
     def statistics(self) -> Mapping[str, Mapping[str, int]]:
         """``copies.short``: jobs of this node that have too few copies now; ``copies.nodes_down``: keepers that do not answer."""
@@ -128,4 +142,5 @@ class Keeping:
             "hints": self.hints.statistics(),
             "retention": self._retention.statistics(),
             "blocks": self.participation.statistics(),
+            "made": self._maker.statistics(),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import trio
 
@@ -11,10 +12,12 @@ from dimnode.domain.record import SignedEntry
 
 
 class KeptRecord:
-    __slots__ = ("changed", "ending", "noted", "record", "version")
+    __slots__ = ("changed", "ending", "noted", "passing", "record", "version")
 
     def __init__(self, record: Record) -> None:
         self.record = record
+        self.passing: Sequence[str] = ()
+        """See `RecordTable.pass_on`."""
         self.noted: list[SignedEntry] = []
         """Entries that the journal does not have yet, as far as is known."""
         self.version = 0

@@ -7,10 +7,11 @@ from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 import structlog
 import trio
 
-from dimnode.core.record_blocks import needed_by, result_blocks, tensors_of
+from dimnode.core.record_blocks import latest_checkpoints, needed_by, result_blocks, results_in, tensors_of
 from dimnode.domain.codec import CodecError
 from dimnode.domain.record import Body, SignedEntry, Unknown
 from dimnode.ports import Journal
+from dimnode.records.made_blocks import receipt_cids
 from dimnode.records.table import RecordTable
 from p2p.ipfs.api import ContentError, ContentStore
 
@@ -33,11 +34,11 @@ class RecordNeeds:
         """CIDs, some more than once."""
         for job in self._table.active:
             if self._table.holds(job):
-                async for cid in self._of([body for _, body in self._table.record(job).items()]):
+                async for cid in self._of(self._table.record(job).entries()):
                     yield cid
         for parts in (False, True):
             async for entries in self._pages(parts=parts):
-                async for cid in self._of(list(bodies_of(entries))):
+                async for cid in self._of(entries):
                     yield cid
 
     async def _pages(self, *, parts: bool) -> AsyncGenerator[Sequence[SignedEntry], None]:
@@ -48,19 +49,24 @@ class RecordNeeds:
             after = page[-1].job
             await trio.lowlevel.checkpoint()
 
-    async def _of(self, bodies: Sequence[Body | Unknown]) -> AsyncGenerator[str, None]:
-        for cid in needed_by(bodies):
+    async def _of(self, entries: Sequence[SignedEntry]) -> AsyncGenerator[str, None]:
+        bodies = list(bodies_of(entries))
+        for cid in (*needed_by(bodies), *latest_checkpoints(bodies), *receipt_cids(entries)):
             yield cid
+        for document in results_in(bodies):
+            for cid in receipt_cids((), document):
+                yield cid
         for cid in result_blocks(bodies):
-            for tensor in await self._tensors(cid):
-                yield tensor
+            for named in await self._named_by(cid):
+                yield named
 
-    async def _tensors(self, result: str) -> list[str]:
+    async def _named_by(self, result: str) -> list[str]:
         """Only of a document that is here: this is no reason to fetch anything."""
         try:
             if not await self._store.has(result):
                 return []
-            return list(tensors_of(await self._store.get_dag(result, timeout=0.0), "outputs"))
+            document = await self._store.get_dag(result, timeout=0.0)
+            return [*tensors_of(document, "outputs"), *receipt_cids((), document)]
         except ContentError as e:
             self.complete = False
             log.warning("records.result_unreadable", cid=result, reason=str(e))

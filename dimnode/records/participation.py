@@ -7,7 +7,7 @@ task for, and the holders of seats (one of them may have taken the job over): th
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -66,12 +66,16 @@ class Participation:
         elector: Elector,
         clock: Clock,
         settings: ParticipationSettings | None = None,
+        *,
+        shall_keep: Callable[[str, str], bool] = lambda _job, _peer: False,
     ) -> None:
+        """``shall_keep``: whether a node shall hold a copy of a job's record, with its blocks: then it takes part, whoever brings it the record."""
         self._network = network
         self._table = table
         self._journal = journal
         self._elector = elector
         self._clock = clock
+        self._shall_keep = shall_keep
         self._settings = s = settings or ParticipationSettings()
         self._known = Participants(s.remembered, s.pause)
         self._named: OrderedDict[str, tuple[int, frozenset[str]]] = OrderedDict()
@@ -104,6 +108,8 @@ class Participation:
             return True
         if not self._known.worth_asking(peer, job, self._clock.monotonic()) or self._asking.value == 0:
             return False
+        if await self._keeps(peer, job):
+            return True
         async with self._asking:
             answers = await self._ask_all(peer, job)
             if any(answers) or await self._gets_seat(peer):
@@ -125,6 +131,17 @@ class Participation:
             return True
         try:
             found = peer in await self._participants(job)
+        except DimError as e:
+            log.warning("blocks.record_unreadable", job=job, reason=e.message)
+            return False
+        if found:
+            self._known.let_in(peer, job)
+        return found
+
+    async def _keeps(self, peer: str, job: str) -> bool:
+        """Whether it shall have a copy of a record that is here."""
+        try:
+            found = self._shall_keep(job, peer) and await self._table.exists(job)
         except DimError as e:
             log.warning("blocks.record_unreadable", job=job, reason=e.message)
             return False
@@ -185,7 +202,8 @@ class Participation:
             question = codec.decode(data, PartQuestion)
         except codec.CodecError as e:
             raise RemoteFault("INVALID_ARGUMENT", "the request cannot be read") from e
-        takes_part = self._holds_seat(question.peer) or await self._known_here(question.peer, question.job)
+        who, job = question.peer, question.job
+        takes_part = self._holds_seat(who) or await self._known_here(who, job) or await self._keeps(who, job)
         return codec.encode(PartAnswer(takes_part=takes_part))
 
 

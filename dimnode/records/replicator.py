@@ -221,6 +221,7 @@ class Replicator:
             state.unsettled = [e for e in state.unsettled if e.id not in record]
         state.copies.wanted = max(replicas, state.copies.wanted)
         length = state.copies.grow(w.blocks)
+        state.copies.pass_on(w.passing)
         state.last = w.entries
         state.accepting = w.new
         state.unsettled += w.entries

@@ -121,6 +121,9 @@ class RecordTable:
         state = self._memory.get(job)
         return frozenset(e.id for e in state.noted) if state is not None else frozenset()
 
+    def unfinished(self, job: str) -> bool:
+        return job in self._memory.active
+
     def holds(self, job: str) -> bool:
         """Whether it is in memory."""
         return job in self._memory
@@ -198,6 +201,16 @@ class RecordTable:
         no effect before that `append`."""
         self.note_signed(job, sign_entry(body, self._signer))
 
+    def pass_on(self, job: str, blocks: Sequence[str]) -> None:
+        """Blocks that the copies keep with what is decided next, in place of those before, and that nobody waits for."""
+        self._known(job).passing = blocks
+
+    def _passing(self, pending: PendingWrite) -> Sequence[str]:
+        """None any more with the end of a job."""
+        state = self._memory.get(pending.job)
+        ending = any(isinstance(e.body(), OutcomeEntry) for e in pending.entries)
+        return () if state is None or ending else state.passing
+
     def note_signed(self, job: str, entry: SignedEntry) -> None:
         """The same for an entry of another node."""
         self._known(job).noted.append(entry)
@@ -229,7 +242,7 @@ class RecordTable:
         ``copies_first`` the others are written all the same, and `Unavailable` if too few copies acknowledged any
         (`dimnode.ports.Copied.enough`): that one is not written here and does not count."""
         pending = [PendingWrite(job, [sign_entry(b, self._signer) for b in bodies], self._take_noted(job)) for job, bodies in jobs]
-        written = [Written(p.job, p.all, blocks=(blocks or {}).get(p.job, ())) for p in pending]
+        written = [Written(p.job, p.all, blocks=(blocks or {}).get(p.job, ()), passing=self._passing(p)) for p in pending]
         try:
             if copies_first:
                 copied = await self.copies.write(written, wanted=wanted)

@@ -33,7 +33,7 @@ def _take(message: Message, *names: str) -> dict[str, Any]:
 
 
 _JOB = ("job_id", "pattern", "status", "owner", "epoch", "submitted", "updated", "priority", "spec_cid")
-_TASK = ("task_id", "node", "model_cid", "status", "attempt", "started", "ended", "receipt")
+_TASK = ("task_id", "node", "model_cid", "status", "attempt", "started", "ended", "receipt", "receipt_cid")
 _RESULT = ("job_id", "pattern", "status", "cost", "result_cid")
 _MODEL = ("id", "cid", "manifest_cid", "format", "size", "licence")
 _NODE = ("peer_id", "name", "state", "role", "price", "last_seen")

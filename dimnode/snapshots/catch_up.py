@@ -9,7 +9,7 @@ old or wrong, brings nothing back to life.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -19,14 +19,15 @@ import trio
 
 from dimnode.core.catching_up import Take, Taker, Told
 from dimnode.core.job_record import Record
-from dimnode.core.record_blocks import blocks_of
+from dimnode.core.records_sync import heirs
 from dimnode.core.snapshot_chunks import Fingerprint
 from dimnode.domain.codec import CodecError
 from dimnode.domain.record import SignedEntry
 from dimnode.errors import DimError
 from dimnode.ports import Clock, Elector, JobDigest, Journal, Registry
+from dimnode.records.blocks import KeepBlocks, keep_whole
 from dimnode.records.exchange import RecordExchange
-from dimnode.records.messages import BlocksRequest, JobEntries
+from dimnode.records.messages import JobEntries
 from dimnode.records.table import RecordTable
 from dimnode.snapshots.name_book import Named
 from dimnode.snapshots.names import SwarmNames
@@ -38,7 +39,6 @@ from p2p.ipfs.api import ContentError, ContentStore
 from p2p.ipfs.cid import Cid
 
 log = structlog.get_logger(__name__)
-KeepBlocks = Callable[[BlocksRequest], Awaitable[Collection[str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,10 @@ class CatchUpSettings:
     """Share of the time for what is not urgent."""
     leaves_kept: int = 16_384
     """Leaves to be read later that are remembered; more are left to anti-entropy."""
+    tries: int = 10
+    """Passes in which the blocks of a record are sought; after that nobody seems to have them."""
+    lacking: int = 4_096
+    """Records whose blocks are sought at the same time."""
 
 
 class CatchUp:
@@ -101,14 +105,21 @@ class CatchUp:
         self._keep_blocks = keep_blocks
         self._counts: Counter[str] = Counter()
         self._taken_bytes = 0
+        self._lacking: dict[str, int] = {}
+        """Jobs whose blocks could not be had -> in how many passes."""
+        self._sought: set[str] = set()
+        """In this pass."""
+        self._seats: Sequence[str] = ()
+        """That can be read in this pass."""
         self.informed = trio.Event()
         """Set when the states of all jobs were read once, and what is unfinished is here."""
         self.seconds = 0.0
         """That this took."""
 
     def statistics(self) -> Mapping[str, float]:
-        """``passes``, ``complete`` ones, ``failed`` seats, leaves ``read`` and ``same``, jobs ``told`` of, records ``urgent`` and ``later`` taken; ``seconds``."""
-        return {**self._counts, "informed": int(self.informed.is_set()), "seconds": self.seconds}
+        """``passes``, ``complete`` ones, ``failed`` seats, leaves ``read`` and ``same``, jobs ``told`` of, records ``urgent`` and ``later`` taken, ``lacking``:
+        records whose blocks could not be had yet; ``seconds``."""
+        return {**self._counts, "lacking": len(self._lacking), "informed": int(self.informed.is_set()), "seconds": self.seconds}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled: once after the start, and again when this machine has slept."""
@@ -136,11 +147,13 @@ class CatchUp:
             pause = min(2 * pause, self._settings.retry_most)
 
     async def catch_up(self, seats: Sequence[str]) -> bool:
-        """One pass; whether every one of these seats could be read. What does not work is only logged."""
+        """One pass; whether every one of these seats could be read, and all blocks be had. What does not work is only logged."""
         self._counts["passes"] += 1
         began = trio.current_time()
         rest: list[tuple[Published, Child]] = []
         named = await self._names.resolve(seats)
+        self._seats = [seat for seat in seats if seat in named]
+        self._sought.clear()
         read = 0
         for seat in seats:
             if seat in named:
@@ -149,10 +162,12 @@ class CatchUp:
             self.seconds = trio.current_time() - began
             self.informed.set()
             log.info("catch_up.informed", seats=read, seconds=round(self.seconds, 3), **self._counts)
+        await self._seek()
         for published, leaf in rest:
             await self._unless_it_fails(published.peer, self._later, published, leaf)
+        self._lacking = {job: tries for job, tries in self._lacking.items() if job in self._sought}
         self._counts["complete"] += bool(read)
-        return read == len(seats)
+        return read == len(seats) and not self._lacking
 
     async def _unless_it_fails(self, seat: str, act: Callable[..., Awaitable[None]], *args: Any) -> bool:
         try:
@@ -236,14 +251,54 @@ class CatchUp:
         if not batch:
             return
         told = [JobEntries(job=job, entries=tuple(entries)) for job, entries in batch.items()]
-        grew = await self._exchange.take(published.peer, told)
-        self._counts[kind] += sum(grew.values())
-        if kind == "later":
-            self._taken_bytes += sum(len(e.payload) for entries in batch.values() for e in entries)
+        sound = await self._exchange.sound(published.peer, told)
         taker = self._taker()
-        for job in [job for job, news in grew.items() if news and taker.keeps_blocks(wanted[job])]:
-            cids = blocks_of(Record(job, batch[job]))
-            await self._keep_blocks(BlocksRequest(job=job, cids=tuple(cids), providers=(published.peer,)))
+        held = {job for job, _ in sound if taker.keeps_blocks(wanted[job])}
+        if kind == "later":  # once the record is here nothing tells that its blocks are not
+            sound = [(job, entries) for job, entries in sound if job not in held or await self._blocks_first(Record(job, batch[job]))]
+            self._taken_bytes += sum(len(e.payload) for job, _ in sound for e in batch[job])
+        grew = await self._exchange.merge(sound)
+        self._counts[kind] += sum(grew.values())
+        if kind == "urgent":
+            self._lacking.update(dict.fromkeys([job for job in held if grew.get(job)][: self._room()], 0))
+
+    # --- blocks
+
+    def _room(self) -> int:
+        return max(0, self._settings.lacking - len(self._lacking))
+
+    async def _blocks_first(self, record: Record) -> bool:
+        """Whether the record may be taken: its blocks are here, or were sought so often that nobody seems to have them any more."""
+        job = record.job
+        if job not in self._lacking and not self._room():
+            return False
+        return await self._had(record)
+
+    async def _seek(self) -> None:
+        """Blocks of records that were needed at once, and are here."""
+        for job in list(await self._journal.digests_of(list(self._lacking))):
+            await self._had(Record(job, await self._journal.load(job)))
+
+    async def _had(self, record: Record) -> bool:
+        """Whether there is no more to be done about its blocks."""
+        job = record.job
+        self._sought.add(job)
+        tries = self._lacking.pop(job, 0) + 1
+        if await self._keep_whole(record):
+            return True
+        if tries < self._settings.tries:
+            self._lacking[job] = tries
+            return False
+        log.warning("catch_up.blocks_not_had", job=job, tries=tries)
+        self._counts["without_blocks"] += 1
+        return True
+
+    async def _keep_whole(self, record: Record) -> bool:
+        """From whoever shall have the record, and from the seats."""
+        taker = self._taker()
+        holders = [*self._seats, *heirs(record.job, taker.members, taker.replicas)]
+        providers = [p for p in dict.fromkeys(holders) if p != self._me]
+        return await keep_whole(record, self._store, self._keep_blocks, providers, self._settings.timeout)
 
 
 def fingerprint(digests: Sequence[JobDigest], with_records: bool) -> bytes:

@@ -10,9 +10,10 @@ import trio
 
 from dimnode.core.job_record import Verify
 from dimnode.ports import Clock, Elector, Journal, Signer
+from dimnode.records.blocks import KeepBlocks
 from dimnode.records.exchange import ExchangeSettings, RecordExchange
 from dimnode.records.table import RecordTable
-from dimnode.snapshots.catch_up import CatchUp, CatchUpSettings, KeepBlocks
+from dimnode.snapshots.catch_up import CatchUp, CatchUpSettings
 from dimnode.snapshots.names import NamesSettings, Outlet, SwarmNames
 from dimnode.snapshots.publisher import Heartbeats, PublisherSettings, SnapshotPublisher
 from dimnode.snapshots.resolver import Resolver, ResolverSettings

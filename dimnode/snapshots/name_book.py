@@ -7,7 +7,7 @@ expired, valid for longer than anybody should promise, or too large.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -62,6 +62,27 @@ class BookSettings:
     """Nodes whose names are remembered; those that were heard of longest ago are forgotten first."""
     longest: float = 8 * 86_400.0
     """Seconds for which a record may be valid: a week, and a day for clocks that differ."""
+    marks: int = 4_096
+    """Nodes of which it is remembered, also over a restart, what was believed last."""
+
+
+class Mark(msgspec.Struct, frozen=True, kw_only=True):
+    """The latest word of a node that was believed: nothing older is, though the record itself is forgotten."""
+
+    peer: str
+    name: str
+    since: float
+    """Of its card."""
+    sequence: int
+    expires: float
+    heard: float
+    """Wall clock of this node. What is older than `BookSettings.longest` has expired, whatever it says."""
+
+    def outdoes(self, card: Card, record: NameRecord | None) -> bool:
+        """Whether that is older."""
+        if card.name != self.name or card.since != self.since:
+            return card.since <= self.since
+        return record is not None and (record.sequence, record.expires) < (self.sequence, self.expires)
 
 
 def decode(data: bytes) -> Announcement:
@@ -94,11 +115,34 @@ class NameBook:
         self._verify = verify
         self._settings = settings or BookSettings()
         self._known: OrderedDict[str, Named] = OrderedDict()
+        self._marks: OrderedDict[str, Mark] = OrderedDict()
 
     def of(self, peer: str, now: float) -> Named | None:
         """Its latest record, unless that has expired."""
         known = self._known.get(peer)
         return known if known is not None and known.record.expires > now else None
+
+    def peers(self, now: float) -> list[str]:
+        """Nodes whose latest record has not expired, those heard of last first."""
+        return [peer for peer, known in reversed(self._known.items()) if known.record.expires > now]
+
+    def marks(self) -> list[Mark]:
+        return list(self._marks.values())
+
+    def recall(self, marks: Iterable[Mark], now: float) -> None:
+        """What was believed before this start. What came meanwhile and is older is not believed any more."""
+        for mark in marks:
+            known = self._known.get(mark.peer)
+            if known is None or mark.outdoes(known.card, known.record):
+                self._known.pop(mark.peer, None)
+                self._marks[mark.peer] = mark
+        self._tidy(now)
+
+    def _tidy(self, now: float) -> None:
+        for peer in [p for p, mark in self._marks.items() if mark.heard + self._settings.longest < now]:
+            del self._marks[peer]
+        while len(self._marks) > self._settings.marks:
+            self._marks.popitem(last=False)
 
     def card(self, peer: str) -> Card | None:
         known = self._known.get(peer)
@@ -115,16 +159,31 @@ class NameBook:
             raise Refused("known")
         if known is not None and told.card != known.card and told.card.since <= known.card.since:
             raise Refused("older")
+        mark = self._marks.get(told.card.peer)
+        if mark is not None and mark.outdoes(told.card, None):
+            raise Refused("older")
         if (known is None or told.card != known.card) and not authentic(told.card, self._swarm, self._verify):
             raise Refused("forged")
         named = read_record(told, now, self._settings.longest)
         if known is not None and known.card == told.card and not named.record.newer_than(known.record):
             raise Refused("older")
+        if mark is not None and mark.outdoes(told.card, named.record):
+            raise Refused("older")
         self._known[told.card.peer] = named
+        self._mark(named, now)
         self._known.move_to_end(told.card.peer)
         while len(self._known) > self._settings.most:
             self._known.popitem(last=False)
         return named
+
+    def _mark(self, named: Named, now: float) -> None:
+        card, record = named.card, named.record
+        self._marks[card.peer] = Mark(
+            peer=card.peer, name=card.name, since=card.since, sequence=record.sequence, expires=record.expires, heard=now
+        )
+        self._marks.move_to_end(card.peer)
+        if len(self._marks) > self._settings.marks:
+            self._tidy(now)
 
 
 class NameKind:

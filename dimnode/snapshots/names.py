@@ -16,9 +16,10 @@ import structlog
 import trio
 
 from dimnode.domain import codec
+from dimnode.errors import DimError
 from dimnode.ports import Clock, Journal, Registry, Signer
 from dimnode.snapshots.documents import Card, sign_card
-from dimnode.snapshots.name_book import Announcement, BookSettings, NameBook, Named, Refused, decode
+from dimnode.snapshots.name_book import Announcement, BookSettings, Mark, NameBook, Named, Refused, decode
 from dimnode.swarm.heartbeats import Verify
 from p2p.api import Network, NetworkError, RemoteFault
 from p2p.dht.api import Dht
@@ -35,6 +36,7 @@ NAMESPACE = "names"
 """Of the DHT: `NameKind`."""
 SEQUENCE = "names.sequence"
 SINCE = "names.since"
+MARKS = "names.believed"
 
 
 class NamesRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +75,8 @@ class NamesSettings:
     """The same when nobody took it."""
     most_asked: int = 256
     inbox: int = 256
+    mark_pause: float = 1.0
+    """Least seconds between two writes of what was believed last."""
     book: BookSettings = field(default_factory=BookSettings)
 
 
@@ -96,6 +100,7 @@ class SwarmNames:
         self._network = network
         self._dht = dht
         self._published = trio.Event()
+        self._believed = trio.Event()
         self._registry = registry
         self._journal = journal
         self._clock = clock
@@ -122,12 +127,38 @@ class SwarmNames:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled. The validator has taken what comes out of the queue."""
+        await self._recall()
         async with trio.open_nursery() as nursery:
             if self._dht is not None:
                 nursery.start_soon(self._store_in, self._dht)
+            nursery.start_soon(self._remember)
             task_status.started()
             async for _ in self._inbox:
                 pass
+
+    async def _recall(self) -> None:
+        """What this node believed before its start: nothing older is believed now."""
+        try:
+            marks = codec.decode(await self._journal.get(MARKS) or codec.encode([]), list[Mark])
+        except codec.CodecError as error:
+            log.warning("names.marks_unreadable", reason=str(error))
+            marks = []
+        self._book.recall(marks, self._clock.wall())
+
+    async def _remember(self) -> None:
+        """Writes down what is believed, soon after it changed. A full disk is tried again with the next change, or in a while."""
+        pause = float("inf")
+        while True:
+            with trio.move_on_after(pause):
+                await self._believed.wait()
+            self._believed = trio.Event()
+            try:
+                await self._journal.put(MARKS, codec.encode(self._book.marks()))
+                pause = float("inf")
+            except DimError as error:
+                log.warning("names.not_remembered", reason=error.message)
+                pause = self._settings.retry
+            await trio.sleep(self._settings.mark_pause)
 
     async def _store_in(self, dht: Dht) -> None:
         """The own record, whenever there is a new one, and again and again: others keep it in memory only."""
@@ -184,6 +215,7 @@ class SwarmNames:
             if told.card.peer != author:
                 raise Refused("forged")
             self._book.take(told, self._clock.wall())
+            self._believed.set()
         except Refused as refused:
             self._counts[refused.reason] += 1
             return False
@@ -196,6 +228,7 @@ class SwarmNames:
         now = self._clock.wall()
         try:
             self._book.take(told, now)
+            self._believed.set()
             self._counts["taken"] += 1
         except Refused as refused:
             self._counts[refused.reason] += 1
@@ -225,6 +258,10 @@ class SwarmNames:
                     nursery.start_soon(self._look_for, peer, limit)
         now = self._clock.wall()
         return {p: named for p in peers if (named := self._book.of(p, now)) is not None}
+
+    def heard_of(self) -> list[str]:
+        """Nodes whose names are known, those heard of last first."""
+        return self._book.peers(self._clock.wall())
 
     def _fresh(self, peer: str) -> bool:
         if peer == self._network.peer_id:

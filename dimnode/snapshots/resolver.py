@@ -39,6 +39,8 @@ JOBS = "jobs/"
 class ResolverSettings:
     timeout: float = 10.0
     """Seconds for a block."""
+    others: int = 8
+    """Nodes whose names are tried when no seat's can be read."""
 
 
 class Resolver:
@@ -177,11 +179,25 @@ class Resolver:
     # --- seats
 
     async def _seats(self) -> list[_Seat]:
-        """Those whose state can be read. Raises `Unavailable` if there is none."""
+        """Those whose state can be read; if there is none, those who published before and are gone, or hold no seat any more: their blocks may
+        be with others. Raises `Unavailable`."""
         peers = [s.peer for s in self._elector.seats()]
+        problem = "no orchestrator has published anything yet" if peers else "no orchestrator is known"
+        seats, problem = await self._readable(peers, problem)
+        if not seats:
+            seats, problem = await self._readable(self._former(peers), problem)
+        if not seats:
+            raise Unavailable(f"the swarm's state cannot be read: {problem}", hint="A seat publishes it some seconds after it was won.")
+        return seats
+
+    def _former(self, seats: Sequence[str]) -> list[str]:
+        """Whose names were heard, and members that are gone, whose names the DHT may have."""
+        gone = [v.heartbeat.peer_id for v in self._registry.nodes() if v.state != "alive"]
+        return [p for p in dict.fromkeys([*self._names.heard_of(), *gone]) if p not in seats][: self._settings.others]
+
+    async def _readable(self, peers: Sequence[str], problem: str) -> tuple[list[_Seat], str]:
         named = await self._names.resolve(peers)
         seats: list[_Seat] = []
-        problem = "no orchestrator has published anything yet" if peers else "no orchestrator is known"
         for peer in peers:
             if peer in named:
                 try:
@@ -189,9 +205,7 @@ class Resolver:
                     seats.append(_Seat(named[peer], published))
                 except ContentError as error:
                     problem = str(error)
-        if not seats:
-            raise Unavailable(f"the swarm's state cannot be read: {problem}", hint="A seat publishes it some seconds after it was won.")
-        return seats
+        return seats, problem
 
     def _documents(self, seats: Sequence[_Seat]) -> list[dict[str, Any]]:
         return [

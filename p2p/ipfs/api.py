@@ -146,6 +146,10 @@ class ContentStore(Protocol):
         """The same for bytes that already are canonical DAG-CBOR."""
         ...
 
+    async def get_dag_bytes(self, cid: str, *, providers: Collection[str] = (), timeout: float = 30.0) -> bytes:
+        """The DAG-CBOR block as it is, from here or from peers."""
+        ...
+
     async def get_dag(self, cid: str, *, providers: Collection[str] = (), timeout: float = 30.0) -> Any: ...
 
     async def add_bytes(self, data: bytes, *, durable: bool = True) -> str:

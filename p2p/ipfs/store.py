@@ -137,10 +137,13 @@ class Store:
     # Reading
 
     async def get_dag(self, cid: str, *, providers: Collection[str] = (), timeout: float = 30.0) -> Any:
+        return dagcbor.decode(await self.get_dag_bytes(cid, providers=providers, timeout=timeout))
+
+    async def get_dag_bytes(self, cid: str, *, providers: Collection[str] = (), timeout: float = 30.0) -> bytes:
         parsed = cids.parse(cid)
         if parsed.codec != cids.DAG_CBOR:
             raise BadCid("not the CID of a DAG-CBOR block")
-        return dagcbor.decode(await self._need(parsed, providers, timeout))
+        return await self._need(parsed, providers, timeout)
 
     async def get_bytes(self, cid: str, *, providers: Collection[str] = (), timeout: float = 30.0, max_bytes: int = 1 << 30) -> bytes:
         parsed = cids.parse(cid)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from dimnode.domain import codec
 from dimnode.errors import DimError, InvalidArgument, NotFound, ResourceExhausted
 from tests.support.content_contract import KUBO
 from tests.support.real_swarm import MODELS, RealNode, RealSwarm, mlp, one_task, rows, wait_until
@@ -95,6 +99,32 @@ def test_what_jobs_and_models_need_outlives_any_collection(node: RealNode, tmp_p
         np.testing.assert_allclose(jobs.wait(job)["outputs"]["probabilities"], mlp(x), rtol=1e-6)
         np.testing.assert_allclose(jobs.wait(jobs.submit(one_task(), {"x": x})["job_id"])["outputs"]["probabilities"], mlp(x), rtol=1e-6)
     assert not node.crashed()
+
+
+def test_forms_results_and_receipts_are_loaded_by_cid(node: RealNode, tmp_path: Path) -> None:
+    def loaded(cid: str) -> dict[str, Any]:
+        path = tmp_path / cid
+        with node.node_client() as client:
+            wait_until(lambda: client.get_content(cid, str(path)), "the block is made")
+        assert node.cli("ipfs", "get", cid, "--out", str(path))["format"] == "dag-json"
+        return json.loads(path.read_text())
+
+    with node.client() as jobs:
+        x = rows(2)
+        job = jobs.submit(one_task(), {"x": x})["job_id"]
+        result = jobs.wait(job)
+        spec_cid = jobs.get(job)["spec_cid"]
+    assert loaded(spec_cid)["pattern"] == one_task()["pattern"]
+    shown = loaded(result["result_cid"])
+    assert (shown["job_id"], list(shown["outputs"])) == (job, ["probabilities"])
+    (task,) = result["tasks"]
+    assert shown["tasks"][0]["receipt_cid"] == task["receipt_cid"]
+    receipt = loaded(task["receipt_cid"])
+    signed = codec.decode_plain(task["receipt"])
+    assert receipt["author"] == signed["author"]
+    assert receipt["payload"]["/"]["bytes"] == base64.b64encode(signed["payload"]).decode().rstrip("=")
+    with node.node_client() as client:
+        wait_until(lambda: client.status()["publishing"] == {"backlog": 0, "failures": 0, "problem": ""}, "nothing is left to do")
 
 
 def test_a_full_store_makes_room_from_garbage_and_refuses_when_there_is_none(node: RealNode, tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 from dimnode.client import TERMINAL, Client
+from dimnode.domain.record import Attempt, Checkpoint
 from dimnode.errors import DimError
 from tests.support.real_jobs import (
     WIDE,
@@ -32,7 +33,8 @@ from tests.support.real_jobs import (
     votes,
     wait_seats,
 )
-from tests.support.real_swarm import RealSwarm, wait_until
+from tests.support.real_swarm import RealNode, RealSwarm, wait_until
+from tools.chaos import journals
 
 NAMES = ("anna", "bert", "cora")
 TAKEN_OVER_WITHIN = 10.0
@@ -148,6 +150,50 @@ def test_training_goes_on_in_its_round(swarm: RealSwarm) -> None:
     assert_each_ran_once(result)
     assert len(result["tasks"]) == 2 * ROUNDS
     assert executions([bert, cora])["completed"] - before["completed"] == 2 * ROUNDS
+
+
+def checkpoints(node: RealNode, job: str) -> list[Checkpoint]:
+    found = [e.body for e in journals.entries(node.home.path, job=job, kind="checkpoint")]
+    return [body for body in found if isinstance(body, Checkpoint)]
+
+
+def keeps(node: RealNode, cid: str) -> bool:
+    with node.node_client() as client:
+        return any(pin["cid"] == cid for pin in client.pins()["pins"])
+
+
+def lose_outputs(nodes: Iterable[RealNode], job: str, rounds: int) -> int:
+    """The blocks of what the tasks of these rounds put out; returns how many nodes had one."""
+    attempts = [e.body for node in nodes for e in journals.entries(node.home.path, job=job, kind="attempt")]
+    early = {b.task: b for b in attempts if isinstance(b, Attempt) and int(b.task[1:].partition("/")[0]) < rounds}
+    cids = {v.cid for b in early.values() for v in b.outputs.values()}
+    assert None not in cids, "they are blocks"
+    assert len(early) == 2 * rounds
+    files = [f for node in nodes for cid in cids for f in (node.home.path / "blocks").rglob(str(cid))]
+    for file in files:
+        file.unlink()
+    return len(files)
+
+
+def test_a_new_owner_goes_on_from_the_checkpoint_though_the_outputs_of_earlier_rounds_are_gone(swarm: RealSwarm) -> None:
+    anna, bert, cora = (swarm[n] for n in NAMES)
+    before = executions([bert, cora])
+    rounds = 4
+    data = {"w": np.arange(WIDE, dtype=np.float32), "x": TRAINING["x"]}
+    with anna.client() as client:
+        job = submit_to(client, training(rounds, "bert", "cora", model="wide"), data)
+        wait_until(lambda: ran(client, job, "r0/s0") and ran(client, job, "r0/s1"), "the first round is done")
+        with held(bert, cora):
+            (last, *_) = wait_until(lambda: checkpoints(anna, job)[::-1], "there is a checkpoint")
+            wait_until(lambda: any(keeps(n, last.cid) for n in (bert, cora)), "a copy has it whole")
+            anna.kill()
+            assert lose_outputs([bert, cora], job, last.round + 1)
+    with cora.client() as client:
+        result = client.wait(job, 90)
+        assert client.get(job)["epoch"] == 2
+    np.testing.assert_array_equal(result["outputs"]["w2"], np.arange(WIDE, dtype=np.float64) + rounds)
+    assert_each_ran_once(result)
+    assert executions([bert, cora])["completed"] - before["completed"] == 2 * rounds
 
 
 def test_an_owner_killed_while_it_aggregates_leaves_that_to_the_next_one(swarm: RealSwarm) -> None:

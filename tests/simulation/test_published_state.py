@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -18,14 +18,16 @@ from dimnode.domain import codec
 from dimnode.errors import InvalidArgument, NotFound, Unavailable
 from dimnode.snapshots.name_book import Announcement
 from dimnode.snapshots.names import NamesSettings
+from dimnode.snapshots.publisher import PublisherSettings
 from dimnode.snapshots.writer import PIN
 from p2p.dht import memory as dhts
 from p2p.ipfs import ipns
 from p2p.ipfs.api import StoreUnavailable
+from p2p.ipfs.memory import MemoryStore
 from p2p.memory import MemoryHub
 from tests.support.content_contract import nothing
 from tests.support.entries import claim, outcome
-from tests.support.state_nodes import BARE, QUICK, StateNode, StateSwarm, job, key_of, name_of_job
+from tests.support.state_nodes import BARE, QUICK, StateNode, StateSwarm, job, job_with_blocks, key_of, name_of_job
 
 
 @asynccontextmanager
@@ -42,8 +44,8 @@ async def published(*nodes: StateNode, since: float = 0.0) -> None:
             await trio.sleep(0.1)
 
 
-async def caught_up(node: StateNode, jobs: int) -> None:
-    with trio.fail_after(120):
+async def caught_up(node: StateNode, jobs: int, seconds: float = 120) -> None:
+    with trio.fail_after(seconds):
         while len(await node.digests()) < jobs:
             await trio.sleep(0.1)
 
@@ -136,6 +138,98 @@ async def test_a_newcomer_catches_up(autojump_clock: trio.testing.MockClock) -> 
         assert name_of_job(open_) in c.table.active
         await caught_up(c, 501)
         assert await c.digests() == {**await a.digests(), **await b.digests()}
+
+
+async def nobody(peer: str, audiences: Collection[str]) -> bool:
+    await trio.lowlevel.checkpoint()
+    return False
+
+
+async def has_all(node: StateNode, cids: Iterable[str]) -> bool:
+    return all([await node.store.has(cid) for cid in cids])
+
+
+async def blocks_come(node: StateNode, cids: Collection[str], seconds: float = 120) -> None:
+    with trio.fail_after(seconds):
+        while not await has_all(node, cids):
+            await trio.sleep(0.1)
+
+
+async def test_a_newcomer_gets_the_blocks_of_the_records_that_it_shall_keep(autojump_clock: trio.testing.MockClock) -> None:
+    """It holds no seat and no record names it: by its place among the holders it takes part, for nobody brings it the blocks later.
+    What a result document names comes along."""
+    async with state_swarm(seats=1) as swarm:
+        a, _ = await swarm.add("a"), await swarm.add("b")
+        made = [await job_with_blocks(a.store, n) for n in range(40)]
+        await a.learn(*[told for told, _ in made])
+        await published(a, since=trio.current_time())
+        c = await swarm.add("c")
+        mine = [(told[0], cids) for told, cids in made if "c" in heirs(told[0], "abc", 1)]
+        assert 0 < len(mine) < len(made)
+        await blocks_come(c, [cid for _, cids in mine for cid in cids])
+        assert set(await c.digests()) == {name for name, _ in mine}
+        others = [(name, cid) for (name, _), cids in made if name not in dict(mine) for cid in cids]
+        assert not any([await c.store.has(cid) for _, cid in others])
+        assert not await a.participation.may_serve("c", [others[0][0]]), "of other jobs it gets nothing"
+
+
+async def test_a_record_is_taken_once_its_blocks_are_here(autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with state_swarm(seats=1) as swarm:
+        a = await swarm.add("a")
+        told, cids = await job_with_blocks(a.store, 1)
+        await a.learn(told, job(2))
+        await published(a)
+        monkeypatch.setattr(a.participation, "may_serve", nobody)
+        c = await swarm.add("c")
+        await caught_up(c, 1)
+        await trio.sleep(3)
+        assert set(await c.digests()) == {name_of_job(2)}, "without its blocks it would pass for a whole copy"
+        assert c.state.catch_up.statistics()["lacking"] == 1
+        monkeypatch.undo()
+        await caught_up(c, 2)
+        assert await has_all(c, cids)
+        assert c.state.catch_up.statistics()["lacking"] == 0
+
+
+async def test_anti_entropy_gives_blocks_that_did_not_come_with_their_record(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = replace(QUICK, publisher=PublisherSettings(settle=1e6))
+    async with state_swarm(seats=1, deltas=True, state=silent) as swarm:
+        a = await swarm.add("a")
+        told, cids = await job_with_blocks(a.store, 1)
+        await a.learn(told)
+        monkeypatch.setattr(a.participation, "may_serve", nobody)
+        c = await swarm.add("c")
+        await caught_up(c, 1)
+        await trio.sleep(3)
+        assert not await has_all(c, cids)
+        monkeypatch.undo()
+        await blocks_come(c, cids)
+
+
+async def test_a_record_whose_blocks_nobody_has_is_taken_in_the_end(autojump_clock: trio.testing.MockClock) -> None:
+    async with state_swarm(seats=1) as swarm:
+        a = await swarm.add("a")
+        told, _ = await job_with_blocks(MemoryStore("gone"), 1)
+        await a.learn(told)
+        await published(a)
+        c = await swarm.add("c")
+        await caught_up(c, 1, 600)
+        assert c.state.catch_up.statistics()["without_blocks"] == 1
+
+
+async def test_an_owner_that_lost_its_disk_gets_record_and_blocks_back(autojump_clock: trio.testing.MockClock) -> None:
+    async with state_swarm(seats=1) as swarm:
+        a, _ = await swarm.add("a"), await swarm.add("b")
+        (name, entries), cids = await job_with_blocks(a.store, 1)
+        await a.learn((name, [*entries, claim(2, "b", job=name)]))
+        await published(a, since=trio.current_time())
+        swarm.crash("b")
+        await trio.sleep(10)
+        b = await swarm.add("b", boots=2)
+        await blocks_come(b, cids)
+        assert await b.digests() == await a.digests()
 
 
 async def test_a_node_back_after_a_week_brings_nothing_back_to_life(autojump_clock: trio.testing.MockClock) -> None:
@@ -255,6 +349,43 @@ async def test_a_forged_an_older_and_an_expired_name_in_the_dht_are_not_believed
         dht.records["names", "a"] = genuine
         await trio.sleep(130)
         assert await b.state.names.resolve(["a"]) == {}
+
+
+async def test_after_a_restart_an_older_name_is_refused(autojump_clock: trio.testing.MockClock) -> None:
+    dht = dhts.MemoryHub()
+    async with state_swarm(seats=1, dht=dht) as swarm:
+        a, b = await swarm.add("a"), await swarm.add("b")
+        await a.learn(job(1))
+        await published(a)
+        older = dht.records["names", "a"]
+        await a.learn(job(2))
+        await published(a, since=trio.current_time())
+        assert set(await b.state.names.resolve(["a"])) == {"a"}
+        await trio.sleep(3)
+        disk = swarm.crash("b")
+        swarm.crash("a")
+        dht.records["names", "a"] = older
+        b = await swarm.add("b", disk=disk, boots=2)
+        assert await b.state.names.resolve(["a"]) == {}
+        c = await swarm.add("c")
+        assert set(await c.state.names.resolve(["a"])) == {"a"}, "who never heard of a later one believes it"
+
+
+async def test_what_a_seat_published_before_it_died_is_resolved_when_no_seat_has_published(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with state_swarm(seats=1) as swarm:
+        a, b = await swarm.add("a"), await swarm.add("b", state=replace(QUICK, publisher=PublisherSettings(settle=1e6)))
+        await a.learn(job(1))
+        await published(a)
+        assert len((await b.state.resolver.resolve("jobs"))["jobs"]) == 1  # from here on it has the blocks
+        swarm.crash("a")
+        with trio.fail_after(60):
+            while [s.peer for s in b.elector.seats()] != ["b"]:
+                await trio.sleep(0.1)
+        found = await b.state.resolver.resolve("jobs")
+        assert [s["peer_id"] for s in found["seats"]] == ["a"]
+        assert [j["job_id"] for j in found["jobs"]] == [name_of_job(1)]
 
 
 async def test_a_dht_that_is_down_costs_nothing_and_hears_of_the_name_later(autojump_clock: trio.testing.MockClock) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from p2p.ipfs import cid as cids
+from p2p.ipfs import dagcbor
 from p2p.ipfs.api import BadCar, BadCid, BlockMissing, ContentStore, TooLarge
 from tests.support.unixfs_reference import CHUNK, pattern, reference
 
@@ -104,6 +105,7 @@ class SingleContract:
         cid = await store.put_dag(value)
         assert cid.startswith("bafyrei")
         assert await store.get_dag(cid) == value
+        assert dagcbor.decode(await store.get_dag_bytes(cid)) == value
         assert await store.put_dag_bytes(bytes.fromhex("a0")) == await store.put_dag({}, durable=False)
 
     @pytest.mark.parametrize("data", [b"", b"\xa0\xa0", b"\x18\x01", b"\xa2\x61b\x01\x61a\x01", b"\x81" * 5000 + b"\x00"])

@@ -12,6 +12,7 @@ from dimnode.domain.record import (
     Attempt,
     Ballot,
     Body,
+    Checkpoint,
     Claim,
     Core,
     OutcomeEntry,
@@ -87,6 +88,10 @@ def void(n: int, attempt_id: str, peer: str = "p") -> SignedEntry:
 
 def seal(n: int, round_: int = 0, peer: str = "p", **attempts: str) -> SignedEntry:
     return signed(SealEntry(job=JOB, ballot=ballot(n, peer), round=round_, attempts=attempts))
+
+
+def checkpoint(n: int, seal_id: str, round_: int = 0, peer: str = "p", cid: str = "c") -> SignedEntry:
+    return signed(Checkpoint(job=JOB, ballot=ballot(n, peer), round=round_, seal=seal_id, cid=cid))
 
 
 def outcome(n: int, status: Any, peer: str = "p", at: float = 9.0, result: bytes | None = None, job: str = JOB) -> SignedEntry:

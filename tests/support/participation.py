@@ -32,7 +32,12 @@ class Doorkeeper:
         self.seated = Seated()
         self.journal = MemoryJournal(MemoryDisk())
         self.table = RecordTable(self.journal, FakeSigner(network.peer_id))
-        self.participation = Participation(network, self.table, self.journal, cast(Any, self.seated), TrioClock(), settings)
+        self.shall_keep: set[tuple[str, str]] = set()
+        """(job, node)"""
+        self.participation = Participation(
+            network, self.table, self.journal, cast(Any, self.seated), TrioClock(), settings,
+            shall_keep=lambda job, peer: (job, peer) in self.shall_keep,
+        )  # fmt: skip
         if door is not None:
             door.participation = self.participation
 

@@ -14,10 +14,11 @@ from dimnode.core.election import ElectionSettings
 from dimnode.core.retention import RetentionRule
 from dimnode.domain import codec
 from dimnode.domain.ids import job_id
-from dimnode.domain.record import Core, SignedEntry
+from dimnode.domain.record import Core, OutcomeEntry, SignedEntry
 from dimnode.records.anti_entropy import AntiEntropy, AntiEntropySettings
 from dimnode.records.exchange import ExchangeSettings
 from dimnode.records.holder import HolderSettings, RecordHolder
+from dimnode.records.participation import Door, Participation
 from dimnode.records.table import RecordTable
 from dimnode.snapshots.catch_up import CatchUpSettings
 from dimnode.snapshots.manager import StateManager, StateSettings
@@ -28,9 +29,10 @@ from dimnode.snapshots.writer import WriterSettings
 from dimnode.state.memory_journal import MemoryDisk
 from p2p.dht.memory import MemoryDht
 from p2p.identity import Identity
+from p2p.ipfs.api import ContentStore
 from p2p.ipfs.memory import MemoryExchange, MemoryStore
 from p2p.memory import MemoryHub
-from tests.support.entries import FakeSigner, claim, fake_verify, outcome, signed
+from tests.support.entries import FakeSigner, ballot, claim, fake_verify, outcome, signed
 from tests.support.swarm import SwarmNode
 
 SWARM = "dim"
@@ -62,13 +64,28 @@ def job(number: int, ended: str | None = "completed", *, owner: str = "p", submi
     return name, entries
 
 
+async def job_with_blocks(store: ContentStore, number: int) -> tuple[tuple[str, list[SignedEntry]], tuple[str, ...]]:
+    """A finished job whose input, result document and output are private blocks of this store, and their CIDs."""
+    draft = store.private_to(draft_name := f"draft {number}")
+    wanted = await draft.add_bytes(f"input {number}".encode())
+    spec = codec.encode({"client_data": {"x": {"cid": wanted}}})
+    name = job_id(SWARM, "me", "", codec.digest(spec))
+    await store.rename_audience(draft_name, name)
+    output = await store.private_to(name).add_bytes(f"output {number}".encode())
+    document = await store.private_to(name).put_dag({"outputs": {"y": {"cid": output}}, "tasks": []})
+    core = Core(job=name, spec_cid="c", spec=spec, pattern="chained", priority="normal", principal="me", submitted=1.0, timeout=60)
+    ended = OutcomeEntry(job=name, ballot=ballot(1, "p"), status="completed", at=9.0, result_cid=document)
+    return (name, [signed(core), claim(1, "p", job=name), signed(ended)]), (wanted, document, output)
+
+
 class StateNode(SwarmNode):
     """`SwarmNode` with records and the swarm's state."""
 
     def __init__(self, hub: MemoryHub, peer: str, blocks: MemoryExchange, **kw: Any) -> None:
         super().__init__(hub, peer, **kw)
         rule = kw.get("rule", FOR_EVER)
-        self.store = kw.get("store") or MemoryStore(peer, blocks)
+        door = Door()
+        self.store = kw.get("store") or MemoryStore(peer, blocks, may_serve=door.may_serve)
         self.table = RecordTable(self.journal, FakeSigner(peer))
         self.holder = RecordHolder(
             self.network, self.table, self.journal, self.store, self.clock, HolderSettings(retention=rule), swarm=SWARM, verify=fake_verify
@@ -84,6 +101,10 @@ class StateNode(SwarmNode):
             responsible=lambda _: (),
             swarm=SWARM,
             verify=fake_verify,
+            let_in=lambda peer, job: self.participation.let_in(peer, job),
+        )
+        self.participation = door.participation = Participation(
+            self.network, self.table, self.journal, self.elector, self.clock, shall_keep=self.anti_entropy.shall_keep
         )
         settings = kw.get("state", StateSettings())
         self.state = StateManager(

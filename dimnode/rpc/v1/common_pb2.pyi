@@ -72,7 +72,7 @@ class Error(_message.Message):
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., hint: _Optional[str] = ..., details: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class TaskInfo(_message.Message):
-    __slots__ = ("task_id", "node", "model_cid", "status", "attempt", "started", "ended", "receipt", "error")
+    __slots__ = ("task_id", "node", "model_cid", "status", "attempt", "started", "ended", "receipt", "error", "receipt_cid")
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     MODEL_CID_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +82,7 @@ class TaskInfo(_message.Message):
     ENDED_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_CID_FIELD_NUMBER: _ClassVar[int]
     task_id: str
     node: str
     model_cid: str
@@ -91,7 +92,8 @@ class TaskInfo(_message.Message):
     ended: float
     receipt: bytes
     error: Error
-    def __init__(self, task_id: _Optional[str] = ..., node: _Optional[str] = ..., model_cid: _Optional[str] = ..., status: _Optional[str] = ..., attempt: _Optional[int] = ..., started: _Optional[float] = ..., ended: _Optional[float] = ..., receipt: _Optional[bytes] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+    receipt_cid: str
+    def __init__(self, task_id: _Optional[str] = ..., node: _Optional[str] = ..., model_cid: _Optional[str] = ..., status: _Optional[str] = ..., attempt: _Optional[int] = ..., started: _Optional[float] = ..., ended: _Optional[float] = ..., receipt: _Optional[bytes] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., receipt_cid: _Optional[str] = ...) -> None: ...
 
 class Job(_message.Message):
     __slots__ = ("job_id", "pattern", "status", "owner", "epoch", "submitted", "updated", "times", "error", "tasks", "priority", "labels", "spec_cid")

@@ -52,6 +52,25 @@ def test_blocks_are_part_of_a_copy() -> None:
     assert c.full("a")
 
 
+def test_passing_blocks_take_each_others_place_and_lasting_ones_stay() -> None:
+    c = JobCopies(1)
+    c.grow(["input"])
+    c.pass_on(["first"])
+    assert c.blocks_for("a") == {"input", "first"}
+    c.blocks_asked("a", c.blocks_for("a"))
+    c.pass_on(["second"])
+    assert (c.blocks_for("a"), c.blocks_for("b")) == ({"second"}, {"input", "second"})
+    c.blocks_answered("a", ("input", "first"), ["input"], pause_until=60.0)
+    assert c.fit("a", 0.0), "the first one is not wanted any more"
+    c.pass_on(["second", "input"])
+    c.pass_on([])
+    assert c.blocks_for("b") == {"input"}
+    c.pass_on(["result"])
+    c.grow(["result"])
+    c.pass_on([])
+    assert c.blocks_for("b") == {"input", "result"}
+
+
 def test_a_node_that_lost_its_disk_gets_the_whole_record_once() -> None:
     c = JobCopies(1)
     c.grow()

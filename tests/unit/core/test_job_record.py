@@ -28,6 +28,7 @@ POOL: list[SignedEntry] = [
     *_ATTEMPTS,
     *(e.void(n, _ATTEMPTS[0].id) for n in (1, 3)),
     *(e.seal(n, 0, t=_ATTEMPTS[i].id) for n, i in ((1, 0), (2, 2))),
+    *(e.checkpoint(n, e.seal(1, 0, t=_ATTEMPTS[0].id).id, n) for n in (1, 2)),
     *(e.outcome(n, s, peer) for n in (1, 2, 3) for s in ("completed", "failed", "expired") for peer in "pq"),
     *(e.outcome(n, s) for n in (1, 2) for s in ("cancelled", "deleted")),
     *(e.status(n, s) for n in (1, 2) for s in ("fetching", "running")),

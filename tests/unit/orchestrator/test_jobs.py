@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from dimnode.domain.record import OutcomeEntry
 from dimnode.domain.tensors import from_numpy, to_json, to_numpy
 from dimnode.errors import (
     Code,
@@ -20,9 +22,25 @@ from dimnode.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from dimnode.ports import Copied, Written
+from dimnode.records.no_copies import NoCopies
+from dimnode.records.table import RecordTable
 from dimnode.state.memory_journal import MemoryJournal
 from tests.support.orchestrated_jobs import double_model, finished, form, held_by, outcome, running
-from tests.support.orchestration import FakeNode, FakeSwarm, failing
+from tests.support.orchestration import FakeNode, FakeSwarm, failing, identity
+
+
+class Copies(NoCopies):
+    """Takes down which blocks come with the end of a job."""
+
+    def __init__(self) -> None:
+        self.blocks: set[str] = set()
+
+    async def write(self, jobs: Sequence[Written], *, wanted: int | None = None) -> list[Copied]:
+        for w in jobs:
+            if any(isinstance(e.body(), OutcomeEntry) for e in w.entries):
+                self.blocks.update(w.blocks)
+        return await super().write(jobs, wanted=wanted)
 
 
 async def test_a_chain_runs_and_its_result_has_values_tasks_receipts_and_cost(autojump_clock: MockClock) -> None:
@@ -45,6 +63,18 @@ async def test_a_chain_runs_and_its_result_has_values_tasks_receipts_and_cost(au
     assert all(t["receipt"] for t in result["tasks"])
     assert result["cost"] == 4.0
     assert result["result_cid"].startswith("bafyrei")
+
+
+async def test_the_copies_get_a_results_blocks_before_the_end_is_shown(autojump_clock: MockClock) -> None:
+    swarm = FakeSwarm([FakeNode("a")])
+    await double_model(swarm)
+    table = RecordTable(MemoryJournal(), identity("orchestrator"), (copies := Copies()))
+    async with running(swarm, table=table, inline_bytes=8, inline_result_bytes=8) as orchestrator:
+        config = {"model_id": "double", "aggregation": {"method": "concat"}}
+        document = await outcome(orchestrator, form(pattern="collaborative", config=config))
+        result = await orchestrator.result(document["job_id"])
+    assert result["outputs"]["y"].cid
+    assert copies.blocks == {result["result_cid"], result["outputs"]["y"].cid}
 
 
 async def test_client_data_is_sharded_over_the_nodes_and_put_back_in_order(autojump_clock: MockClock) -> None:

@@ -11,10 +11,12 @@ import trio
 import trio.testing
 
 from dimnode.clock import ManualClock
+from dimnode.core.record_blocks import blocks_of
 from dimnode.domain import codec
-from dimnode.domain.record import Assign, Attempt, Core, OutcomeEntry
+from dimnode.domain.record import Assign, Attempt, Core, OutcomeEntry, Receipt
 from dimnode.domain.tensors import TensorValue
 from dimnode.garbage import Garbage, GarbageSettings, wanted
+from dimnode.records.holder import PIN
 from dimnode.records.needed import RecordNeeds
 from dimnode.records.table import RecordTable
 from dimnode.state.memory_journal import MemoryJournal
@@ -83,6 +85,63 @@ async def test_all_blocks_of_unfinished_and_of_finished_records_are_needed():
     await b.table.forget(["small", "large"])
     assert (await b.garbage.collect()).blocks == 4, "what only the forgotten ones needed"
     assert await b.here([spec, x, model, output]) == [True] * 4
+
+
+async def test_receipts_are_needed_as_long_as_their_records():
+    b = Bench()
+    receipt = Receipt(job="failed", task="t", attempt=1, node="x", model_cid="m", inputs={}, outputs={}, started=1.0, ended=2.0, cost=1.0)
+    attempt = e.signed(
+        Attempt(job="failed", ballot=e.ballot(1), task="t", attempt=1, task_key="k", status="failed", node="x", receipt=receipt)
+    )
+    told = [codec.encode({"receipt": n}) for n in range(2)]
+    cids = [await b.store.put_dag_bytes(data) for data in (codec.encode(attempt), *told)]
+    result, large = ({"outputs": {}, "tasks": [{"receipt": data}]} for data in told)
+    document = await b.store.put_dag(large)
+    failed = e.signed(OutcomeEntry(job="failed", ballot=e.ballot(1), status="failed", at=2.0))
+    await b.table.merge("failed", [core("failed", GONE), e.claim(1, job="failed"), attempt, failed])
+    await b.table.merge("small", [core("small", GONE), completed("small", result=codec.encode(result), result_cid=GONE)])
+    await b.table.merge("large", [core("large", GONE), completed("large", result_cid=document)])
+    assert (await b.garbage.collect()).blocks == 0
+    await b.table.forget(["failed", "small", "large"])
+    await b.garbage.collect()
+    assert await b.here(cids) == [False] * 3
+
+
+async def test_the_latest_checkpoint_of_an_unfinished_job_is_needed():
+    b = Bench()
+    first, second, other = await b.add(b"first", b"second", b"other")
+    entries = [
+        e.core(),
+        e.claim(1),
+        e.checkpoint(1, "s0", 0, cid=first),
+        e.checkpoint(1, "s1", 1, cid=second),
+        e.checkpoint(1, "s2", 1, cid=other),
+    ]
+    await b.table.merge(e.JOB, entries)
+    assert set(blocks_of(b.table.record(e.JOB))) == {second, other}
+    await b.garbage.collect()
+    assert await b.here([first, second, other]) == [False, True, True]
+    await b.table.merge(e.JOB, [e.outcome(1, "failed")])
+    await b.garbage.collect()
+    assert await b.here([second, other]) == [False, False]
+
+
+async def test_what_was_kept_for_a_job_goes_once_its_record_does_not_name_it_any_more():
+    b = Bench(clock_skew=100.0)
+    kept, passed, lacking = await b.add(b"kept", b"passed", b"lacking")
+    for cid, job in ((kept, e.JOB), (passed, e.JOB), (lacking, "unknown")):
+        await b.store.pin(cid, reason=PIN + job)
+    await b.table.merge(e.JOB, [e.core(), e.claim(1), e.checkpoint(1, "s0", 0, cid=passed), e.checkpoint(1, "s1", 1, cid=kept)])
+    await b.garbage.collect()
+    assert len(await b.store.pins()) == 3, "they are new: the record may be on its way"
+    b.clock.advance(200.0)
+    await b.garbage.collect()
+    assert set(await b.store.pins()) == {kept, lacking}, "retention sees to jobs that are not known here"
+    await b.table.merge("large", [core("large", GONE), completed("large", result_cid=GONE)])
+    await b.store.pin(passed, reason=PIN + "large")
+    b.clock.advance(200.0)
+    await b.garbage.collect()
+    assert passed in await b.store.pins(), "what a document refers to that is not here nobody can tell"
 
 
 async def test_parts_that_this_node_signed_for_others_need_their_outputs():

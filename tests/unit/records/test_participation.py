@@ -68,6 +68,18 @@ async def test_who_is_asked_to_keep_copies_gets_the_blocks(hub: MemoryHub, autoj
     assert not await owner.serves("keeper", "another job")
 
 
+async def test_who_shall_keep_a_copy_of_a_record_that_is_here_gets_its_blocks_and_others_are_told_so(
+    hub: MemoryHub, autojump_clock: MockClock
+):
+    worker, keeper = made(hub, "worker", "owner")
+    await worker.knows(PART)
+    await keeper.knows(*RECORD)
+    keeper.shall_keep.add((e.JOB, "heir"))
+    worker.shall_keep.add((e.JOB, "nobody"))
+    assert [await keeper.serves("heir"), await keeper.serves("heir", "another job"), await keeper.serves("other")] == [True, False, False]
+    assert [await worker.serves("heir"), await worker.serves("nobody")] == [True, False], "it has no record of the job"
+
+
 async def test_a_block_of_two_jobs_is_for_the_participants_of_both(hub: MemoryHub, autojump_clock: MockClock):
     (keeper,) = made(hub, "keeper")
     await keeper.knows(*RECORD)

@@ -186,7 +186,7 @@ def test_what_json_cannot_say_becomes_text() -> None:
 
 
 def test_documents_survive() -> None:
-    task = {"task_id": "j:k:1", "node": "n", "model_cid": "b", "status": "failed", "attempt": 2, "started": 1.5, "ended": 2.5, "receipt": b"\1",
+    task = {"task_id": "j:k:1", "node": "n", "model_cid": "b", "status": "failed", "attempt": 2, "started": 1.5, "ended": 2.5, "receipt": b"\1", "receipt_cid": "r",
             "error": {"code": "TASK_FAILED", "message": "m", "hint": "h", "details": {"exit": 9}}}  # fmt: skip
     job = {"job_id": "j", "pattern": "chained", "status": "failed", "owner": "p", "epoch": 2, "submitted": 1.0, "updated": 2.0, "priority": "low",
            "spec_cid": "b", "times": {"queued": 1.0}, "labels": {"a": "b"}, "tasks": [task], "error": {"code": "X", "message": "m", "hint": ""}}  # fmt: skip

@@ -49,6 +49,43 @@ def test_the_newest_record_of_a_name_counts() -> None:
     assert (seen.record.sequence, seen.cid) == (3, CID)
 
 
+def test_what_is_older_stays_refused_after_a_restart_and_when_the_record_itself_was_forgotten() -> None:
+    names = book(most=1)
+    names.take(told(5), NOW)
+    names.take(told(by=card("b")), NOW)
+    assert names.of("a", NOW) is None, "there is no room for it"
+    assert refused(names, told(4)) == "older"
+    again = book()
+    again.recall(names.marks(), NOW)
+    assert refused(again, told(4)) == "older"
+    assert refused(again, told(5, expires=NOW + 59)) == "older"
+    assert again.take(told(5), NOW).record.sequence == 5, "the very record that was believed"
+    again.take(told(1, key=OTHER, by=card(key=OTHER, since=2.0)), NOW)
+    third = book()
+    third.recall(again.marks(), NOW)
+    assert refused(third, told(9)) == "older", "its key was replaced"
+
+
+def test_what_came_before_the_marks_were_read_is_judged_by_them() -> None:
+    names, before = book(), book()
+    before.take(told(5), NOW)
+    names.take(told(4), NOW)
+    names.take(told(7, by=card("b")), NOW)
+    names.recall(before.marks(), NOW)
+    assert [names.of(p, NOW) is not None for p in ("a", "b")] == [False, True]
+    assert {m.peer: m.sequence for m in names.marks()} == {"a": 5, "b": 7}
+
+
+def test_marks_are_bounded_and_go_when_nothing_older_can_be_valid() -> None:
+    names = book(marks=2, longest=100.0)
+    for peer in ("a", "b", "c"):
+        names.take(told(by=card(peer)), NOW)
+    assert [m.peer for m in names.marks()] == ["b", "c"]
+    later = book(longest=100.0)
+    later.recall(names.marks(), NOW + 101)
+    assert later.marks() == []
+
+
 def test_nobody_can_speak_for_another() -> None:
     names = book()
     assert refused(names, told(by=msgspec.structs.replace(card("b"), peer="a"))) == "forged"

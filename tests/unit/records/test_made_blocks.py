@@ -1,0 +1,165 @@
+"""Forms, small results and receipts as blocks: made by whoever holds the record, again until it works."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from dimnode.domain import codec
+from dimnode.domain.record import Attempt, Core, OutcomeEntry, Receipt, SignedEntry
+from dimnode.records.made_blocks import BlockMaker, MakingSettings, cid_of
+from dimnode.records.table import RecordTable
+from dimnode.state.memory_journal import MemoryJournal
+from p2p.ipfs.api import BlockMissing, StoreUnavailable
+from p2p.ipfs.memory import MemoryExchange, MemoryStore
+from tests.support import entries as e
+
+
+def core(job: str, **form: Any) -> SignedEntry:
+    spec = codec.encode({"job": job, **form})
+    return e.signed(
+        Core(job=job, spec_cid=cid_of(spec), spec=spec, pattern="chained", priority="normal", principal="me", submitted=1.0, timeout=60)
+    )
+
+
+def attempt(job: str) -> SignedEntry:
+    receipt = Receipt(job=job, task="t", attempt=1, node="x", model_cid="m", inputs={}, outputs={}, started=1.0, ended=2.0, cost=1.0)
+    return e.signed(Attempt(job=job, ballot=e.ballot(1), task="t", attempt=1, task_key="k", status="completed", node="x", receipt=receipt))
+
+
+def ended(job: str, status: Any = "completed", **more: Any) -> SignedEntry:
+    return e.signed(OutcomeEntry(job=job, ballot=e.ballot(1), status=status, at=2.0, **more))
+
+
+class Holder:
+    def __init__(self, store: MemoryStore | None = None) -> None:
+        self.store = store or MemoryStore()
+        self.journal = MemoryJournal()
+        self.table = RecordTable(self.journal, e.FakeSigner("me"))
+
+    @asynccontextmanager
+    async def running(self, **settings: Any) -> AsyncGenerator[BlockMaker]:
+        maker = BlockMaker(self.table, self.journal, self.store, MakingSettings(**settings))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(maker.run)
+            yield maker
+            nursery.cancel_scope.cancel()
+
+    async def has(self, *cids: str) -> list[bool]:
+        return [await self.store.has(cid) for cid in cids]
+
+
+@pytest.fixture
+def holder() -> Holder:
+    return Holder()
+
+
+def spec_of(entry: SignedEntry) -> str:
+    body = entry.body()
+    assert isinstance(body, Core)
+    return body.spec_cid
+
+
+async def test_the_form_is_a_block_on_every_holder_and_the_rest_once_the_job_has_ended(holder: Holder, autojump_clock: MockClock) -> None:
+    accepted, done = core("j"), attempt("j")
+    receipt = codec.encode(done)
+    result = codec.encode({"outputs": {}, "tasks": [{"receipt": receipt}, {"receipt": b""}]})
+    async with holder.running() as maker:
+        await holder.table.merge("j", [accepted, e.claim(1, job="j")])
+        await trio.sleep(1)
+        assert await holder.has(spec_of(accepted), cid_of(receipt), cid_of(result)) == [True, False, False]
+        await holder.table.merge("j", [done, ended("j", result=result, result_cid=cid_of(result))])
+        await trio.sleep(1)
+        assert await holder.has(cid_of(receipt), cid_of(result)) == [True, True]
+        assert (await holder.store.get_dag(spec_of(accepted)))["job"] == "j"
+        assert maker.status() == {"backlog": 0, "failures": 0, "problem": ""}
+
+
+async def test_receipts_come_from_the_record_of_a_job_that_failed_and_from_a_large_results_block(
+    holder: Holder, autojump_clock: MockClock
+) -> None:
+    failed, large = codec.encode(attempt("failed")), codec.encode(attempt("large"))
+    document = await holder.store.private_to("large").put_dag({"outputs": {}, "tasks": [{"receipt": large}]})
+    async with holder.running():
+        await holder.table.merge("failed", [core("failed"), e.claim(1, job="failed"), attempt("failed"), ended("failed", "failed")])
+        await holder.table.merge("large", [core("large"), e.claim(1, job="large"), ended("large", result_cid=document)])
+        await trio.sleep(1)
+        assert await holder.has(cid_of(failed), cid_of(large)) == [True, True]
+
+
+async def test_what_cannot_be_written_is_tried_again_and_is_in_the_backlog(
+    holder: Holder, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[float] = []
+
+    async def away(*_: Any, **__: Any) -> None:
+        tries.append(trio.current_time())
+        raise StoreUnavailable("away")
+
+    async with holder.running(retry_first=1.0, retry_most=4.0) as maker:
+        await trio.sleep(1)
+        monkeypatch.setattr(holder.store._blocks, "put", away)
+        entries = [core(f"j{n}") for n in range(3)]
+        for n, entry in enumerate(entries):
+            await holder.table.merge(f"j{n}", [entry, e.claim(1, job=f"j{n}")])
+        await trio.sleep(12)
+        assert (maker.status()["backlog"], maker.status()["problem"]) == (3, "away")
+        pauses = [round(b - a) for a, b in pairwise(tries)]
+        assert pauses[:4] == [1, 2, 4, 4]
+        monkeypatch.undo()
+        await trio.sleep(5)
+        assert await holder.has(*map(spec_of, entries)) == [True] * 3
+        assert maker.status() == {"backlog": 0, "failures": 0, "problem": ""}
+
+
+async def test_after_a_start_and_when_too_many_wait_all_records_are_looked_at(holder: Holder, autojump_clock: MockClock) -> None:
+    entries = [core(f"j{n}") for n in range(20)]
+    for n, entry in enumerate(entries[:10]):
+        await holder.table.merge(f"j{n}", [entry, e.claim(1, job=f"j{n}")])
+    async with holder.running(page=3, most=2) as maker:
+        await trio.sleep(10)
+        assert all(await holder.has(*map(spec_of, entries[:10])))
+        assert maker.statistics()["looked"] == 1
+        await holder.table.merge_many([(f"j{n}", [entries[n], e.claim(1, job=f"j{n}")]) for n in range(10, 20)])
+        assert maker.status()["backlog"] == 2
+        await trio.sleep(10)
+        assert all(await holder.has(*map(spec_of, entries)))
+
+
+async def test_a_damaged_result_holds_nobody_up(holder: Holder, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = await holder.store.put_dag({"outputs": {}})
+
+    async def damaged(*_: Any, **__: Any) -> Any:
+        raise BlockMissing("gone")
+
+    monkeypatch.setattr(holder.store, "get_dag", damaged)
+    async with holder.running() as maker:
+        await holder.table.merge("a", [core("a"), e.claim(1, job="a"), ended("a", result_cid=document)])
+        await holder.table.merge("b", [accepted := core("b"), e.claim(1, job="b")])
+        await trio.sleep(1)
+        assert await holder.has(spec_of(accepted)) == [True]
+        assert maker.status()["failures"] == 0
+
+
+async def test_they_are_the_jobs_and_nobody_elses(autojump_clock: MockClock) -> None:
+    asked: list[tuple[str, list[str]]] = []
+
+    async def may_serve(peer: str, audiences: Any) -> bool:
+        await trio.lowlevel.checkpoint()
+        asked.append((peer, sorted(audiences)))
+        return False
+
+    hub = MemoryExchange()
+    holder, stranger = Holder(MemoryStore("a", hub, may_serve=may_serve)), MemoryStore("b", hub)
+    async with holder.running():
+        await holder.table.merge("j", [accepted := core("j"), e.claim(1, job="j")])
+        await trio.sleep(1)
+        with pytest.raises(BlockMissing):
+            await stranger.get_dag(spec_of(accepted), timeout=1)
+    assert asked == [("b", ["j"])]

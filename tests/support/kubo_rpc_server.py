@@ -53,13 +53,22 @@ class KuboRpcServer:
     heard: list[tuple[str, bytes]] = field(default_factory=list)
     """(topic, message) of what was published."""
     calls: list[str] = field(default_factory=list)
+    requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    """The same with their options."""
+    mute: frozenset[str] = frozenset()
+    """Commands that are carried out and never answered."""
+    peer_id: str = "12D3KooWGRUVh5jLyQk8yC5CJfyGNRfSLi9oQyR1zcWiWGLwkxK1"
     api: str = ""
     listening: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     # --- commands
 
+    async def hang(self, options: dict[str, str], body: bytes) -> Any:
+        """In place of a command."""
+        await trio.sleep_forever()
+
     async def id(self, options: dict[str, str], body: bytes) -> Any:
-        return {"ID": "12D3KooWGRUVh5jLyQk8yC5CJfyGNRfSLi9oQyR1zcWiWGLwkxK1", "Addresses": [], "AgentVersion": "test"}
+        return {"ID": self.peer_id, "Addresses": [], "AgentVersion": "test"}
 
     async def block_put(self, options: dict[str, str], body: bytes) -> Any:
         if self.fault == "full":
@@ -90,15 +99,22 @@ class KuboRpcServer:
         return {"Key": cid.text, "Size": size}
 
     async def pin_add(self, options: dict[str, str], body: bytes) -> Any:
+        recursive = options["recursive"] == "true"
+        before = (await self.store.list_pins()).get(options["arg"])
+        if before is not None and before.recursive and not recursive:
+            raise Failed(f"pin: {options['arg']} already pinned recursively")
         try:
-            await self.store.pin(options["arg"], recursive=options["recursive"] == "true")
+            await self.store.pin(options["arg"], recursive=recursive)
         except BlockMissing as error:
             raise Failed(f"pin: block was not found locally (offline): ipld: could not find {options['arg']}") from error
         return {"Pins": [options["arg"]]}
 
     async def pin_rm(self, options: dict[str, str], body: bytes) -> Any:
-        if options["arg"] not in await self.store.pins():
+        before = (await self.store.list_pins()).get(options["arg"])
+        if before is None:
             raise Failed("not pinned or pinned indirectly")
+        if before.recursive and options["recursive"] != "true":
+            raise Failed(f"{options['arg']} is pinned recursively")
         await self.store.unpin(options["arg"])
         return {"Pins": [options["arg"]]}
 
@@ -194,10 +210,13 @@ class KuboRpcServer:
         if call is None:
             return 404, b"404 page not found"
         options = {name: values[-1] for name, values in parse_qs(target.query).items()}
+        self.requests.append((command, options))
         try:
             found = await call(options, _file(headers.get("content-type", ""), body))
         except (Failed, ContentError, BadCid, KeyError) as error:
             return 500, json.dumps({"Message": str(error), "Code": 0, "Type": "error"}).encode()
+        if command in self.mute:
+            await trio.sleep_forever()
         if self.fault == "garbage":
             return 200, b"[1, 2"
         return 200, found if isinstance(found, bytes) else json.dumps(found).encode() + b"\n"

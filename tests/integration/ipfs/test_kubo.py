@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
@@ -16,37 +15,16 @@ import trio
 from p2p.ipfs.api import BlockCorrupt, BlockMissing, ContentStore, DiskFull, StoreUnavailable
 from p2p.ipfs.cid import RAW, compute, parse
 from p2p.ipfs.kubo.rpc import open_rpc
-from p2p.ipfs.kubo.settings import KuboSettings, RpcSettings
-from p2p.ipfs.kubo.store import KuboStore, open_kubo
-from p2p.ipfs.settings import StoreSettings
 from tests.support.content_contract import SingleContract, absent, some
 from tests.support.kubo_rpc_server import Fault, KuboRpcServer, kubo_rpc_server
+from tests.support.kubo_stores import STORE, handed_over, on, out_of_the_spool
 from tests.support.unixfs_reference import CHUNK, pattern
-
-QUICK = KuboSettings(retry_first=0.05, retry_most=0.2, ping=0.05, settle=0.0, rpc=RpcSettings(connect_timeout=0.5, timeout=0.5))
-STORE = StoreSettings(reserve_bytes=0)
 
 
 @pytest.fixture
 async def server() -> AsyncIterator[KuboRpcServer]:
     async with kubo_rpc_server() as server:
         yield server
-
-
-def on(server: KuboRpcServer, folder: Path, settings: StoreSettings = STORE, **changes: Any):
-    return open_kubo(folder, settings=settings, kubo=replace(QUICK, api=server.api, **changes))
-
-
-async def handed_over(store: KuboStore) -> None:
-    with trio.fail_after(10):
-        while store.health().backlog or not store.health().ok:
-            await trio.sleep(0.01)
-
-
-async def out_of_the_spool(store: KuboStore) -> None:
-    with trio.fail_after(10):
-        while store.statistics().blocks:
-            await trio.sleep(0.01)
 
 
 class TestContract(SingleContract):

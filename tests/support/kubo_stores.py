@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -41,3 +42,19 @@ async def noticed(store: KuboStore) -> None:
     with trio.fail_after(10):
         while store.health().ok:
             await trio.sleep(0.01)
+
+
+def read_from_kubo(store: KuboStore) -> KuboStore:
+    """What is added is in Kubo and not here any more when the call returns."""
+    for name in ("add_bytes", "add_file", "add_stream", "import_car", "put_dag", "put_dag_bytes"):
+        setattr(store, name, _and_out_of_the_spool(store, getattr(store, name)))
+    return store
+
+
+def _and_out_of_the_spool(store: KuboStore, add: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def call(*args: Any, **options: Any) -> Any:
+        added = await add(*args, **options)
+        await out_of_the_spool(store, within=60)
+        return added
+
+    return call

@@ -43,9 +43,10 @@ class KuboBlocks:
         """Blocks that Kubo has and that are still here, and since when."""
         self._stuck: set[str] = set()
         """CIDs of blocks and pins that Kubo refuses; tried again when it has been away."""
+        self._publishing = trio.Lock()
         self._bell = trio.Event()
-        self._uses = Uses()
-        """Which blocks are being written to the spool, or relied on there, and which are leaving it."""
+        self.uses = Uses()
+        """Which blocks are being written or relied on, and stay in the spool for so long, and which are leaving it."""
         self._daemon = ""
         self.reached = 0
         """How often Kubo was found again after an absence: what was only told to it may be gone."""
@@ -88,8 +89,8 @@ class KuboBlocks:
     async def put(self, blocks: list[Block], *, durable: bool, audience: str = "") -> None:
         """Waits for those of them that are just leaving the spool, and writes them again."""
         staying: list[Cid] = []
-        with self._uses.hold(staying):
-            await self._uses.spare([block.cid for block in blocks], hold=staying)
+        with self.uses.hold(staying):
+            await self.uses.spare([block.cid for block in blocks], hold=staying)
             await self._spool.put(blocks, durable=durable, audience=audience)
             for block in blocks:
                 self._given.pop(block.cid, None)
@@ -114,8 +115,8 @@ class KuboBlocks:
     async def sync(self, cids: Iterable[Cid]) -> None:
         """What is not in the spool any more is on Kubo's disk."""
         wanted, staying = list(cids), list[Cid]()
-        with self._uses.hold(staying):
-            await self._uses.spare(wanted, hold=staying)
+        with self.uses.hold(staying):
+            await self.uses.spare(wanted, hold=staying)
             await self._spool.sync([cid for cid in wanted if await self._spool.has(cid)])
 
     async def pin(self, cid: Cid, pin: Pin | None) -> None:
@@ -159,7 +160,7 @@ class KuboBlocks:
         while True:
             try:
                 await self.reach()
-                await self._publish()
+                await self.publish()
                 delay = self._settings.retry_first
                 await self._take_off()
                 await self._pause()
@@ -188,6 +189,11 @@ class KuboBlocks:
         self._todo.update(dict.fromkeys(self._given))
         self._given.clear()
         self._stuck.clear()
+
+    async def publish(self) -> None:
+        """Everything that Kubo lacks, as far as it takes it. Raises `StoreUnavailable`."""
+        async with self._publishing:
+            await self._publish()
 
     async def _publish(self) -> None:
         while todo := [cid for cid in self._todo if cid.text not in self._stuck][: self._settings.parallel]:
@@ -233,7 +239,7 @@ class KuboBlocks:
         while old and not self._kubo_pins.to_make(self.pins()):
             batch, old = old[:parallel], old[parallel:]
             there = await self._still_there(batch)
-            with self._uses.removing([cid for cid in there if cid in self._given and cid not in self._todo]) as going:
+            with self.uses.removing([cid for cid in there if cid in self._given and cid not in self._todo]) as going:
                 await self._spool.move_out(going)
             for cid in going:
                 self._given.pop(cid, None)
@@ -258,6 +264,7 @@ class KuboBlocks:
         for cid in batch:
             if cid not in there and self._given.pop(cid, None) is not None:
                 self._todo[cid] = None
+                self._stuck.clear()  # pins may have waited for it
                 self._bell.set()
         return there
 

@@ -98,6 +98,7 @@ class KuboStore(Store):
 
     def __init__(self, blocks: KuboBlocks, exchange: KuboExchange, rpc: KuboRpc, settings: StoreSettings, kubo: KuboSettings) -> None:
         super().__init__("kubo", blocks, exchange, settings)
+        self._uses = blocks.uses
         self._kubo_blocks = blocks
         self._rpc = rpc
         self._kubo = kubo
@@ -121,12 +122,13 @@ class KuboStore(Store):
         return StoreHealth(here.ok and not self._kubo_blocks.problem, self._kubo_blocks.backlog, self._kubo_blocks.problem or here.problem)
 
     async def collect(self, needed: AsyncIterator[str], *, down_to: int = 0, grace: float | None = None) -> Collected:
-        """Kubo's own collection, of everything that neither Kubo's pins nor ``needed`` hold: what it has for others goes as
-        well. The bound is Kubo's (``Datastore.StorageMax``). Raises `StoreUnavailable`."""
+        """Kubo's own collection, of everything that neither Kubo's pins nor ``needed`` hold, nor work under way: what it has for others
+        goes as well. The bound is Kubo's (``Datastore.StorageMax``). Raises `StoreUnavailable`."""
         async with self._collecting:
-            roots = [cids.parse(text) async for text in _valid(needed)]
             try:
-                await self._kubo_blocks.hold(list(dict.fromkeys(roots)))
+                await self._kubo_blocks.publish()  # pins above all
+                wanted = [cids.parse(text) async for text in _valid(needed)]
+                await self._kubo_blocks.hold(list(dict.fromkeys([*self._uses.roots(), *wanted])))
                 before = await self._rpc.repo_stat()
                 removed = await self._rpc.repo_gc(self._kubo.gc_timeout)
                 after = await self._rpc.repo_stat()

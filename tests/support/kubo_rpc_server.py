@@ -165,6 +165,9 @@ class KuboRpcServer:
         self.keys[options["arg"]] = name_of(Identity.generate().peer_id)
         return {"Name": options["arg"], "Id": self.keys[options["arg"]]}
 
+    async def key_rm(self, options: dict[str, str], body: bytes) -> Any:
+        return {"Keys": [{"Name": options["arg"], "Id": self.keys.pop(options["arg"])}]}
+
     async def name_publish(self, options: dict[str, str], body: bytes) -> Any:
         if options["key"] not in self.keys:
             raise Failed(f"no key by the given name was found: {options['key']}")

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import trio
@@ -22,6 +23,7 @@ from tests.support.content_contract import GarbageContract, Pair, PairContract, 
 from tests.support.kubo_rpc_server import Fault, KuboRpcServer, kubo_rpc_server
 from tests.support.kubo_stores import PATIENT, QUICK, STORE, handed_over, on, out_of_the_spool, read_from_kubo
 from tests.support.networks import two
+from tests.support.rpc_contract import SUBSCRIBE, Daemon, RpcContract
 from tests.support.unixfs_reference import CHUNK, pattern
 
 
@@ -74,6 +76,17 @@ class TestPair(PairContract):
                 store = await stack.enter_async_context(open_kubo(tmp_path / str(n), kubo=kubo, **options))
                 stores.append(store if settle else read_from_kubo(store))
             yield stores[0], stores[1], networks[0].peer_id, networks[1].peer_id
+
+
+class TestRpc(RpcContract):
+    """So that the server does what others do. Which CID a file has it knows from DIM itself."""
+
+    test_its_cid_of_a_file_is_ours = None  # type: ignore[assignment]
+    lacks: ClassVar = {SUBSCRIBE: "this server answers with whole messages only"}
+
+    @pytest.fixture
+    def daemon(self, server: KuboRpcServer) -> Daemon:
+        return Daemon(server.api, agent="test")
 
 
 async def test_blocks_and_pins_move_to_kubo_and_are_read_from_there(server: KuboRpcServer, tmp_path: Path):

@@ -57,6 +57,8 @@ class KuboRpcServer:
     """The same with their options."""
     mute: frozenset[str] = frozenset()
     """Commands that are carried out and never answered."""
+    lag: dict[str, float] = field(default_factory=dict)
+    """Seconds between the carrying out of a command and its answer."""
     peer_id: str = "12D3KooWGRUVh5jLyQk8yC5CJfyGNRfSLi9oQyR1zcWiWGLwkxK1"
     api: str = ""
     listening: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -220,6 +222,7 @@ class KuboRpcServer:
             return 500, json.dumps({"Message": str(error), "Code": 0, "Type": "error"}).encode()
         if command in self.mute:
             await trio.sleep_forever()
+        await trio.sleep(self.lag.get(command, 0.0))
         if self.fault == "garbage":
             return 200, b"[1, 2"
         return 200, found if isinstance(found, bytes) else json.dumps(found).encode() + b"\n"

@@ -205,6 +205,9 @@ class KuboRpcServer:
             return 405, b"405 - Method Not Allowed"
         if self.authorization and headers.get("authorization") != self.authorization:
             return 403, b"403 - Forbidden"
+        if command == "test/fault":  # for tests in other processes
+            self.fault = parse_qs(target.query, keep_blank_values=True)["arg"][0]  # type: ignore[assignment]
+            return 200, b"{}"
         if self.fault == "hang":
             await trio.sleep_forever()
         if self.fault == "html":

@@ -191,15 +191,18 @@ class KuboBlocks:
         self._stuck.clear()
 
     async def publish(self) -> None:
-        """Everything that Kubo lacks, as far as it takes it. Raises `StoreUnavailable`."""
+        """Everything that Kubo lacks now, as far as it takes it. Raises `StoreUnavailable`."""
         async with self._publishing:
             await self._publish()
 
     async def _publish(self) -> None:
-        while todo := [cid for cid in self._todo if cid.text not in self._stuck][: self._settings.parallel]:
+        """What is written meanwhile comes the next time: pins do not wait for it."""
+        wanted = self.pins()  # before the blocks: those that a pin holds were written before it was wanted
+        todo = [cid for cid in self._todo if cid.text not in self._stuck]
+        for start in range(0, len(todo), self._settings.parallel):
             errors: list[StoreUnavailable] = []
             async with trio.open_nursery() as nursery:
-                for cid in todo:
+                for cid in todo[start : start + self._settings.parallel]:
                     nursery.start_soon(self._give, cid, errors)
             if errors:
                 raise errors[0]
@@ -207,7 +210,7 @@ class KuboBlocks:
             if text not in self._stuck:
                 await self._unless_refused(text, self._kubo_pins.remove, pin)
         for text, pin in self._kubo_pins.to_make(self.pins()):
-            if text not in self._stuck:
+            if text not in self._stuck and wanted.get(text) == pin:
                 await self._unless_refused(text, self._kubo_pins.make, pin)
 
     async def _give(self, cid: Cid, errors: list[StoreUnavailable]) -> None:

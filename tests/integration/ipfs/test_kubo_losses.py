@@ -237,3 +237,25 @@ async def test_a_collection_holds_what_is_needed_in_whatever_way_it_is_pinned(se
         server.fault = ""
         await handed_over(store)
         assert await kinds(server) == {direct: "direct"}
+
+
+# Much to hand over
+
+
+async def test_pins_are_made_while_more_is_written_all_the_time(server: KuboRpcServer, tmp_path: Path) -> None:
+    server.lag = {"block/put": 0.05}
+    async with on(server, tmp_path, parallel=1) as store, trio.open_nursery() as nursery:
+
+        async def write() -> None:
+            for number in range(10_000):
+                await store.add_bytes(b"%d" % number, durable=False)
+                await trio.sleep(0.01)
+
+        nursery.start_soon(write)
+        cid = await store.add_bytes(b"pinned")
+        await store.pin(cid)
+        with trio.fail_after(20):
+            while cid not in await kinds(server):
+                await trio.sleep(0.01)
+        assert store.health().backlog, "there is more to hand over"
+        nursery.cancel_scope.cancel()

@@ -56,6 +56,10 @@ class Outlet(Protocol):
         """Returns the name. Raises `ContentError`."""
         ...
 
+    def generation(self) -> int:
+        """Another number once what was published may be gone."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class NamesSettings:

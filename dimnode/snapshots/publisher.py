@@ -97,8 +97,8 @@ class SnapshotPublisher:
         self._outlet = outlet
         self._roster = Roster()
         self._named: Named | None = None
-        self._given = ""
-        """What the outlet has."""
+        self._given: tuple[str, int] | None = None
+        """What the outlet has, and its generation then."""
         self.state = PublisherState(name=names.name)
 
     def statistics(self) -> Mapping[str, Any]:
@@ -118,10 +118,10 @@ class SnapshotPublisher:
     async def _while_seated(self) -> None:
         s = self._settings
         await trio.sleep(s.settle)
-        seen: tuple[int, Mapping[str, Member]] = (-1, {})
+        seen: tuple[int, Mapping[str, Member], int] = (-1, {}, 0)
         quiet = 0
         while True:
-            now = (self._table.version, self._members())
+            now = (self._table.version, self._members(), self._generation())
             quiet += 1
             took = 0.0
             if now != seen or quiet >= s.unchanged or self._due():
@@ -138,7 +138,7 @@ class SnapshotPublisher:
         self.state.snapshots += 1
         self._note(made, trio.current_time() - began)
         if self._named is None or self._named.cid != made.cid or self._due():
-            self._named = await self._names.publish(made.cid)
+            self._named, self._given = await self._names.publish(made.cid), None
             self.state.sequence, self.state.at = self._named.record.sequence, self._clock.wall()
             log.info("snapshot.published", root=made.cid, jobs=made.root.job_count, leaves=made.leaves, reused=made.reused)
         await self._elsewhere(made.cid)
@@ -147,9 +147,13 @@ class SnapshotPublisher:
         return self._roster.update(self._registry.nodes(), self._registry.signed(), self._clock.wall())
 
     async def _elsewhere(self, cid: str) -> None:
-        if self._outlet is not None and self._given != cid:
+        wanted = cid, self._generation()
+        if self._outlet is not None and self._given != wanted:
             self.state.elsewhere = await self._outlet.publish(cid, self._settings.validity, self._settings.ttl)
-            self._given = cid
+            self._given = wanted
+
+    def _generation(self) -> int:
+        return self._outlet.generation() if self._outlet is not None else 0
 
     def _due(self) -> bool:
         """The name's record is to be made anew, or it ends one day."""

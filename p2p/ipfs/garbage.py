@@ -43,6 +43,10 @@ class Uses:
         finally:
             _release(self._roots, [root])
 
+    def roots(self) -> tuple[Cid, ...]:
+        """DAGs that are needed now."""
+        return tuple(self._roots)
+
     @contextmanager
     def hold(self, held: list[Cid]) -> Generator[None, None, None]:
         """The blocks in the list, which grows by `spare` with ``hold=held``, are needed for so long."""
@@ -66,7 +70,7 @@ class Uses:
         """Gives the roots in use now; notes all uses from here on."""
         self._since = set()
         try:
-            yield tuple(self._roots)
+            yield self.roots()
         finally:
             self._since = None
 

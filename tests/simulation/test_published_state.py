@@ -431,6 +431,10 @@ class Outlet:
     def __init__(self) -> None:
         self.given: list[str] = []
         self.away = True
+        self.times = 0
+
+    def generation(self) -> int:
+        return self.times
 
     async def publish(self, cid: str, lifetime: float, ttl: float) -> str:
         await trio.lowlevel.checkpoint()
@@ -453,3 +457,20 @@ async def test_what_is_published_elsewhere_too_is_published_here_first(autojump_
         await trio.sleep(60)
         assert (outlet.given[-1], state.elsewhere, state.problem) == (state.root, "k51outside", "")
         assert QUICK.publisher.interval < 60
+
+
+async def test_what_is_published_elsewhere_is_published_there_again_once_it_may_be_gone(autojump_clock: trio.testing.MockClock) -> None:
+    short = replace(QUICK, publisher=replace(QUICK.publisher, validity=200.0), names=NamesSettings(validity=200.0))
+    async with state_swarm(seats=1, state=short) as swarm:
+        outlet = Outlet()
+        outlet.away = False
+        a = await swarm.add("a", outlet=outlet)
+        await a.learn(job(1))
+        await published(a)
+        await trio.sleep(30)
+        root, before = a.state.publisher.state.root, len(outlet.given)
+        outlet.times += 1  # another daemon answers
+        await trio.sleep(2 * QUICK.publisher.interval)
+        assert (outlet.given[-1], len(outlet.given)) == (root, before + 1)
+        await trio.sleep(120)  # a record that is to be made anew is made anew there, too
+        assert outlet.given[before:].count(root) >= 2

@@ -16,11 +16,24 @@ PLACE = Path(__file__).parent / "js_ipfs"
 
 
 def need_js_ipfs() -> None:
-    """Skips a module where it is not installed. At its top level."""
+    """Skips a module where it is not installed, and says what is missing. At its top level."""
+    if reason := _missing():
+        pytest.skip(f"no js-ipfs: {reason}", allow_module_level=True)
+
+
+def _missing() -> str:
     if shutil.which("node") is None:
-        pytest.skip("no js-ipfs: there is no program node", allow_module_level=True)
-    if not (PLACE / "node_modules" / ".package-lock.json").exists():
-        pytest.skip("no js-ipfs: `make js-ipfs` installs it", allow_module_level=True)
+        return "there is no program node"
+    modules = PLACE / "node_modules"
+    if not modules.exists():
+        without = "" if shutil.which("npm") else ", which needs the program npm, and there is none"
+        return f"it is not installed: `make js-ipfs` was not run here or did not succeed{without}"
+    if not (modules / ".package-lock.json").exists():
+        return "`make js-ipfs` was broken off: run it again"
+    wanted = json.loads((PLACE / "package.json").read_text(encoding="utf-8"))["dependencies"]
+    if lacking := [name for name in wanted if not (modules / name / "package.json").exists()]:
+        return f"{', '.join(lacking)} came to its packages since they were installed: run `make js-ipfs` again"
+    return ""
 
 
 @contextmanager

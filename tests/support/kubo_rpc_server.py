@@ -53,13 +53,24 @@ class KuboRpcServer:
     heard: list[tuple[str, bytes]] = field(default_factory=list)
     """(topic, message) of what was published."""
     calls: list[str] = field(default_factory=list)
+    requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    """The same with their options."""
+    mute: frozenset[str] = frozenset()
+    """Commands that are carried out and never answered."""
+    lag: dict[str, float] = field(default_factory=dict)
+    """Seconds between the carrying out of a command and its answer."""
+    peer_id: str = "12D3KooWGRUVh5jLyQk8yC5CJfyGNRfSLi9oQyR1zcWiWGLwkxK1"
     api: str = ""
     listening: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     # --- commands
 
+    async def hang(self, options: dict[str, str], body: bytes) -> Any:
+        """In place of a command."""
+        await trio.sleep_forever()
+
     async def id(self, options: dict[str, str], body: bytes) -> Any:
-        return {"ID": "12D3KooWGRUVh5jLyQk8yC5CJfyGNRfSLi9oQyR1zcWiWGLwkxK1", "Addresses": [], "AgentVersion": "test"}
+        return {"ID": self.peer_id, "Addresses": [], "AgentVersion": "test"}
 
     async def block_put(self, options: dict[str, str], body: bytes) -> Any:
         if self.fault == "full":
@@ -90,15 +101,22 @@ class KuboRpcServer:
         return {"Key": cid.text, "Size": size}
 
     async def pin_add(self, options: dict[str, str], body: bytes) -> Any:
+        recursive = options["recursive"] == "true"
+        before = (await self.store.list_pins()).get(options["arg"])
+        if before is not None and before.recursive and not recursive:
+            raise Failed(f"pin: {options['arg']} already pinned recursively")
         try:
-            await self.store.pin(options["arg"], recursive=options["recursive"] == "true")
+            await self.store.pin(options["arg"], recursive=recursive)
         except BlockMissing as error:
             raise Failed(f"pin: block was not found locally (offline): ipld: could not find {options['arg']}") from error
         return {"Pins": [options["arg"]]}
 
     async def pin_rm(self, options: dict[str, str], body: bytes) -> Any:
-        if options["arg"] not in await self.store.pins():
+        before = (await self.store.list_pins()).get(options["arg"])
+        if before is None:
             raise Failed("not pinned or pinned indirectly")
+        if before.recursive and options["recursive"] != "true":
+            raise Failed(f"{options['arg']} is pinned recursively")
         await self.store.unpin(options["arg"])
         return {"Pins": [options["arg"]]}
 
@@ -149,6 +167,9 @@ class KuboRpcServer:
         self.keys[options["arg"]] = name_of(Identity.generate().peer_id)
         return {"Name": options["arg"], "Id": self.keys[options["arg"]]}
 
+    async def key_rm(self, options: dict[str, str], body: bytes) -> Any:
+        return {"Keys": [{"Name": options["arg"], "Id": self.keys.pop(options["arg"])}]}
+
     async def name_publish(self, options: dict[str, str], body: bytes) -> Any:
         if options["key"] not in self.keys:
             raise Failed(f"no key by the given name was found: {options['key']}")
@@ -184,6 +205,9 @@ class KuboRpcServer:
             return 405, b"405 - Method Not Allowed"
         if self.authorization and headers.get("authorization") != self.authorization:
             return 403, b"403 - Forbidden"
+        if command == "test/fault":  # for tests in other processes
+            self.fault = parse_qs(target.query, keep_blank_values=True)["arg"][0]  # type: ignore[assignment]
+            return 200, b"{}"
         if self.fault == "hang":
             await trio.sleep_forever()
         if self.fault == "html":
@@ -194,10 +218,14 @@ class KuboRpcServer:
         if call is None:
             return 404, b"404 page not found"
         options = {name: values[-1] for name, values in parse_qs(target.query).items()}
+        self.requests.append((command, options))
         try:
             found = await call(options, _file(headers.get("content-type", ""), body))
         except (Failed, ContentError, BadCid, KeyError) as error:
             return 500, json.dumps({"Message": str(error), "Code": 0, "Type": "error"}).encode()
+        if command in self.mute:
+            await trio.sleep_forever()
+        await trio.sleep(self.lag.get(command, 0.0))
         if self.fault == "garbage":
             return 200, b"[1, 2"
         return 200, found if isinstance(found, bytes) else json.dumps(found).encode() + b"\n"

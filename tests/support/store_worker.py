@@ -1,6 +1,6 @@
 """Processes that each add, pin, unpin and collect in one store, and say what they have acknowledged, until they are killed.
 
-For each seed on stdin this program, which is loaded once, forks such a process; ``pid N`` begins its life and ``dead`` ends it.
+See `tests.support.lives`.
 
 Lines on stdout: ``+ CID`` is pinned, ``- CID`` is about to be unpinned. Each of its tasks has contents of its own, made of leaves
 that all of them share; they are the same in every life of the store.
@@ -8,7 +8,6 @@ that all of them share; they are the same in every life of the store.
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 from collections.abc import AsyncGenerator
@@ -19,6 +18,7 @@ import trio
 from p2p.ipfs.api import BlockMissing
 from p2p.ipfs.embedded import open_embedded
 from p2p.ipfs.settings import StoreSettings
+from tests.support.lives import live, say
 
 SETTINGS = StoreSettings(chunk=1000, write_batch=2, reserve_bytes=0, grace=0, collect_batch=4)
 
@@ -28,16 +28,10 @@ async def nothing() -> AsyncGenerator[str, None]:
         yield cid
 
 
-def say(line: str) -> None:
-    """In one write, so that a kill leaves no half of it."""
-    os.write(1, line.encode() + b"\n")
-
-
 async def main(folder: Path, seed: int) -> None:
     chance = random.Random(seed)
     leaves = [bytes([n]) * 1000 for n in range(8)]
     async with open_embedded(folder, settings=SETTINGS) as store:
-        say(f"pid {os.getpid()}")
 
         async def work(number: int) -> None:
             own = random.Random(number)
@@ -65,8 +59,4 @@ async def main(folder: Path, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    for line in sys.stdin:
-        if not (child := os.fork()):
-            trio.run(main, Path(sys.argv[1]), int(line))
-        os.waitpid(child, 0)
-        say("dead")
+    live(main, Path(sys.argv[1]))

@@ -2,13 +2,12 @@
 
 What is written is on the disk here first, and durable here; a publisher hands it over to Kubo and takes it off the disk some time
 after Kubo has it. So nothing waits for Kubo, and while it is down what was written meanwhile can be read, pinned and served. Pins are kept
-here with their reasons and are made in Kubo as well. A pin that Kubo already had is its owner's and is never removed there.
+here with their reasons and are made in Kubo as well (`p2p.ipfs.kubo.pins`).
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
 from pathlib import Path
@@ -16,14 +15,14 @@ from typing import TypeVar
 
 import trio
 
-from p2p.ipfs import cid as cids
 from p2p.ipfs.api import BlockCorrupt, Pin, StoreUnavailable
 from p2p.ipfs.blocks import BlocksOnDisk
 from p2p.ipfs.cid import Cid
 from p2p.ipfs.disk import Kept
+from p2p.ipfs.garbage import Uses
+from p2p.ipfs.kubo.pins import KuboPins
 from p2p.ipfs.kubo.rpc import KuboRpc, Refused
 from p2p.ipfs.kubo.settings import KuboSettings
-from p2p.ipfs.pins import DiskPins
 from p2p.ipfs.settings import StoreSettings
 from p2p.ipfs.unixfs import Block
 
@@ -38,36 +37,38 @@ class KuboBlocks:
         self._rpc = rpc
         self._settings = kubo
         self._spool = BlocksOnDisk(folder, settings)
-        self._made = DiskPins(folder / "kubo-pins.sqlite")
-        """Pins that this node made in Kubo, as they are there."""
-        self._foreign: set[str] = set()
-        """Pins that Kubo had before, as far as seen since the daemon was last reached."""
+        self._kubo_pins = KuboPins(folder / "kubo-pins.sqlite", rpc)
         self._todo: OrderedDict[Cid, None] = OrderedDict()
         self._given: OrderedDict[Cid, float] = OrderedDict()
         """Blocks that Kubo has and that are still here, and since when."""
         self._stuck: set[str] = set()
         """CIDs of blocks and pins that Kubo refuses; tried again when it has been away."""
+        self._publishing = trio.Lock()
         self._bell = trio.Event()
-        self._moving = trio.Lock()
-        """Held while blocks leave the spool, and while somebody relies on those that are in it."""
+        self.uses = Uses()
+        """Which blocks are being written or relied on, and stay in the spool for so long, and which are leaving it."""
+        self._daemon = ""
+        self.reached = 0
+        """How often Kubo was found again after an absence: what was only told to it may be gone."""
         self.problem = "not asked yet"
         """Why Kubo cannot be used now; empty: it can."""
 
     async def open(self) -> None:
         await self._spool.open()
-        await trio.to_thread.run_sync(self._made.open)
+        await self._kubo_pins.open()
         async for page in self._spool.inventory():
             self._todo.update((kept.cid, None) for kept in page)
 
     async def close(self) -> None:
         with trio.CancelScope(shield=True):
             await self._spool.close()
-            await trio.to_thread.run_sync(self._made.close)
+            await self._kubo_pins.close()
 
     @property
     def backlog(self) -> int:
         """Blocks and pins that Kubo does not have yet, or not any more."""
-        return len(self._todo) + len(self._pins_to_make()) + len(self._pins_to_remove())
+        wanted = self.pins()
+        return len(self._todo) + len(self._kubo_pins.to_make(wanted)) + len(self._kubo_pins.to_remove(wanted))
 
     # `Blocks`
 
@@ -86,10 +87,14 @@ class KuboBlocks:
         await self._spool.touch(cid)
 
     async def put(self, blocks: list[Block], *, durable: bool, audience: str = "") -> None:
-        await self._spool.put(blocks, durable=durable, audience=audience)
-        for block in blocks:
-            self._given.pop(block.cid, None)
-            self._todo[block.cid] = None
+        """Waits for those of them that are just leaving the spool, and writes them again."""
+        staying: list[Cid] = []
+        with self.uses.hold(staying):
+            await self.uses.spare([block.cid for block in blocks], hold=staying)
+            await self._spool.put(blocks, durable=durable, audience=audience)
+            for block in blocks:
+                self._given.pop(block.cid, None)
+                self._todo[block.cid] = None
         self._bell.set()
 
     async def audiences(self, cid: Cid) -> frozenset[str]:
@@ -109,8 +114,10 @@ class KuboBlocks:
 
     async def sync(self, cids: Iterable[Cid]) -> None:
         """What is not in the spool any more is on Kubo's disk."""
-        async with self._moving:
-            await self._spool.sync([cid for cid in cids if await self._spool.has(cid)])
+        wanted, staying = list(cids), list[Cid]()
+        with self.uses.hold(staying):
+            await self.uses.spare(wanted, hold=staying)
+            await self._spool.sync([cid for cid in wanted if await self._spool.has(cid)])
 
     async def pin(self, cid: Cid, pin: Pin | None) -> None:
         await self._spool.pin(cid, pin)
@@ -153,7 +160,7 @@ class KuboBlocks:
         while True:
             try:
                 await self.reach()
-                await self._publish()
+                await self.publish()
                 delay = self._settings.retry_first
                 await self._take_off()
                 await self._pause()
@@ -164,10 +171,11 @@ class KuboBlocks:
 
     async def reach(self) -> None:
         """Raises `StoreUnavailable`."""
-        await self._rpc.id()
-        if self.problem:
+        daemon = str((await self._rpc.id()).get("ID"))
+        if self.problem or daemon != self._daemon:
             await self._recognise()
-            self.problem = ""
+            self.problem, self._daemon = "", daemon
+            self.reached += 1
             log.info("Kubo can be used; %d blocks and pins are to be handed over", self.backlog)
 
     def lost(self, error: StoreUnavailable) -> None:
@@ -176,32 +184,41 @@ class KuboBlocks:
         self.problem = str(error)
 
     async def _recognise(self) -> None:
-        """After an absence: which of our pins are still there."""
-        there = {True: await self._rpc.pin_ls("recursive"), False: await self._rpc.pin_ls("direct")}
-        gone = [text for text, pin in self._made.all().items() if text not in there[pin.recursive]]
-        await self._write_made([(text, None) for text in gone])
+        """After an absence: it may be another daemon, or an empty one. What is still here is handed over again."""
+        await self._kubo_pins.recognise(self.pins())
+        self._todo.update(dict.fromkeys(self._given))
+        self._given.clear()
         self._stuck.clear()
-        self._foreign.clear()
+
+    async def publish(self) -> None:
+        """Everything that Kubo lacks now, as far as it takes it. Raises `StoreUnavailable`."""
+        async with self._publishing:
+            await self._publish()
 
     async def _publish(self) -> None:
-        while todo := [cid for cid in self._todo if cid.text not in self._stuck][: self._settings.parallel]:
+        """What is written meanwhile comes the next time: pins do not wait for it."""
+        wanted = self.pins()  # before the blocks: those that a pin holds were written before it was wanted
+        todo = [cid for cid in self._todo if cid.text not in self._stuck]
+        for start in range(0, len(todo), self._settings.parallel):
             errors: list[StoreUnavailable] = []
             async with trio.open_nursery() as nursery:
-                for cid in todo:
+                for cid in todo[start : start + self._settings.parallel]:
                     nursery.start_soon(self._give, cid, errors)
             if errors:
                 raise errors[0]
-        for text, pin in self._pins_to_remove():
+        for text, pin in self._kubo_pins.to_remove(self.pins()):
             if text not in self._stuck:
-                await self._unless_refused(text, self._remove_pin(text, pin))
-        for text, pin in self._pins_to_make():
-            if text not in self._stuck:
-                await self._unless_refused(text, self._make_pin(text, pin))
+                await self._unless_refused(text, self._kubo_pins.remove, pin)
+        for text, pin in self._kubo_pins.to_make(self.pins()):
+            if text not in self._stuck and wanted.get(text) == pin:
+                await self._unless_refused(text, self._kubo_pins.make, pin)
 
     async def _give(self, cid: Cid, errors: list[StoreUnavailable]) -> None:
         try:
             data = await self._spool.get(cid, touch=False)
-            if data is not None:
+            if data is None:
+                log.warning("%s was to be handed over to Kubo and cannot be read any more", cid)
+            else:
                 await self._rpc.block_put(cid, data)
                 self._given[cid] = trio.current_time()
             self._todo.pop(cid, None)
@@ -211,48 +228,64 @@ class KuboBlocks:
         except StoreUnavailable as error:
             errors.append(error)
 
-    async def _unless_refused(self, text: str, call: Awaitable[None]) -> None:
+    async def _unless_refused(self, text: str, act: Callable[[str, Pin], Awaitable[None]], pin: Pin) -> None:
         try:
-            await call
+            await act(text, pin)
         except Refused as error:
             log.warning("Kubo refuses a pin of %s: %s", text, error)
             self._stuck.add(text)
 
-    async def _make_pin(self, text: str, pin: Pin) -> None:
-        cid = cids.parse(text)
-        if await self._rpc.pinned(cid):
-            self._foreign.add(text)
-            return
-        await self._rpc.pin_add(cid, recursive=pin.recursive)
-        await self._write_made([(text, Pin("", pin.recursive, time.time()))])
-
-    async def _remove_pin(self, text: str, pin: Pin) -> None:
-        await self._rpc.pin_rm(cids.parse(text), recursive=pin.recursive)
-        await self._write_made([(text, None)])
-
-    async def _write_made(self, changes: list[tuple[str, Pin | None]]) -> None:
-        if changes:
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(self._made.apply, changes)
-
-    def _pins_to_make(self) -> list[tuple[str, Pin]]:
-        made = self._made.all()
-        return [(text, pin) for text, pin in self.pins().items() if text not in made and text not in self._foreign]
-
-    def _pins_to_remove(self) -> list[tuple[str, Pin]]:
-        """Also those that are to be of another kind."""
-        wanted = self.pins()
-        return [(text, pin) for text, pin in self._made.all().items() if text not in wanted or wanted[text].recursive != pin.recursive]
-
     async def _take_off(self) -> None:
-        """What Kubo has had for a while goes from the disk here."""
-        now = trio.current_time()
-        old = [cid for cid, since in self._given.items() if now - since >= self._settings.settle and cid not in self._todo]
-        if old and not self._pins_to_make():
-            async with self._moving:
-                await self._spool.move_out(old)
-            for cid in old:
+        """What Kubo has had for a while, and has now, goes from the disk here."""
+        now, parallel = trio.current_time(), self._settings.parallel
+        old = [cid for cid, since in self._given.items() if now - since >= self._settings.settle]
+        while old and not self._kubo_pins.to_make(self.pins()):
+            batch, old = old[:parallel], old[parallel:]
+            there = await self._still_there(batch)
+            with self.uses.removing([cid for cid in there if cid in self._given and cid not in self._todo]) as going:
+                await self._spool.move_out(going)
+            for cid in going:
                 self._given.pop(cid, None)
+
+    async def _still_there(self, batch: list[Cid]) -> set[Cid]:
+        """Of these. Others were collected by Kubo, or lost, and are to be handed over again: those here may be the only ones."""
+        there: set[Cid] = set()
+        errors: list[StoreUnavailable] = []
+
+        async def ask(cid: Cid) -> None:
+            try:
+                if await self._rpc.block_stat(cid) is not None:
+                    there.add(cid)
+            except StoreUnavailable as error:
+                errors.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for cid in batch:
+                nursery.start_soon(ask, cid)
+        if errors:
+            raise errors[0]
+        for cid in batch:
+            if cid not in there and self._given.pop(cid, None) is not None:
+                self._todo[cid] = None
+                self._stuck.clear()  # pins may have waited for it
+                self._bell.set()
+        return there
+
+    # Keeping something in Kubo for a moment
+
+    async def hold(self, roots: Collection[Cid]) -> None:
+        """DAGs that are in Kubo whole stay there until `release`, also if this fails. Raises `StoreUnavailable`."""
+        try:
+            await self._kubo_pins.hold(roots)
+        except BaseException as error:
+            self._daemon = ""  # which of them it has pinned is not certain, and is looked at when it is reached the next time
+            if isinstance(error, StoreUnavailable):
+                self.lost(error)
+            raise
+
+    def release(self) -> None:
+        self._kubo_pins.release()
+        self._bell.set()
 
     async def _pause(self) -> None:
         """Until there is something to hand over, or to ask whether Kubo is there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from p2p.ipfs import cid as cids
 from p2p.ipfs.api import StoreUnavailable
@@ -10,13 +11,19 @@ from p2p.ipfs.kubo.rpc import KuboRpc, Refused
 
 
 class KuboNames:
-    """``label``: what the key is called in Kubo. It is none of DIM's keys: those stay in the node's home."""
+    """``label``: what the key is called in Kubo. It is none of DIM's keys: those stay in the node's home. ``reached``: how often the
+    daemon was found again."""
 
-    def __init__(self, rpc: KuboRpc, label: str, timeout: float) -> None:
+    def __init__(self, rpc: KuboRpc, label: str, timeout: float, reached: Callable[[], int]) -> None:
         self._rpc = rpc
         self._label = re.sub(r"[^A-Za-z0-9._-]", "-", label)
         self._timeout = timeout
+        self._reached = reached
         self._made = False
+
+    def generation(self) -> int:
+        """Another one once the daemon was away: what was published may be gone."""
+        return self._reached()
 
     async def publish(self, cid: str, lifetime: float, ttl: float) -> str:
         """Returns the name. Raises `StoreUnavailable`, `BadCid`."""

@@ -10,7 +10,7 @@ import base64
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import httpx2
 import trio
@@ -91,15 +91,16 @@ class KuboRpc:
             if "not pinned" not in str(error):
                 raise
 
-    async def pinned(self, cid: Cid) -> bool:
-        """By itself, not as a part of something."""
+    async def pin_kind(self, cid: Cid) -> Literal["recursive", "direct"] | None:
+        """How it is pinned by itself; None also where it is only a part of something pinned."""
         try:
             found = await self._call("pin/ls", {"arg": cid.text})
         except Refused as error:
             if "not pinned" in str(error):
-                return False
+                return None
             raise
-        return any(str(_mapping(pin).get("Type", "")).startswith(("recursive", "direct")) for pin in _mapping(found.get("Keys")).values())
+        kinds = {str(_mapping(pin).get("Type", "")) for pin in _mapping(found.get("Keys")).values()}
+        return "recursive" if "recursive" in kinds else "direct" if "direct" in kinds else None
 
     async def pin_ls(self, kind: str) -> frozenset[str]:
         """CIDs of all ``recursive`` or ``direct`` pins."""

@@ -6,7 +6,7 @@ has is asked of Kubo, which looks in its own network. docs/decisions/0014.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -14,10 +14,10 @@ import trio
 from libp2p.abc import IHost
 
 from p2p.ipfs import cid as cids
-from p2p.ipfs.api import BadCid, BlockMissing, Collected, StoreHealth, StoreUnavailable
+from p2p.ipfs.api import BadCid, BlockCorrupt, BlockMissing, Collected, ContentError, StoreHealth, StoreUnavailable
 from p2p.ipfs.cid import Cid
 from p2p.ipfs.embedded import connected_to
-from p2p.ipfs.exchange import BitswapExchange, FindProviders, open_exchange
+from p2p.ipfs.exchange import FindProviders, open_exchange
 from p2p.ipfs.kubo.blocks import KuboBlocks
 from p2p.ipfs.kubo.names import KuboNames
 from p2p.ipfs.kubo.pubsub import KuboPubsub
@@ -25,7 +25,7 @@ from p2p.ipfs.kubo.rpc import KuboRpc, Refused, open_rpc
 from p2p.ipfs.kubo.settings import KuboSettings
 from p2p.ipfs.link import Libp2pLink, OpenStream
 from p2p.ipfs.settings import StoreSettings
-from p2p.ipfs.store import Store
+from p2p.ipfs.store import Exchange, Store
 from p2p.ipfs.traffic import MayServe, Traffic
 from p2p.ipfs.wire import PROTOCOL
 
@@ -33,28 +33,50 @@ from p2p.ipfs.wire import PROTOCOL
 class KuboExchange:
     """`p2p.ipfs.store.Exchange`: the swarm first, then Kubo's own peers."""
 
-    def __init__(self, blocks: KuboBlocks, rpc: KuboRpc, swarm: BitswapExchange | None) -> None:
+    def __init__(self, blocks: KuboBlocks, rpc: KuboRpc, swarm: Exchange | None) -> None:
         self._blocks = blocks
         self._rpc = rpc
         self._swarm = swarm
         self.traffic = swarm.traffic if swarm is not None else Traffic()
 
     async def fetch_block(self, cid: Cid, providers: Collection[str], timeout: float, *, private: bool = False) -> bytes:
-        until = trio.current_time() + timeout
-        if self._swarm is not None:
-            try:
-                return await self._swarm.fetch_block(cid, providers, timeout, private=private)
-            except BlockMissing:
-                pass  # Kubo may have it, or find it
-        return await self._from_kubo(cid, until - trio.current_time())
+        """Kubo is asked once the swarm has none, at the latest after half of the time, and has the other half. ``private``: Kubo is asked
+        for what it has itself, since it would tell its network of it. Raises `BlockMissing`, `BlockCorrupt`, `StoreUnavailable`."""
+        swarm = self._swarm
+        if swarm is None:
+            return await self._from_kubo(cid, timeout, private)
+        swarm_is_over = trio.Event()
+        found: list[bytes] = []
+        errors: list[ContentError] = []
 
-    async def _from_kubo(self, cid: Cid, timeout: float) -> bytes:
+        async def attempt(ask: Callable[[], Awaitable[bytes]]) -> None:
+            try:
+                found.append(await ask())
+                nursery.cancel_scope.cancel()
+            except ContentError as error:
+                errors.append(error)
+
+        async def ask_swarm() -> None:
+            await attempt(lambda: swarm.fetch_block(cid, providers, timeout, private=private))
+            swarm_is_over.set()
+
+        until = trio.current_time() + timeout
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask_swarm)
+            with trio.move_on_after(timeout / 2):
+                await swarm_is_over.wait()
+            await attempt(lambda: self._from_kubo(cid, max(until - trio.current_time(), timeout / 2), private))
+        if found:
+            return found[0]
+        raise _worst(errors)
+
+    async def _from_kubo(self, cid: Cid, timeout: float, private: bool) -> bytes:
         if self._blocks.problem:
             raise StoreUnavailable(f"{cid} is with no node of the swarm, and {self._blocks.problem}")
         data = None
-        with trio.move_on_after(max(0.0, timeout)):
+        with trio.move_on_after(timeout):
             try:
-                data = await self._rpc.block_get(cid, offline=False, timeout=timeout)
+                data = await self._rpc.block_get(cid, offline=private, timeout=timeout)
             except Refused:
                 data = None
             except StoreUnavailable as error:
@@ -66,18 +88,24 @@ class KuboExchange:
         return data
 
 
+def _worst(errors: list[ContentError]) -> ContentError:
+    """What can be had once Kubo is back is not lost; wrong content says more than none."""
+    return min(errors, key=lambda error: (not isinstance(error, StoreUnavailable), not isinstance(error, BlockCorrupt)))
+
+
 class KuboStore(Store):
     """Made by `open_kubo`."""
 
     def __init__(self, blocks: KuboBlocks, exchange: KuboExchange, rpc: KuboRpc, settings: StoreSettings, kubo: KuboSettings) -> None:
         super().__init__("kubo", blocks, exchange, settings)
+        self._uses = blocks.uses
         self._kubo_blocks = blocks
         self._rpc = rpc
         self._kubo = kubo
 
     def names(self, label: str) -> KuboNames:
         """For publishing under a key of the daemon's that is called ``label``."""
-        return KuboNames(self._rpc, label, self._kubo.publish_timeout)
+        return KuboNames(self._rpc, label, self._kubo.publish_timeout, lambda: self._kubo_blocks.reached)
 
     def pubsub(self) -> KuboPubsub:
         return KuboPubsub(self._rpc)
@@ -94,36 +122,22 @@ class KuboStore(Store):
         return StoreHealth(here.ok and not self._kubo_blocks.problem, self._kubo_blocks.backlog, self._kubo_blocks.problem or here.problem)
 
     async def collect(self, needed: AsyncIterator[str], *, down_to: int = 0, grace: float | None = None) -> Collected:
-        """Kubo's own collection, of everything that neither Kubo's pins nor ``needed`` hold: what it has for others goes as
-        well. The bound is Kubo's (``Datastore.StorageMax``). Raises `StoreUnavailable`."""
+        """Kubo's own collection, of everything that neither Kubo's pins nor ``needed`` hold, nor work under way: what it has for others
+        goes as well. The bound is Kubo's (``Datastore.StorageMax``). Raises `StoreUnavailable`."""
         async with self._collecting:
-            roots = [cids.parse(text) async for text in _valid(needed)]
-            held: list[Cid] = []
             try:
-                for root in dict.fromkeys(roots):
-                    if await self._hold(root):
-                        held.append(root)  # noqa: PERF401 - what was pinned so far is to be unpinned if the next one fails
+                await self._kubo_blocks.publish()  # pins above all
+                wanted = [cids.parse(text) async for text in _valid(needed)]
+                await self._kubo_blocks.hold(list(dict.fromkeys([*self._uses.roots(), *wanted])))
                 before = await self._rpc.repo_stat()
                 removed = await self._rpc.repo_gc(self._kubo.gc_timeout)
                 after = await self._rpc.repo_stat()
             finally:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + self._kubo.rpc.timeout):
-                    for root in held:
-                        await self._rpc.pin_rm(root, recursive=True)
+                self._kubo_blocks.release()
         freed = max(0, int(before.get("RepoSize", 0)) - int(after.get("RepoSize", 0)))
         self._state.collected_blocks += removed
         self._state.collected_bytes += freed
         return Collected(removed, freed, int(after.get("NumObjects", 0)), 0)
-
-    async def _hold(self, root: Cid) -> bool:
-        """Pins it for the time being; False if it is pinned anyway, or is not there whole."""
-        if await self._rpc.block_stat(root) is None or await self._rpc.pinned(root):
-            return False
-        try:
-            await self._rpc.pin_add(root, recursive=True)
-        except Refused:
-            return False
-        return True
 
     async def _local(self, cid: Cid) -> bytes:
         try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,20 +14,12 @@ from dimnode.events.listener import EventListener
 from dimnode.events.outlets import SwarmOutlet
 from dimnode.events.publisher import Desk, Lane
 from dimnode.events.settings import EventSettings
+from tests.support.documented_events import documented_reader
 from tests.support.network_contract import accept, echo, first_gossip
 from tests.support.networks import identity, opened, two
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "events.md"
 CHANNEL = channel_of("ab" * 32)
 JOBS = topic(CHANNEL, "jobs")
-
-
-def documented_reader() -> Any:
-    """The example of the document, run as it stands there."""
-    (code,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
-    names: dict[str, Any] = {}
-    exec(code, names)
-    return names["read"]
 
 
 def event(number: int) -> Event:

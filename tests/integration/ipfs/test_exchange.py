@@ -22,7 +22,7 @@ from p2p.network import Libp2pNetwork
 from tests.support.bitswap_peer import scripted_peer, silence
 from tests.support.content_contract import Pair, PairContract
 from tests.support.networks import opened
-from tests.support.unixfs_reference import CHUNK, pattern
+from tests.support.unixfs_reference import CHUNK, pattern, reference
 
 QUICK = StoreSettings(reserve_bytes=0, exchange=ExchangeSettings(stall=1.0, hedge=0.5, tick=0.05, open_timeout=2))
 
@@ -117,6 +117,27 @@ async def test_a_provider_that_falls_silent_is_replaced(swarm: Swarm):
     async with scripted_peer(swarm.networks[1].host, silence) as dead:
         assert await mine.get_bytes(cid, providers=swarm.names[1:3], timeout=10) == data
         assert dead.seen
+
+
+async def test_a_slow_provider_holds_up_nothing_that_another_one_has(swarm: Swarm):
+    """Its blocks come, one by one and late. After `hedge` seconds the other one is asked as well."""
+    data = pattern(4 * CHUNK)
+    _, blocks = reference(data)
+    late = 15.0
+
+    async def slowly(entry: Entry) -> Envelope:
+        await trio.sleep(late)
+        return Envelope(blocks=((entry.key[:4], blocks[entry.key]),))
+
+    patient = dataclasses.replace(QUICK, exchange=dataclasses.replace(QUICK.exchange, stall=60.0))
+    good, mine = await swarm.store(2), await swarm.store(0, settings=patient)
+    cid = await good.add_bytes(data, durable=False)
+    async with scripted_peer(swarm.networks[1].host, slowly) as slow:
+        began = trio.current_time()
+        assert await mine.get_bytes(cid, providers=swarm.names[1:3], timeout=60) == data
+        assert trio.current_time() - began < late
+        assert [entry for entry in slow.seen if not entry.cancel]
+    assert good.statistics().served_blocks == mine.statistics().fetched_blocks == 5
 
 
 async def test_a_provider_that_dies_half_way_is_replaced(swarm: Swarm):

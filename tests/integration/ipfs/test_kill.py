@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
@@ -16,9 +12,8 @@ import trio
 from p2p.ipfs import cid as cids
 from p2p.ipfs.embedded import open_embedded
 from p2p.ipfs.settings import StoreSettings
+from tests.support.lives import ROOT, lives_of
 from tests.support.store_worker import SETTINGS, nothing
-
-ROOT = Path(__file__).parents[3]
 
 
 async def write_until_killed(folder: Path, seed: int, acknowledgements: int) -> list[str]:
@@ -52,48 +47,13 @@ async def test_acknowledged_blocks_survive_kill_9(tmp_path: Path):
             assert all(cids.parse(path.name).matches(path.read_bytes()) for path in files)
 
 
-class Lives:
-    """`tests.support.store_worker`: one life after the other in one store."""
-
-    def __init__(self, process: trio.Process) -> None:
-        self._process = process
-        self._text = b""
-
-    async def _line(self) -> str:
-        while b"\n" not in self._text:
-            self._text += await self._process.stdout.receive_some()  # type: ignore[union-attr]
-        line, _, self._text = self._text.partition(b"\n")
-        return line.decode()
-
-    async def live(self, seed: int, lines: int) -> list[str]:
-        """What was acknowledged until the kill, which comes after so many lines and at any point of what follows them."""
-        await self._process.stdin.send_all(b"%d\n" % seed)  # type: ignore[union-attr]
-        pid = int((await self._line()).removeprefix("pid "))
-        said = [await self._line() for _ in range(lines)]
-        os.kill(pid, signal.SIGKILL)
-        while (line := await self._line()) != "dead":
-            said.append(line)
-        return said
-
-
-@asynccontextmanager
-async def lives_in(folder: Path) -> AsyncIterator[Lives]:
-    command = [sys.executable, "-m", "tests.support.store_worker", str(folder)]
-    async with trio.open_nursery() as nursery:
-        process = await nursery.start(
-            lambda **kwargs: trio.run_process(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, check=False, **kwargs)
-        )
-        yield Lives(process)
-        await process.stdin.aclose()
-
-
 async def test_a_kill_amid_adding_pinning_unpinning_and_collecting_leaves_a_consistent_store(tmp_path: Path):
     """Many lives of one store, each ended at a random point; the next one goes on with what the last one left half done."""
     chance = random.Random(11)
     folder = tmp_path / "store"
     pinned: set[str] = set()
 
-    async with lives_in(folder) as lives:
+    async with lives_of("tests.support.store_worker", str(folder)) as lives:
         for seed in range(40):
             for line in await lives.live(seed, chance.randrange(25)):
                 sign, _, cid = line.partition(" ")

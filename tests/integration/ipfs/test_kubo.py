@@ -6,25 +6,25 @@ It runs against a small server of the documented RPC (`tests.support.kubo_rpc_se
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import pytest
 import trio
 
 from p2p.ipfs.api import BlockCorrupt, BlockMissing, ContentStore, DiskFull, StoreUnavailable
 from p2p.ipfs.cid import RAW, compute, parse
+from p2p.ipfs.embedded import open_embedded
 from p2p.ipfs.kubo.rpc import open_rpc
-from p2p.ipfs.kubo.settings import KuboSettings, RpcSettings
-from p2p.ipfs.kubo.store import KuboStore, open_kubo
-from p2p.ipfs.settings import StoreSettings
-from tests.support.content_contract import SingleContract, absent, some
+from p2p.ipfs.kubo.store import open_kubo
+from tests.support.content_contract import GarbageContract, Pair, PairContract, SingleContract, absent, some
 from tests.support.kubo_rpc_server import Fault, KuboRpcServer, kubo_rpc_server
+from tests.support.kubo_stores import PATIENT, QUICK, STORE, handed_over, on, out_of_the_spool, read_from_kubo
+from tests.support.networks import two
+from tests.support.rpc_contract import SUBSCRIBE, Daemon, RpcContract
 from tests.support.unixfs_reference import CHUNK, pattern
-
-QUICK = KuboSettings(retry_first=0.05, retry_most=0.2, ping=0.05, settle=0.0, rpc=RpcSettings(connect_timeout=0.5, timeout=0.5))
-STORE = StoreSettings(reserve_bytes=0)
 
 
 @pytest.fixture
@@ -33,30 +33,60 @@ async def server() -> AsyncIterator[KuboRpcServer]:
         yield server
 
 
-def on(server: KuboRpcServer, folder: Path, settings: StoreSettings = STORE, **changes: Any):
-    return open_kubo(folder, settings=settings, kubo=replace(QUICK, api=server.api, **changes))
-
-
-async def handed_over(store: KuboStore) -> None:
-    with trio.fail_after(10):
-        while store.health().backlog or not store.health().ok:
-            await trio.sleep(0.01)
-
-
-async def out_of_the_spool(store: KuboStore) -> None:
-    with trio.fail_after(10):
-        while store.statistics().blocks:
-            await trio.sleep(0.01)
-
-
 class TestContract(SingleContract):
     """Kubo gets everything at once, the spool keeps it for a minute."""
 
     @pytest.fixture
     async def store(self, server: KuboRpcServer, tmp_path: Path) -> AsyncIterator[ContentStore]:
         server.offline = True
-        async with on(server, tmp_path / "spool", settle=60.0) as store:
+        async with on(server, tmp_path / "spool", settle=60.0, rpc=PATIENT) as store:
             yield store
+
+
+class TestContractFromKubo(SingleContract, GarbageContract):
+    """Everything is read from Kubo. The grace is not Kubo's, and the statistics are the spool's."""
+
+    test_statistics_count_what_is_stored = None  # type: ignore[assignment]
+    test_what_was_written_or_used_a_moment_ago_stays = None  # type: ignore[assignment]
+    test_a_collection_takes_what_nobody_needs_and_nothing_else = None  # type: ignore[assignment]
+
+    @pytest.fixture
+    async def store(self, server: KuboRpcServer, tmp_path: Path) -> AsyncIterator[ContentStore]:
+        server.offline = True
+        async with on(server, tmp_path / "spool", rpc=PATIENT) as store:
+            yield read_from_kubo(store)
+
+
+class TestPair(PairContract):
+    """Two nodes by bitswap, each with a Kubo of its own; or one of them with the embedded store."""
+
+    @pytest.fixture(params=["from the spool", "from kubo", "to embedded", "from embedded"])
+    async def pair(self, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pair]:
+        async with AsyncExitStack() as stack:
+            networks = await stack.enter_async_context(two())
+            stores: list[ContentStore] = []
+            for n, network in enumerate(networks):
+                options = {"host": network.host, "connected": network.peers, "open_stream": network.open_stream, "settings": STORE}
+                if request.param == ("from embedded", "to embedded")[n]:
+                    stores.append(await stack.enter_async_context(open_embedded(tmp_path / str(n), **options)))
+                    continue
+                server = await stack.enter_async_context(kubo_rpc_server(offline=True))
+                settle = 60.0 if request.param == "from the spool" else 0.0
+                kubo = replace(QUICK, api=server.api, settle=settle, rpc=PATIENT)
+                store = await stack.enter_async_context(open_kubo(tmp_path / str(n), kubo=kubo, **options))
+                stores.append(store if settle else read_from_kubo(store))
+            yield stores[0], stores[1], networks[0].peer_id, networks[1].peer_id
+
+
+class TestRpc(RpcContract):
+    """So that the server does what others do. Which CID a file has it knows from DIM itself."""
+
+    test_its_cid_of_a_file_is_ours = None  # type: ignore[assignment]
+    lacks: ClassVar = {SUBSCRIBE: "this server answers with whole messages only"}
+
+    @pytest.fixture
+    def daemon(self, server: KuboRpcServer) -> Daemon:
+        return Daemon(server.api, agent="test")
 
 
 async def test_blocks_and_pins_move_to_kubo_and_are_read_from_there(server: KuboRpcServer, tmp_path: Path):

@@ -32,12 +32,17 @@ def signed(**changes: object) -> bytes:
     return IpnsEntry(data=data, signatureV2=KEY.sign(b"ipns-signature:" + data)).SerializeToString()
 
 
-def test_a_name_is_the_libp2p_key_cid_that_kubo_prints() -> None:
-    """The example of the specification of peer ids: this key's CID in base36."""
-    peer = "12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA"
-    assert ipns.name_of(peer) == "k51qzi5uqu5di9ztgdc1zx55ewmn7wfylkk95n3h1uobjrolmgsf9o4kq75jah" or ipns.key_of(ipns.name_of(peer)) == peer
-    assert ipns.name_of(KEY.peer_id).startswith("k51qzi5uqu5d")
-    assert ipns.key_of(ipns.name_of(KEY.peer_id)) == KEY.peer_id
+@pytest.mark.parametrize(
+    ("peer", "name"),
+    [  # Kubo's, as people show them; the last one by the npm package multiformats
+        ("12D3KooWPVYKwhPsyD1kpaaVNvJoqd4tdZR4VgxVmo9NSzWVQjCj", "k51qzi5uqu5dl8wlbw09j1cpr1i456yb3mv0r5wnpx3wz6qq8pnppkvgqdepc8"),
+        ("12D3KooWRBy97UB99e3J6hiPesre1MZeuNQvfan4gBziswrRJsNK", "k51qzi5uqu5dlvj2baxnqndepeb86cbk3ng7n3i46uzyxzyqj2xjonzllnv0v8"),
+        ("12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA", "k51qzi5uqu5dhdmyb9bd18pypu2wp5lpv2xnskfmrqa4lb5knqryrotb05e7or"),
+    ],
+)
+def test_a_name_is_the_libp2p_key_cid_that_kubo_prints(peer: str, name: str) -> None:
+    assert ipns.name_of(peer) == name
+    assert ipns.key_of(name) == peer
 
 
 @pytest.mark.parametrize(

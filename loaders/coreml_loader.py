@@ -24,4 +24,4 @@ class CoremlLoader:
 
             if can_run():
                 return load_native(path, about)
-        return OnnxModel(session_of(translate(path), threads))
+        return OnnxModel(session_of(translate(path), threads, "cpu"))

@@ -31,6 +31,7 @@ from dimnode.daemon.agent_protocol import (
     unpack_tensors,
 )
 from dimnode.daemon.agent_servers import ServerDied, ServerProcess
+from dimnode.daemon.grant import Grant
 from dimnode.daemon.shared_memory import AVAILABLE, create, size_for
 
 T = TypeVar("T")
@@ -63,8 +64,8 @@ class AgentProcess:
         """CID of the model it holds."""
         self.calls = 0
         self.idle_since = 0.0
-        self.memory = 0
-        """Bytes that it may hold."""
+        self.grant = Grant(threads=1, memory=0)
+        """What it may use."""
         self.used = 0
         """Bytes that it held at the last look."""
         self.load_seconds = 0.0

@@ -10,23 +10,29 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import trio
 
 from dimnode.core.partial_text import MAX_ROWS
+from dimnode.daemon.admission import Admit, Freed, NoGpuRoom, unbounded
 from dimnode.daemon.agent_main import AgentOptions
 from dimnode.daemon.agent_process import AgentDied, AgentProcess
 from dimnode.daemon.agent_protocol import Array, Header, SchemaItem
 from dimnode.daemon.agent_servers import ServerDied, ServerProcess
 from dimnode.daemon.agent_value import AgentFacts, least_valuable
-from dimnode.daemon.agent_watch import usage
+from dimnode.daemon.agent_watch import too_much_of_a_card, usage
 from dimnode.daemon.batch_runner import Batching
 from dimnode.daemon.frameworks import Frameworks
+from dimnode.daemon.gpus import Gpu
+from dimnode.daemon.grant import Grant
+from dimnode.daemon.model_file import ModelFile
 from dimnode.daemon.model_health import ModelHealth
+from dimnode.daemon.resources import NoRoom
 from dimnode.daemon.sandbox.confine import expected
 from dimnode.daemon.sandbox.policy import AgentPolicy, devices, library_folders, without
 from dimnode.daemon.sandbox.report import Confinement
@@ -34,22 +40,6 @@ from dimnode.daemon.settings import AgentSettings
 from dimnode.domain.model import TensorSpec
 from dimnode.domain.task import TextPiece
 from dimnode.errors import Code, DimError, FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFile:
-    """A model as an agent needs it."""
-
-    cid: str
-    format: str
-    path: Path
-    size: int
-    about: str = ""
-    """What its manifest says to the loader, see `model_about`."""
-    memory: int = 0
-    """Bytes that it needs, as its manifest says."""
-    batchable: bool = False
-    """Every input and output has the batch on axis 0, by its manifest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +63,11 @@ class InferenceError(DimError):
 
 WRITABLE = {"darwin": 256 << 20}
 """Core ML compiles models into a temporary folder."""
-Admit = Callable[[str, int, int], str | None]
 Tell = Callable[[TextPiece], None]
 
 
 class AgentPool:
-    """``admit(format, size, freed)`` says why no further agent may be started now, or None; ``freed``: bytes that agents
-    ended just now have given back. ``private``: the node's home, which agents never see."""
+    """``admit`` grants a further agent what it may use, see `dimnode.daemon.admission`. ``private``: the node's home, which agents never see."""
 
     def __init__(
         self,
@@ -87,7 +75,7 @@ class AgentPool:
         folder: Path,
         *,
         private: Path | None = None,
-        admit: Admit = lambda format, size, freed: None,
+        admit: Admit | None = None,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.keep: Callable[[str], bool] = lambda cid: False
@@ -95,7 +83,7 @@ class AgentPool:
         self._settings = settings
         self._folder = folder
         self._private = private or folder
-        self._admit = admit
+        self._admit = admit or unbounded(settings)
         self._on_change = on_change
         self._frameworks = Frameworks(settings, folder)
         self._libraries: tuple[str, ...] = ()
@@ -105,6 +93,8 @@ class AgentPool:
         self._idle: list[AgentProcess] = []  # longest idle first
         self._busy: set[AgentProcess] = set()
         self._starting: dict[str, int] = {}
+        self._short: set[str] = set()
+        """Models of which no further agent could be started for want of room, since the last look at it: theirs are waited for."""
         self._room = trio.lowlevel.ParkingLot()
         self._nursery: trio.Nursery | None = None
         self._count = self._started = self._crashes = self._killed = self._cold = self._warm = 0
@@ -221,7 +211,10 @@ class AgentPool:
             "frameworks": self._frameworks.statistics(),
             "sandbox": self._confinement.summary(),
             "refused_models": self._health.refused(trio.current_time()),
-            "agents": [{"pid": a.pid, "model_cid": a.model, "busy": a in self._busy, "calls": a.calls} for a in [*self._idle, *self._busy]],
+            "agents": [
+                {"pid": a.pid, "model_cid": a.model, "busy": a in self._busy, "calls": a.calls, "grant": msgspec.to_builtins(a.grant)}
+                for a in [*self._idle, *self._busy]
+            ],
         }
 
     async def _call(
@@ -248,21 +241,38 @@ class AgentPool:
     # --- who holds what --------------------------------------------------------------------------
 
     async def acquire(self, model: ModelFile, *, warm: bool = False) -> AgentProcess:
-        """An agent that holds the model and is marked busy."""
-        while (agent := self._take_idle(model.cid)) is None:
+        """An agent that holds the model and is marked busy. ``warm``: it is loaded ahead of its need, without a core of its own."""
+        while True:
             # whoever waits looks for an agent of its own model first: ending that one to start another would be for nothing
-            if self._may_have_another(model.cid) and self._take_place(model.cid):
-                agent, _ = await self._start(model, warm=warm)
+            if (warm or self._has_cores()) and (agent := self._take_idle(model.cid)) is not None:
+                self._warm += 1
+                break
+            if (warm or self._has_cores()) and self._may_have_another(model.cid) and self._take_place(model.cid):
+                try:
+                    agent, _ = await self._start(model, warm=warm)
+                except NoRoom:
+                    if not self._holds(model.cid):
+                        raise
+                    self._short.add(model.cid)
+                    continue
                 self._cold += 1
                 break
             await self._room.park()
-        else:
-            self._warm += 1
         self._busy.add(agent)
         return agent
 
+    def _has_cores(self) -> bool:
+        """For the threads of one more inference, beside those that run and models that are being loaded."""
+        s, active = self._settings, len(self._busy) + sum(self._starting.values())
+        return not s.cores or not active or (active + 1) * s.threads <= s.cores
+
+    def _holds(self, cid: str) -> bool:
+        return self.is_warm(cid) or cid in self._starting
+
     def _may_have_another(self, cid: str) -> bool:
         if self._batching.asking(cid):  # which takes milliseconds
+            return False
+        if cid in self._short and self._holds(cid):
             return False
         most = self._settings.per_model or max(1, (os.cpu_count() or 1) // self._settings.threads)
         return sum(a.model == cid for a in (*self._idle, *self._busy)) + self._starting.get(cid, 0) < most
@@ -282,7 +292,7 @@ class AgentPool:
         if not self.has_room():
             if not self._idle:
                 return False
-            self._evict()
+            self._evict(self._idle, Freed())
         self._starting[cid] = self._starting.get(cid, 0) + 1
         return True
 
@@ -292,11 +302,11 @@ class AgentPool:
         good = False
         try:
             await trio.sleep(self._health.delay(model.cid, trio.current_time()))
-            self._check_memory(model)
+            grant = self._granted(model)
             with trio.move_on_after(self._settings.start_timeout) as scope:
                 server = await self._server(model.format)
                 began = trio.current_time()
-                agent = await self._launch(server, model)
+                agent = await self._launch(server, model, grant)
                 rows = self._batching.possible(model)
                 header = Header(op="load", path=str(model.path), format=model.format, about=model.about, warm=warm, check=check, rows=rows)
                 reply, _ = await agent.call(header, {}, self._settings.max_reply_bytes)
@@ -328,7 +338,7 @@ class AgentPool:
         except ServerDied as e:
             raise AgentDied(str(e)) from e
 
-    async def _launch(self, server: ServerProcess, model: ModelFile) -> AgentProcess:
+    async def _launch(self, server: ServerProcess, model: ModelFile, grant: Grant) -> AgentProcess:
         """Raises `AgentDied`."""
         s = self._settings
         self._count += 1
@@ -336,38 +346,53 @@ class AgentPool:
             mode=s.sandbox,
             read=(*self._libraries, str(model.path)),
             scratch=str(self._folder / f"agent-{self._count}"),
-            devices=devices((model.format,)),
-            memory=max(model.memory, s.memory_base + int(s.memory_per_model_byte * model.size)),
+            devices=devices((model.format,)) if grant.device != "cpu" else (),
+            memory=grant.memory,
             file_bytes=s.file_bytes or WRITABLE.get(sys.platform, 0),
             open_files=s.open_files,
             processes=s.most_threads,
         )
-        agent = await AgentProcess.start(server, AgentOptions(policy=policy, threads=s.threads, format=model.format), s.share_from)
+        agent = await AgentProcess.start(server, AgentOptions(policy=policy, grant=grant, format=model.format), s.share_from)
         self._started += 1
-        agent.model, agent.memory = model.cid, policy.memory
+        agent.model, agent.grant = model.cid, grant
         return agent
 
-    def _check_memory(self, model: ModelFile) -> None:
-        """Ends idle agents while memory is short. Raises `ResourceExhausted`."""
-        freed = 0
-        while (reason := self._admit(model.format, model.size, freed)) is not None:
-            if not self._idle:
-                raise ResourceExhausted(f"no agent can be started: {reason}", hint="Try another node, or later.", retry_after=1.0)
-            freed += self._evict()
+    def _granted(self, model: ModelFile) -> Grant:
+        """Ends idle agents while there is no room: for a card only those that hold a part of one. Raises as `Admit`."""
+        freed = Freed()
+        while True:
+            try:
+                return self._admit(model.format, model.size, model.needs, freed)
+            except NoRoom as e:
+                idle = [a for a in self._idle if a.grant.gpu is not None or not isinstance(e, NoGpuRoom)]
+                if not idle:
+                    raise
+                self._evict(idle, freed)
+
+    def idle(self) -> Freed:
+        """What idle agents would give back."""
+        freed = Freed()
+        for agent in self._idle:
+            freed.add(agent.used, agent.grant)
+        return freed
 
     def relieve(self, short: int) -> None:
-        """Memory is short by so many bytes: idle agents go, least valuable first."""
+        """There was a look at the machine. Memory is short by so many bytes: idle agents go, least valuable first."""
+        self._short.clear()
         while short > 0 and self._idle:
-            short -= self._evict()
+            freed = Freed()
+            self._evict(self._idle, freed)
+            short -= freed.memory
             self._room.unpark_all()
             self._on_change()
 
-    def _evict(self) -> int:
-        """Ends the least valuable idle agent; returns the bytes that it held."""
-        facts = [AgentFacts(a.load_seconds, a.calls, a.idle_since, a.used) for a in self._idle]
-        agent = self._idle.pop(least_valuable(facts, trio.current_time()))
+    def _evict(self, among: Sequence[AgentProcess], freed: Freed) -> None:
+        """Ends the least valuable of these idle agents."""
+        facts = [AgentFacts(a.load_seconds, a.calls, a.idle_since, a.used) for a in among]
+        agent = among[least_valuable(facts, trio.current_time())]
+        self._idle.remove(agent)
         self._end(agent)
-        return agent.used
+        freed.add(agent.used, agent.grant)
 
     def release(self, agent: AgentProcess) -> None:
         """An agent that was acquired and not used."""
@@ -414,10 +439,16 @@ class AgentPool:
                 if look is None:
                     continue
                 agent.used = look.memory
-                if look.memory > agent.memory:
-                    agent.stop_for(f"the agent used more than its {agent.memory >> 20} MiB of memory and was ended")
+                if look.memory > agent.grant.memory:
+                    agent.stop_for(f"the agent used more than its {agent.grant.memory >> 20} MiB of memory and was ended")
                 elif look.threads > self._settings.most_threads:
                     agent.stop_for(f"the agent started more than {self._settings.most_threads} threads and was ended")
+
+    def watch_cards(self, cards: Sequence[Gpu]) -> None:
+        """The drivers have told how much of a card each process holds: agents with more than they were granted are ended."""
+        for agent in (*self._idle, *self._busy):
+            if too_much_of_a_card(agent.grant, agent.pid, cards):
+                agent.stop_for(f"the agent used more than its {agent.grant.gpu_memory >> 20} MiB of GPU memory and was ended")
 
 
 def _counting(tell: Tell) -> Callable[[int, str], None]:
@@ -446,6 +477,8 @@ def _failure(reply: Header) -> DimError:
             return FailedPrecondition(reply.message, hint="Set daemon.sandbox to best, or use another node.")
         case "rejected":
             return FailedPrecondition(f"the model cannot be loaded: {reply.message}")
+        case "device":
+            return FailedPrecondition(reply.message, hint="Set daemon.device to auto, or use another node.")
         case "memory":
             return ResourceExhausted(reply.message, hint="Send fewer rows at once, or use a node with more memory.")
         case _:

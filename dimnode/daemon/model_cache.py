@@ -16,6 +16,7 @@ from typing import Any
 
 import trio
 
+from dimnode.daemon.resources import NoRoom
 from dimnode.daemon.store_errors import store_errors
 from dimnode.daemon.together import again
 from dimnode.errors import DataLoss, DimError, ResourceExhausted, Unavailable
@@ -195,10 +196,10 @@ class ModelCache:
             self._evicted += 1
             await trio.to_thread.run_sync(_unlink, path)
         if self._bytes() > self._max_bytes:
-            raise ResourceExhausted("the node's model cache is full of models in use", retry_after=1.0)
+            raise NoRoom("the node's model cache is full of models in use", hint="Try another node, or later.", retry_after=1.0)
         reason = self._admit(download.size)
         if reason is not None:
-            raise ResourceExhausted(f"the model cannot be stored: {reason}")
+            raise NoRoom(f"the model cannot be stored: {reason}", hint="Try another node, or later.")
 
 
 def _unlink(path: Path) -> None:

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from dimnode.daemon.agent_servers import environment
 from dimnode.daemon.agents import AgentCrashed, AgentPool, ModelFile
 from dimnode.daemon.batching import BatchSettings
+from dimnode.daemon.grant import Grant
 from dimnode.daemon.settings import AgentSettings
 from dimnode.errors import InvalidArgument
 from tests.integration.daemon.test_agents import gone, pids, running_pool
@@ -223,7 +224,7 @@ async def test_memory_that_no_limit_of_the_system_counts_is_seen_and_the_agent_e
         async def shrink() -> None:
             while not pool._busy:
                 await trio.sleep(0.01)
-            next(iter(pool._busy)).memory = 1 << 20  # what it holds now is too much
+            next(iter(pool._busy)).grant = Grant(threads=1, memory=1 << 20)  # what it holds now is too much
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(shrink)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dimnode.daemon.gpus import Gpu, _Memory, apple, nvidia
+from dimnode.daemon.gpus import NOT_TOLD, Gpu, _Memory, _Process, apple, nvidia
 
 
 class Nvml:
@@ -41,6 +41,25 @@ class Nvml:
         _, total, free = self.cards[device.value - 1]
         ctypes.cast(memory, ctypes.POINTER(_Memory))[0] = _Memory(total, free, total - free)
         return 0
+
+
+class TellingNvml(Nvml):
+    """A driver that tells of processes."""
+
+    def nvmlDeviceGetComputeRunningProcesses_v3(self, device: Any, count: Any, infos: Any) -> int:
+        number = ctypes.cast(count, ctypes.POINTER(ctypes.c_uint))
+        if device.value == 2:
+            return 7  # there is not room for all of them
+        assert number[0] == len(infos)
+        infos[0], infos[1] = _Process(41, 3 << 30, 0, 0), _Process(42, NOT_TOLD, 0, 0)
+        number[0] = 2
+        return 0
+
+
+def test_processes_on_a_card_where_the_driver_tells_of_them() -> None:
+    nvml: Any = TellingNvml([(b"one", 16 << 30, 1 << 30), (b"two", 16 << 30, 1 << 30)])
+    assert [c.processes for c in nvidia(nvml)] == [((41, 3 << 30),), ()]
+    assert ctypes.sizeof(_Process) == 24, "as nvmlProcessInfo_t is laid out"
 
 
 def test_nvidia_cards_with_their_memory() -> None:

@@ -219,21 +219,24 @@ async def test_agents_get_their_grant_and_statistics_show_it(tmp_path: Path) -> 
             assert str(3 << 30) in next(line for line in limits.read_text().splitlines() if line.startswith("Max data size"))
 
 
-async def test_inferences_together_get_no_more_threads_than_there_are_cores(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loaded", [False, True])
+async def test_inferences_together_get_no_more_threads_than_there_are_cores(tmp_path: Path, loaded: bool) -> None:
     async with running_pool(tmp_path, cores=3, threads=1, max_agents=5, per_model=5) as pool:
         running = [await pool.acquire(fast(tmp_path)) for _ in range(3)]
-        third = trio.Event()
+        another_runs = trio.Event()
+        if loaded:
+            await pool.warm_up(fast(tmp_path, "other"))
 
         async def another(model: ModelFile) -> None:
             running.append(await pool.acquire(model))
-            third.set()
+            another_runs.set()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(another, fast(tmp_path, "other"))
             await trio.testing.wait_all_tasks_blocked(0.05)
             assert (pool.statistics()["busy"], pool.statistics()["starting"]) == (3, 0)
             pool.release(running.pop())
-            await third.wait()
+            await another_runs.wait()
     async with running_pool(tmp_path, cores=1, threads=2) as pool:
         await pool.run(fast(tmp_path), {"x": X})
 

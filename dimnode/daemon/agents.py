@@ -251,7 +251,7 @@ class AgentPool:
                 try:
                     agent, _ = await self._start(model, warm=warm)
                 except NoRoom:
-                    if not self._holds(model.cid):
+                    if not self.holds(model.cid):
                         raise
                     self._short.add(model.cid)
                     continue
@@ -266,13 +266,14 @@ class AgentPool:
         s, active = self._settings, len(self._busy) + sum(self._starting.values())
         return not s.cores or not active or (active + 1) * s.threads <= s.cores
 
-    def _holds(self, cid: str) -> bool:
+    def holds(self, cid: str) -> bool:
+        """There is an agent of this model, or one is being started."""
         return self.is_warm(cid) or cid in self._starting
 
     def _may_have_another(self, cid: str) -> bool:
         if self._batching.asking(cid):  # which takes milliseconds
             return False
-        if cid in self._short and self._holds(cid):
+        if cid in self._short and self.holds(cid):
             return False
         most = self._settings.per_model or max(1, (os.cpu_count() or 1) // self._settings.threads)
         return sum(a.model == cid for a in (*self._idle, *self._busy)) + self._starting.get(cid, 0) < most
@@ -378,7 +379,9 @@ class AgentPool:
 
     def relieve(self, short: int) -> None:
         """There was a look at the machine. Memory is short by so many bytes: idle agents go, least valuable first."""
-        self._short.clear()
+        if self._short:
+            self._short.clear()
+            self._room.unpark_all()
         while short > 0 and self._idle:
             freed = Freed()
             self._evict(self._idle, freed)

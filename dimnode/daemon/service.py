@@ -365,7 +365,7 @@ class Daemon:
         s = self._settings
         reason = refusal(self._resources.latest, memory=0, disk=0, min_memory=s.min_free_memory, min_disk=s.min_free_disk)
         manifest = self._shelf.known(order.manifest_cid)
-        if reason is not None or manifest is None or self._pool.is_warm(manifest.cid):
+        if reason is not None or manifest is None or self._pool.holds(manifest.cid):
             return reason
         return self._admission.shortage(manifest.format, manifest.size, manifest.needs, self._pool.idle())
 

@@ -377,7 +377,7 @@ class Node:
         while True:
             await self._load_changed.wait()
             self._load_changed = trio.Event()
-            self.registry.announce(load=self.daemon.load())
+            self.registry.announce(load=self.daemon.load(), capabilities=self.daemon.capabilities())
             await trio.sleep(self.settings.load_interval())
 
     def _daemon_of(self, peer: str) -> str | None:

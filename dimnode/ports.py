@@ -220,6 +220,7 @@ class Registry(Protocol):
         self,
         *,
         load: Load | None = None,
+        capabilities: Capabilities | None = None,
         models: Sequence[ModelRef] | None = None,
         cabinets: Sequence[CabinetInfo] | None = None,
         addresses: Sequence[str] | None = None,

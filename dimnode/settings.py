@@ -98,8 +98,9 @@ class Settings:
 
     def daemon(self) -> DaemonSettings:
         d = self._config.daemon
-        slots = d.slots or max(1, os.cpu_count() or 1)
-        threads = d.agent_threads or max(1, (os.cpu_count() or 1) // slots)
+        cores = os.cpu_count() or 1
+        slots = d.slots or cores
+        threads = min(d.agent_threads, cores) or max(1, cores // slots)
         agents = AgentSettings(
             max_agents=d.agents,
             idle_seconds=d.agent_idle,
@@ -108,6 +109,8 @@ class Settings:
             hang_seconds=d.agent_hang,
             threads=threads,
             memory_base=d.agent_memory,
+            cores=max(cores, slots),
+            device=d.device,
             sandbox=d.sandbox,
             per_model=d.agents_per_model,
             share_from=d.share_from,
@@ -124,6 +127,7 @@ class Settings:
             model_bytes=d.model_bytes,
             min_free_memory=d.memory_reserve,
             min_free_disk=d.disk_reserve,
+            min_free_gpu_memory=d.gpu_memory_reserve,
             prewarm=PrewarmSettings(most=d.prewarm, interval=d.prewarm_interval, pinned=d.pinned),
             stop_grace=self._config.node.drain / 4,
             agents=agents,

@@ -24,6 +24,10 @@ class ModelRejected(LoaderError):
     """The file is broken, of another format, or holds something that a loader will not run."""
 
 
+class DeviceMissing(LoaderError):
+    """The model was to run on a device that this machine, or the framework as it is installed, does not have."""
+
+
 class InputRejected(LoaderError):
     """The inputs do not fit the model: names, dtypes, ranks or sizes."""
 
@@ -73,7 +77,9 @@ class About:
     """Which allow-listed architecture the weights belong to, and its sizes (safetensors)."""
     golden: Golden | None = None
     device: str = "auto"
-    """``auto``, ``cpu``, ``cuda`` or ``mps``, for loaders that have a choice."""
+    """One of `loaders.devices.DEVICES`, for loaders that have a choice. One that is not here is `DeviceMissing`, but for ``auto``."""
+    gpu_memory: int = 0
+    """Bytes of the card that the model may take; 0: no bound."""
 
 
 NOTHING = About()
@@ -104,5 +110,5 @@ class Loader(Protocol):
     format: str
 
     def load(self, path: Path, threads: int, about: About = NOTHING) -> LoadedModel:
-        """``threads``: intra-op threads granted. Raises `ModelRejected`."""
+        """``threads``: intra-op threads granted. Raises `ModelRejected`, `DeviceMissing`."""
         ...

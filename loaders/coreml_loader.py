@@ -25,4 +25,4 @@ class CoremlLoader:
             native = load_native(path, about) if can_run() else None
             if native is not None:
                 return native
-        return OnnxModel(session_of(translate(path), threads))
+        return OnnxModel(session_of(translate(path), threads, "cpu"))

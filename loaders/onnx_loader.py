@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime as ort
 
 from loaders import onnx_bytes
-from loaders.api import NOTHING, About, Array, InferenceFailed, LoadedModel, ModelRejected, ModelSchema, TensorSchema
+from loaders.api import NOTHING, About, Array, DeviceMissing, InferenceFailed, LoadedModel, ModelRejected, ModelSchema, TensorSchema
 from loaders.archive import read_archive
 from loaders.checks import check_inputs, native
 from loaders.messages import clean_message
@@ -31,10 +31,11 @@ _DTYPES = {
 _BFLOAT16 = "tensor(bfloat16)"
 _BFLOAT16_NUMBER = 16
 """In onnx.proto's TensorProto.DataType."""
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 PROVIDERS = {
-    "auto": ("CUDAExecutionProvider", "CoreMLExecutionProvider"),
-    "cuda": ("CUDAExecutionProvider",),
-    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider"),
+    "auto": (_CUDA, "CoreMLExecutionProvider"),
+    "cuda": (_CUDA,),
+    "tensorrt": ("TensorrtExecutionProvider", _CUDA),
     "mps": ("CoreMLExecutionProvider",),
     "cpu": (),
 }
@@ -52,12 +53,21 @@ class OnnxLoader:
             data, beside = _read(path)
         except OSError as e:
             raise ModelRejected("the model file cannot be read") from e
-        return OnnxModel(session_of(data, threads, about.device, beside))
+        return OnnxModel(session_of(data, threads, about.device, beside, about.gpu_memory))
 
 
 def choose_providers(device: str, available: Sequence[str]) -> list[str]:
-    """Execution providers for a device, of those that are here."""
-    return [p for p in PROVIDERS.get(device, ()) if p in available] + ["CPUExecutionProvider"]
+    """Execution providers for a device, of those that are here. Raises `DeviceMissing`."""
+    wanted = PROVIDERS.get(device)
+    if wanted is None or (device not in ("auto", "cpu") and not set(wanted[:1]) & set(available)):
+        raise DeviceMissing(f"onnxruntime, as it is installed here, has no execution provider for {device!r}")
+    return [p for p in wanted if p in available] + [_CPU]
+
+
+def provider_options(providers: Sequence[str], gpu_memory: int) -> list[dict[str, str]]:
+    """See onnxruntime's documentation of the CUDA execution provider, ``gpu_mem_limit``: bytes of its arena. 0: no bound."""
+    bound = {"gpu_mem_limit": str(gpu_memory), "arena_extend_strategy": "kSameAsRequested"}
+    return [bound if gpu_memory and p == _CUDA else {} for p in providers]
 
 
 def _read(path: Path) -> tuple[bytes, dict[str, bytes]]:
@@ -82,8 +92,11 @@ def _read(path: Path) -> tuple[bytes, dict[str, bytes]]:
     return data, {n: members[n] for n in needed}
 
 
-def session_of(data: bytes, threads: int, device: str = "auto", beside: Mapping[str, bytes] | None = None) -> ort.InferenceSession:
-    """``beside``: files with tensors by the name that the model uses. Raises `ModelRejected`."""
+def session_of(
+    data: bytes, threads: int, device: str = "auto", beside: Mapping[str, bytes] | None = None, gpu_memory: int = 0
+) -> ort.InferenceSession:
+    """``beside``: files with tensors by the name that the model uses. Raises `ModelRejected`, `DeviceMissing`."""
+    providers = choose_providers(device, ort.get_available_providers())
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -94,9 +107,13 @@ def session_of(data: bytes, threads: int, device: str = "auto", beside: Mapping[
         contents = list(beside.values())
         options.add_external_initializers_from_files_in_memory(list(beside), contents, [len(c) for c in contents])
     try:
-        return ort.InferenceSession(data, options, providers=choose_providers(device, ort.get_available_providers()))
+        session = ort.InferenceSession(data, options, providers=providers, provider_options=provider_options(providers, gpu_memory))
     except (*_ORT_ERRORS, RuntimeError, ValueError) as e:
         raise ModelRejected(f"onnxruntime refused the model: {clean_message(e)}") from e
+    if device not in ("auto", "cpu") and providers[0] not in session.get_providers():
+        # a provider whose libraries or driver are amiss is left out with a warning only
+        raise DeviceMissing(f"onnxruntime could not start its execution provider for {device!r}")
+    return session
 
 
 class OnnxModel:

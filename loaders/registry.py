@@ -39,6 +39,11 @@ def available_loaders() -> tuple[str, ...]:
     return tuple(name for name, entry in ENTRIES.items() if _installed(entry))
 
 
+def missing_modules(format: str) -> tuple[str, ...]:
+    """What would have to be installed for a format of `ENTRIES`."""
+    return tuple(m for m in ENTRIES[format].needs if importlib.util.find_spec(m) is None)
+
+
 def _installed(entry: Entry) -> bool:
     return all(importlib.util.find_spec(module) is not None for module in entry.needs)
 

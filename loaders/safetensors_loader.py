@@ -23,7 +23,7 @@ class SafetensorsLoader:
     def load(self, path: Path, threads: int, about: About = NOTHING) -> LoadedModel:
         """Raises `ModelRejected`."""
         torch.set_num_threads(threads)
-        device = choose_device(about.device)
+        device = choose_device(about.device, about.gpu_memory)
         try:
             arrays, config = read_folder_or_file(path)
             weights = {n: _weight(n, a).to(device) for n, a in arrays.items()}

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from loaders.api import Array
+from loaders.api import Array, DeviceMissing
 
 NAMES = {
     torch.float32: "float32", torch.float64: "float64", torch.float16: "float16", torch.bfloat16: "float32", torch.bool: "bool",
@@ -19,12 +19,18 @@ NAMES = {
 TORCH_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, NotImplementedError)
 
 
-def choose_device(wanted: str) -> torch.device:
-    """``auto``: the first GPU that works, else the CPU. A wanted device that is not here gives the CPU."""
-    if wanted in ("auto", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda")
+def choose_device(wanted: str, gpu_memory: int = 0) -> torch.device:
+    """``auto``: the first GPU that works, else the CPU; ``tensorrt``, which torch does not have, is CUDA. ``gpu_memory``: bytes that
+    this process may take of a card; 0: no bound. Raises `DeviceMissing`."""
+    if wanted in ("auto", "cuda", "tensorrt") and torch.cuda.is_available():
+        if gpu_memory:
+            total = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, gpu_memory / total), 0)
+        return torch.device("cuda", 0)
     if wanted in ("auto", "mps") and torch.backends.mps.is_available():
         return torch.device("mps")
+    if wanted not in ("auto", "cpu"):
+        raise DeviceMissing(f"torch, as it is installed here, finds no device for {wanted!r}")
     return torch.device("cpu")
 
 

@@ -44,7 +44,7 @@ class TorchLoader:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 program = torch.export.load(archive)
-                return TorchModel(_moved(program, choose_device(about.device)), about)
+                return TorchModel(_moved(program, choose_device(about.device, about.gpu_memory)), about)
         except TORCH_ERRORS as e:
             raise ModelRejected(f"torch refused the model: {clean_message(e)}") from e
 

@@ -51,7 +51,7 @@ class TorchScriptLoader:
                 warnings.simplefilter("ignore")  # torch would rather have programs; old models are what they are
                 module: Any = torch.jit.load(archive, map_location="cpu").eval()
             stateful = check_graphs(module)
-            return TorchScriptModel(module.to(choose_device(about.device)), stateful, about)
+            return TorchScriptModel(module.to(choose_device(about.device, about.gpu_memory)), stateful, about)
         except TORCH_ERRORS as e:
             raise ModelRejected(f"torch refused the model: {clean_message(e)}") from e
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from dimnode.cli.common import FAILED, Context, usage, verb
 from dimnode.errors import DimError
+
+if TYPE_CHECKING:
+    from dimnode.config import Config
+    from dimnode.daemon.gpus import Gpu
 
 LOW_DISK = 2 << 30
 TRIAL_SECONDS = 20
@@ -32,8 +35,8 @@ class Finding:
 @click.command()
 @verb()
 def doctor(context: Context) -> None:
-    """Check home, ports, disk, loaders and reachability."""
-    findings = [f for check in (_settings_and_ports, _disk, _loaders, _sandbox, _node) for f in check(context)]
+    """Check home, ports, disk, loaders, graphics processors and reachability."""
+    findings = [f for check in (_settings_and_ports, _disk, _loaders, _graphics, _sandbox, _node) for f in check(context)]
     ok = all(f.ok for f in findings)
     document = {"ok": ok, "checks": [{"check": f.check, "ok": f.ok, "said": f.said, "advice": f.advice} for f in findings]}
     context.emit(document, _show)
@@ -49,12 +52,18 @@ def _show(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _settings_and_ports(context: Context) -> list[Finding]:
-    from dimnode.config import load_config, split_host_port, unserved
+def _config(context: Context) -> Config:
+    """Raises `DimError`."""
+    from dimnode.config import load_config
 
-    file = context.home.config_path if context.home.config_path.exists() else None
+    return load_config(file=context.home.config_path if context.home.config_path.exists() else None)
+
+
+def _settings_and_ports(context: Context) -> list[Finding]:
+    from dimnode.config import split_host_port, unserved
+
     with usage():
-        config = load_config(file=file)
+        config = _config(context)
     out = [Finding(f"setting {p.field}", False, p.rule) for p in unserved(config)] or [Finding("settings", True, "can be honoured")]
     if _running(context):
         return [*out, Finding("ports", True, "a node is running here; see `dimnode status`")]
@@ -90,25 +99,54 @@ def _disk(context: Context) -> list[Finding]:
     return [Finding("disk", free >= LOW_DISK, f"{free / (1 << 30):.1f} GiB free", "" if free >= LOW_DISK else "Make room: models need it.")]
 
 
+EXTRAS = {
+    "torch": "dimnode[torch]", "mlx": "dimnode[mlx]", "mlx_lm": "dimnode[text]", "tokenizers": "dimnode[text]", "jinja2": "dimnode[text]",
+    "cv2": "dimnode[vision]", "pyclipper": "dimnode[vision]",
+}  # fmt: skip
+"""Module -> what to install for it; the others come with dimnode itself."""
+
+
 def _loaders(_: Context) -> list[Finding]:
-    known = {
-        "onnx": ("onnxruntime", ""),
-        "pt2": ("torch", "pip install 'dimnode[torch]'"),
-        "builtin": ("cv2", "pip install 'dimnode[vision]'"),
-    }
-    there = {name: importlib.util.find_spec(module) is not None for name, (module, _) in known.items()}
-    advice = "; ".join(f"for {name}: {how}" for name, (_, how) in known.items() if not there[name] and how)
-    return [Finding("loaders", there["onnx"], ", ".join(name for name, ok in there.items() if ok) or "none", advice)]
+    from loaders.registry import ENTRIES, missing_modules
+
+    missing = {name: missing_modules(name) for name in ENTRIES}
+    there = [name for name, modules in missing.items() if not modules]
+    lacks = "; ".join(f"{name} lacks {', '.join(modules)}" for name, modules in missing.items() if modules)
+    install = dict.fromkeys(EXTRAS.get(m, "dimnode") for modules in missing.values() for m in modules)
+    advice = f"pip install {' '.join(repr(name) for name in install)}" if install else ""
+    return [Finding("loaders", not missing["onnx"], (", ".join(there) or "none") + (f" ({lacks})" if lacks else ""), advice)]
+
+
+def _graphics(context: Context) -> list[Finding]:
+    from dimnode.daemon import gpus
+    from loaders.devices import built_for
+    from loaders.registry import available_loaders
+
+    with usage():
+        wanted = _config(context).daemon.device
+    device = "cuda" if wanted == "tensorrt" else wanted
+    able = [f for f in available_loaders() if (built := built_for(f)) and (wanted == "auto" or device in built)]
+    return [graphics(wanted, gpus.look(), able)]
+
+
+def graphics(wanted: str, cards: Sequence[Gpu], able: Sequence[str]) -> Finding:
+    """``wanted``: daemon.device; ``able``: formats whose frameworks are built for it."""
+    named = ", ".join(f"{g.name} ({g.memory_total >> 20} MiB)" if g.memory_total else g.name for g in cards) or "none"
+    if cards and able and wanted != "cpu":
+        return Finding("graphics processors", True, f"{named}; for {', '.join(able)}")
+    if wanted not in ("auto", "cpu"):
+        advice = 'Set daemon.device to "auto", or install its driver and frameworks that are built for it.'
+        return Finding("graphics processors", False, f"{named}; daemon.device is {wanted}, which is not to be had here", advice)
+    unused = "not used, by daemon.device" if wanted == "cpu" else "no framework that is installed here is built for it"
+    return Finding("graphics processors", True, f"{named}; {unused}" if cards else named)
 
 
 def _sandbox(context: Context) -> list[Finding]:
     """Tried on this machine, in a process of its own."""
-    from dimnode.config import load_config
     from dimnode.daemon.sandbox.trial import Trial
 
-    file = context.home.config_path if context.home.config_path.exists() else None
     with usage():
-        mode = load_config(file=file).daemon.sandbox
+        mode = _config(context).daemon.sandbox
     if mode == "off":
         return [Finding("sandbox", True, "off by daemon.sandbox", 'Set it to "best": models of others run in agents.')]
     try:

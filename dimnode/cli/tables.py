@@ -195,8 +195,10 @@ def manifest(d: Document) -> str:
     ]
     lines += [f"{kind:<8} {_tensor(t)}" for kind, key in (("input", "inputs"), ("output", "outputs")) for t in d.get(key) or ()]
     needs = d.get("needs") or {}
-    if needs.get("memory") or needs.get("gpu"):
-        lines.append(f"needs    {size(needs.get('memory') or 0)} of memory{', a GPU' if needs.get('gpu') else ''}")
+    card = needs.get("gpu_memory") or 0
+    gpu = f", {size(card)} of a GPU's memory" if card else ", a GPU" if needs.get("gpu") else ""
+    if needs.get("memory") or gpu:
+        lines.append(f"needs    {size(needs.get('memory') or 0)} of memory{gpu}")
     golden = d.get("golden")
     if golden:
         lines.append(

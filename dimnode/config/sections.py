@@ -144,6 +144,14 @@ class DaemonSection(Section):
     )
     memory_reserve: Bytes = Field(default=256 << 20, description="Free memory that a task must leave to the machine.")
     disk_reserve: Bytes = Field(default=256 << 20, description="Free disk that a task must leave to the machine.")
+    gpu_memory_reserve: Annotated[int, Field(ge=0)] = Field(
+        default=256 << 20, description="Free memory that agents must leave on each graphics card."
+    )
+    device: Literal["auto", "cpu", "cuda", "tensorrt", "mps"] = Field(
+        default="auto",
+        description='Where models run whose framework has a choice. "auto": on a GPU that has room for them, else on the CPU. '
+        '"cpu", "cuda", "tensorrt" (ONNX models; the others on CUDA), "mps" (Apple): there, or the task fails and says why.',
+    )
     agents_per_model: CountOrNone = Field(
         default=0, description="Agents with the same model, at the most. 0: as many as the cores allow with agent_threads each."
     )

@@ -26,7 +26,15 @@ class Candidate:
     loaders: frozenset[str] = frozenset()
     memory_free: int = 0
     gpus: int = 0
+    gpu_formats: frozenset[str] = frozenset()
+    """Formats whose loaders there can use them."""
+    gpu_memory: int | None = None
+    """Bytes of its largest card; None: not known."""
+    gpu_free: int | None = None
+    """Bytes free on the card that has most."""
     cabinets: frozenset[str] = frozenset()
+    barred: frozenset[str] = frozenset()
+    """Cabinets that the node itself lets no agent at, for want of a complete sandbox."""
     price: float = 1.0
     slots: int = 1
     busy: int = 0
@@ -50,6 +58,8 @@ class Need:
     memory: int = 0
     """Bytes that must be free."""
     gpu: bool = False
+    gpu_memory: int = 0
+    """Bytes that must be free on one card."""
     cabinet: str | None = None
     allowed: tuple[str, ...] = ()
     """Peer ids, the preferred first; empty: any."""
@@ -112,7 +122,11 @@ def _loader(c: Candidate, need: Need) -> Reason | None:
 
 
 def _cabinet(c: Candidate, need: Need) -> Reason | None:
-    return None if need.cabinet is None or need.cabinet in c.cabinets else f"has no cabinet {need.cabinet}"
+    if need.cabinet is None:
+        return None
+    if need.cabinet not in c.cabinets:
+        return f"has no cabinet {need.cabinet}"
+    return f"lacks the complete sandbox that cabinet {need.cabinet} demands" if need.cabinet in c.barred else None
 
 
 def _memory(c: Candidate, need: Need) -> Reason | None:
@@ -121,7 +135,18 @@ def _memory(c: Candidate, need: Need) -> Reason | None:
 
 
 def _gpu(c: Candidate, need: Need) -> Reason | None:
-    return None if not need.gpu or c.gpus > 0 else "has no GPU"
+    if not need.gpu:
+        return None
+    if not c.gpus:
+        return "has no GPU"
+    if need.format not in c.gpu_formats:
+        return f"has a GPU that its loader for {need.format} cannot use"
+    wanted = need.gpu_memory
+    if c.gpu_memory is not None and c.gpu_memory < wanted:
+        return f"has no GPU with {wanted >> 20} MiB of memory"
+    if c.gpu_free is not None and c.gpu_free < wanted and need.model_cid not in c.warm:
+        return f"has {c.gpu_free >> 20} MiB of GPU memory free and {wanted >> 20} are needed"
+    return None
 
 
 def _price(c: Candidate, need: Need) -> Reason | None:
@@ -160,9 +185,9 @@ def fitting(candidates: Iterable[Candidate], need: Need) -> list[Candidate]:
     if need.allowed:
         fit = [c for c in fit if c.peer in need.allowed]
     if need.cabinet is not None:
-        fit = [c for c in fit if need.cabinet in c.cabinets]
+        fit = [c for c in fit if _cabinet(c, need) is None]
     if need.gpu:
-        fit = [c for c in fit if c.gpus > 0]
+        fit = [c for c in fit if _gpu(c, need) is None]
     if need.budget is not None:
         fit = [c for c in fit if c.price <= need.budget]
     return fit

@@ -64,6 +64,8 @@ def failure(reply: Header) -> DimError:
             return FailedPrecondition(reply.message, hint="Set daemon.sandbox to best, or use another node.")
         case "rejected":
             return FailedPrecondition(f"the model cannot be loaded: {reply.message}")
+        case "device":
+            return FailedPrecondition(reply.message, hint="Set daemon.device to auto, or use another node.")
         case "memory":
             return ResourceExhausted(reply.message, hint="Send fewer rows at once, or use a node with more memory.")
         case _:

@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -37,6 +38,7 @@ from dimnode.daemon.agent_protocol import (
     unpack_prefix,
     unpack_tensors,
 )
+from dimnode.daemon.grant import Grant, show_card
 from dimnode.daemon.preload import preload
 from dimnode.daemon.rows import independent
 from dimnode.daemon.sandbox import linux, macos
@@ -44,7 +46,7 @@ from dimnode.daemon.sandbox.confine import confine
 from dimnode.daemon.sandbox.policy import AgentPolicy
 from dimnode.daemon.sandbox.report import CannotConfine, Confinement
 from dimnode.daemon.shared_memory import attach
-from loaders.api import InferenceFailed, InputRejected, LoadedModel, LoaderError, ModelSchema, StreamingModel, TensorSchema
+from loaders.api import DeviceMissing, InferenceFailed, InputRejected, LoadedModel, LoaderError, ModelSchema, StreamingModel, TensorSchema
 from loaders.registry import open_loader
 from loaders.trial import check_golden, try_out
 
@@ -55,7 +57,7 @@ PIECE_INTERVAL = 0.05
 
 class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     policy: AgentPolicy
-    threads: int
+    grant: Grant
     format: str
 
 
@@ -71,6 +73,7 @@ def run(fd: int, options: AgentOptions, parent: int, *, seatbelt: bool = False) 
     # libraries that ask where temporary files go would try to write one
     tempfile.tempdir = options.policy.scratch
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    show_card(options.grant, os.environ)
     report, error = Confinement(), ""
     try:
         report = confine(options.policy, seatbelt=seatbelt, last=lambda: die_with_parent(parent))
@@ -78,7 +81,7 @@ def run(fd: int, options: AgentOptions, parent: int, *, seatbelt: bool = False) 
         error = str(e)
     connection = socket.socket(fileno=fd)
     threading.Thread(target=watch, args=(connection.fileno(),), daemon=True).start()
-    agent = Agent(connection, options.threads, unconfined=error)
+    agent = Agent(connection, options.grant, unconfined=error)
     with contextlib.suppress(OSError):  # a node that is gone shows at the first receive
         agent.greet(report)
     agent.serve()
@@ -114,9 +117,9 @@ def watch(fd: int) -> None:
 class Agent:
     """``unconfined``: why it may not work, if the sandbox that it must have cannot be had."""
 
-    def __init__(self, connection: socket.socket, threads: int, *, unconfined: str = "") -> None:
+    def __init__(self, connection: socket.socket, grant: Grant, *, unconfined: str = "") -> None:
         self._connection = connection
-        self._threads = threads
+        self._grant = grant
         self._unconfined = unconfined
         self._model: LoadedModel | None = None
         self._fds: list[int] = []
@@ -156,6 +159,8 @@ class Agent:
             return Header(op="error", kind="input", message=str(e)), {}
         except InferenceFailed as e:
             return Header(op="error", kind="failed", message=str(e)), {}
+        except DeviceMissing as e:
+            return Header(op="error", kind="device", message=str(e)), {}
         except LoaderError as e:
             return Header(op="error", kind="rejected", message=str(e)), {}
         except MemoryError:
@@ -171,8 +176,9 @@ class Agent:
             pieces.flush()
 
     def _load(self, header: Header) -> Header:
-        about = model_about.decode(header.about)
-        self._model = model = open_loader(header.format).load(Path(header.path), self._threads, about)
+        grant = self._grant
+        about = replace(model_about.decode(header.about), device=grant.device, gpu_memory=grant.gpu_memory)
+        self._model = model = open_loader(header.format).load(Path(header.path), grant.threads, about)
         if about.golden is not None:
             check_golden(model, about.golden)
         elif header.check:

@@ -33,6 +33,7 @@ from dimnode.daemon.agent_protocol import (
     unpack_tensors,
 )
 from dimnode.daemon.agent_servers import ServerDied, ServerProcess
+from dimnode.daemon.grant import Grant
 from dimnode.daemon.sandbox.report import Confinement
 from dimnode.daemon.shared_memory import AVAILABLE, create, size_for
 
@@ -70,8 +71,8 @@ class AgentProcess:
         self.idle_since = 0.0
         self.confinement = Confinement()
         """What it said when it was ready."""
-        self.memory = 0
-        """Bytes that it may hold."""
+        self.grant = Grant(threads=1, memory=0)
+        """What it may use."""
         self.used = 0
         """Bytes that it held at the last look."""
         self.load_seconds = 0.0

@@ -10,48 +10,35 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import trio
 
+from dimnode.daemon.admission import Admit, Freed, NoGpuRoom, unbounded
 from dimnode.daemon.agent_answers import AgentCrashed, Said, Schema, Tell, failure, specs
 from dimnode.daemon.agent_main import AgentOptions
 from dimnode.daemon.agent_process import AgentDied, AgentProcess
 from dimnode.daemon.agent_protocol import Array, Header
-from dimnode.daemon.agent_value import AgentFacts, value
-from dimnode.daemon.agent_watch import usage
+from dimnode.daemon.agent_value import in_order_of_worth, spare_ones
+from dimnode.daemon.agent_watch import too_much_of_a_card, usage
 from dimnode.daemon.batch_runner import Batching
 from dimnode.daemon.frameworks import Frameworks
+from dimnode.daemon.gpus import Gpu
+from dimnode.daemon.grant import Grant
+from dimnode.daemon.model_file import ModelFile
 from dimnode.daemon.model_health import ModelHealth
+from dimnode.daemon.resources import NoRoom
 from dimnode.daemon.sandbox.confine import expected
 from dimnode.daemon.sandbox.policy import AgentPolicy, devices, library_folders, without
 from dimnode.daemon.sandbox.report import Confinement
 from dimnode.daemon.settings import AgentSettings
 from dimnode.errors import DimError, ResourceExhausted
 
-
-@dataclass(frozen=True, slots=True)
-class ModelFile:
-    """A model as an agent needs it."""
-
-    cid: str
-    format: str
-    path: Path
-    size: int
-    about: str = ""
-    """What its manifest says to the loader, see `model_about`."""
-    memory: int = 0
-    """Bytes that it needs, as its manifest says."""
-    batchable: bool = False
-    """Every input and output has the batch on axis 0, by its manifest."""
-
-
 WRITABLE = {"darwin": 256 << 20}
 """Core ML compiles models into a temporary folder."""
-Admit = Callable[[str, int, int], str | None]
 Check = Callable[[Confinement], None]
 
 
@@ -60,8 +47,7 @@ def no_check(confinement: Confinement) -> None:
 
 
 class AgentPool:
-    """``admit(format, size, freed)`` says why no further agent may be started now, or None; ``freed``: bytes that agents
-    ended just now have given back. ``private``: the node's home, which agents never see."""
+    """``admit`` grants a further agent what it may use, see `dimnode.daemon.admission`. ``private``: the node's home, which agents never see."""
 
     def __init__(
         self,
@@ -69,7 +55,7 @@ class AgentPool:
         folder: Path,
         *,
         private: Path | None = None,
-        admit: Admit = lambda format, size, freed: None,
+        admit: Admit | None = None,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.keep: Callable[[str], bool] = lambda cid: False
@@ -77,7 +63,7 @@ class AgentPool:
         self._settings = settings
         self._folder = folder
         self._private = private or folder
-        self._admit = admit
+        self._admit = admit or unbounded(settings)
         self._on_change = on_change
         self._frameworks = Frameworks(settings, folder)
         self._libraries: tuple[str, ...] = ()
@@ -89,6 +75,8 @@ class AgentPool:
         self._starting: dict[str, int] = {}
         self._removed: set[str] = set()
         """Models that were removed while an agent for them was starting."""
+        self._short: set[str] = set()
+        """Models of which no further agent could be started for want of room, since the last look at it: theirs are waited for."""
         self._room = trio.lowlevel.ParkingLot()
         self._nursery: trio.Nursery | None = None
         self._count = self._started = self._crashes = self._killed = self._cold = self._warm = 0
@@ -234,7 +222,10 @@ class AgentPool:
             "frameworks": self._frameworks.statistics(),
             "sandbox": self._confinement.summary(),
             "refused_models": self._health.refused(trio.current_time()),
-            "agents": [{"pid": a.pid, "model_cid": a.model, "busy": a in self._busy, "calls": a.calls} for a in [*self._idle, *self._busy]],
+            "agents": [
+                {"pid": a.pid, "model_cid": a.model, "busy": a in self._busy, "calls": a.calls, "grant": msgspec.to_builtins(a.grant)}
+                for a in [*self._idle, *self._busy]
+            ],
         }
 
     async def _call(
@@ -269,22 +260,40 @@ class AgentPool:
     # --- who holds what --------------------------------------------------------------------------
 
     async def acquire(self, model: ModelFile, *, warm: bool = False) -> AgentProcess:
-        """An agent that holds the model and is marked busy. ``warm``: ahead of need, so that no agent ends for it that is wanted."""
-        while (agent := self._take_idle(model.cid)) is None:
+        """An agent that holds the model and is marked busy. ``warm``: ahead of need, so that no agent ends for it that is wanted, and it takes
+        no core of its own."""
+        while True:
             # whoever waits looks for an agent of its own model first: ending that one to start another would be for nothing
-            if self._may_have_another(model.cid):
+            may = warm or self._has_cores()
+            if may and (agent := self._take_idle(model.cid)) is not None:
+                self._warm += 1
+                break
+            if may and self._may_have_another(model.cid):
                 self._refuse(model)
                 if self._take_place(model.cid, spare=warm):
-                    agent, _ = await self._start(model, warm=warm)
+                    try:
+                        agent, _ = await self._start(model, warm=warm)
+                    except NoRoom:
+                        if not self.holds(model.cid):
+                            raise
+                        self._short.add(model.cid)
+                        continue
                     self._cold += 1
                     break
                 if warm:
                     raise ResourceExhausted("no agent can be spared to warm this model", retry_after=1.0)
             await self._room.park()
-        else:
-            self._warm += 1
         self._busy.add(agent)
         return agent
+
+    def _has_cores(self) -> bool:
+        """For the threads of one more inference, beside those that run and models that are being loaded."""
+        s, active = self._settings, len(self._busy) + sum(self._starting.values())
+        return not s.cores or not active or (active + 1) * s.threads <= s.cores
+
+    def holds(self, cid: str) -> bool:
+        """There is an agent of this model, or one is being started."""
+        return self.is_warm(cid) or cid in self._starting
 
     def _refuse(self, model: ModelFile) -> None:
         """Before any agent ends for a model that is not loaded for now. Raises `FailedPrecondition`, `ResourceExhausted`."""
@@ -294,6 +303,8 @@ class AgentPool:
 
     def _may_have_another(self, cid: str) -> bool:
         if self._batching.asking(cid):  # which takes milliseconds
+            return False
+        if cid in self._short and self.holds(cid):
             return False
         most = self._settings.per_model or max(1, (os.cpu_count() or 1) // self._settings.threads)
         return sum(a.model == cid for a in (*self._idle, *self._busy)) + self._starting.get(cid, 0) < most
@@ -326,8 +337,7 @@ class AgentPool:
         good = False
         try:
             await trio.sleep(self._health.delay(model.cid, trio.current_time()))
-            self._check_memory(model, spare=warm)
-            agent = await self._launch(model)
+            agent = await self._launch(model, self._granted(model, spare=warm))
             began = trio.current_time()
             with trio.move_on_after(self._settings.start_timeout) as scope:
                 rows = self._batching.possible(model)
@@ -361,11 +371,11 @@ class AgentPool:
         error, now = failure(reply), trio.current_time()
         if reply.kind == "rejected":
             self._health.rejected(model.cid, _claims(model), error.message, now)
-        elif reply.kind != "unconfined":
+        elif reply.kind not in ("unconfined", "device"):
             self._health.crashed(model.cid, error.message, now)
         return error
 
-    async def _launch(self, model: ModelFile) -> AgentProcess:
+    async def _launch(self, model: ModelFile, grant: Grant) -> AgentProcess:
         """Without the model as yet. Raises `FrameworkFailed`."""
         s = self._settings
         self._count += 1
@@ -373,31 +383,49 @@ class AgentPool:
             mode=s.sandbox,
             read=(*self._libraries, str(model.path)),
             scratch=str(self._folder / f"agent-{self._count}"),
-            devices=devices((model.format,)),
-            memory=max(model.memory, s.memory_base + int(s.memory_per_model_byte * model.size)),
+            devices=devices((model.format,)) if grant.device != "cpu" else (),
+            memory=grant.memory,
             file_bytes=s.file_bytes or WRITABLE.get(sys.platform, 0),
             open_files=s.open_files,
             processes=s.most_threads,
         )
-        agent = await self._frameworks.start_agent(AgentOptions(policy=policy, threads=s.threads, format=model.format))
+        agent = await self._frameworks.start_agent(AgentOptions(policy=policy, grant=grant, format=model.format))
         self._started += 1
         self._confinement = agent.confinement
-        agent.model, agent.memory = model.cid, policy.memory
+        agent.model, agent.grant = model.cid, grant
         return agent
 
-    def _check_memory(self, model: ModelFile, *, spare: bool) -> None:
-        """Ends idle agents as far as memory is short, and none if that is not enough. Raises `ResourceExhausted`."""
-        may_go = self._may_go(spare=spare)
-        chosen: list[AgentProcess] = []
-        while (reason := self._admit(model.format, model.size, sum(a.used for a in chosen))) is not None:
-            if not may_go:
-                raise ResourceExhausted(f"no agent can be started: {reason}", hint="Try another node, or later.", retry_after=1.0)
-            chosen.append(may_go.pop(0))
+    def _granted(self, model: ModelFile, *, spare: bool) -> Grant:
+        """Ends idle agents as far as there is no room, and none if that is not enough: for a card only those that hold a part of one.
+        Raises as `Admit`."""
+        may_go, chosen, freed = self._may_go(spare=spare), list[AgentProcess](), Freed()
+        while True:
+            try:
+                grant = self._admit(model.format, model.size, model.needs, freed)
+                break
+            except NoRoom as e:
+                agent = next((a for a in may_go if a.grant.gpu is not None or not isinstance(e, NoGpuRoom)), None)
+                if agent is None:
+                    raise
+                may_go.remove(agent)
+                chosen.append(agent)
+                freed.add(agent.used, agent.grant)
         for agent in chosen:
             self._evict(agent)
+        return grant
+
+    def idle(self) -> Freed:
+        """What idle agents would give back."""
+        freed = Freed()
+        for agent in self._idle:
+            freed.add(agent.used, agent.grant)
+        return freed
 
     def relieve(self, short: int) -> None:
-        """Memory is short by so many bytes: idle agents go, least valuable first."""
+        """There was a look at the machine. Memory is short by so many bytes: idle agents go, least valuable first."""
+        if self._short:
+            self._short.clear()
+            self._room.unpark_all()
         for agent in self._may_go():
             if short <= 0:
                 break
@@ -408,22 +436,12 @@ class AgentPool:
 
     def _may_go(self, *, spare: bool = False) -> list[AgentProcess]:
         """Idle agents, the first to go first: what nobody is known to want, then what is worth least. ``spare``: only the former."""
-        now, unwanted = trio.current_time(), self._spare()
-
-        def worth(agent: AgentProcess) -> tuple[bool, float]:
-            return agent not in unwanted, value(AgentFacts(agent.load_seconds, agent.calls, agent.idle_since, agent.used), now)
-
-        return sorted(unwanted if spare else self._idle, key=worth)
+        unwanted = self._spare()
+        return in_order_of_worth(unwanted if spare else self._idle, trio.current_time(), unwanted)
 
     def _spare(self) -> list[AgentProcess]:
         """Idle agents but for one of each model that is to be kept."""
-        held, out = {a.model for a in self._busy}, list[AgentProcess]()
-        for agent in reversed(self._idle):
-            if self.keep(agent.model) and agent.model not in held:
-                held.add(agent.model)
-            else:
-                out.append(agent)
-        return out[::-1]
+        return spare_ones(self._idle, {a.model for a in self._busy}, self.keep)
 
     def _evict(self, agent: AgentProcess) -> None:
         self._idle.remove(agent)
@@ -473,10 +491,16 @@ class AgentPool:
                 if look is None:
                     continue
                 agent.used = look.memory
-                if look.memory > agent.memory:
-                    agent.stop_for(f"the agent used more than its {agent.memory >> 20} MiB of memory and was ended")
+                if look.memory > agent.grant.memory:
+                    agent.stop_for(f"the agent used more than its {agent.grant.memory >> 20} MiB of memory and was ended")
                 elif look.threads > self._settings.most_threads:
                     agent.stop_for(f"the agent started more than {self._settings.most_threads} threads and was ended")
+
+    def watch_cards(self, cards: Sequence[Gpu]) -> None:
+        """The drivers have told how much of a card each process holds: agents with more than they were granted are ended."""
+        for agent in (*self._idle, *self._busy):
+            if too_much_of_a_card(agent.grant, agent.pid, cards):
+                agent.stop_for(f"the agent used more than its {agent.grant.gpu_memory >> 20} MiB of GPU memory and was ended")
 
 
 def _claims(model: ModelFile) -> str:

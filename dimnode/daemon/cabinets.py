@@ -65,7 +65,7 @@ class Cabinets:
         self._cabinets = await trio.to_thread.run_sync(load)
 
     def infos(self) -> tuple[CabinetInfo, ...]:
-        return tuple(c.info for c in self._cabinets.values())
+        return tuple(msgspec.structs.replace(c.info, sandbox=c.policy.sandbox) for c in self._cabinets.values())
 
     def policy(self, name: str) -> Policy:
         """Raises `NotFound`."""

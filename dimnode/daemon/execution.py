@@ -119,7 +119,9 @@ class Execution:
         self._changed = trio.Event()
 
 
-def failed_attempt(order: TaskOrder, node: str, error: DimError, why: Why = "", *, interrupted: bool = False) -> Attempt:
+def failed_attempt(
+    order: TaskOrder, node: str, error: DimError, why: Why = "", *, interrupted: bool = False, shortage: bool = False
+) -> Attempt:
     return Attempt(
         job=order.job,
         ballot=order.ballot,
@@ -130,5 +132,6 @@ def failed_attempt(order: TaskOrder, node: str, error: DimError, why: Why = "", 
         error=ErrorInfo(code=error.code.value, message=error.message, hint=error.hint),
         retryable=error.code not in FINAL,
         interrupted=interrupted,
+        shortage=shortage,
         node=node,
     )

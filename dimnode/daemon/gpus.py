@@ -23,10 +23,27 @@ class Gpu:
     memory_total: int
     """Bytes; 0: unknown, or shared with the processor."""
     memory_free: int = 0
+    processes: tuple[tuple[int, int], ...] = ()
+    """(process id, bytes of this card), where the driver tells."""
 
 
 class _Memory(ctypes.Structure):
     _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+
+class _Process(ctypes.Structure):
+    """nvmlProcessInfo_t of the calls that end in _v3."""
+
+    _fields_ = (
+        ("pid", ctypes.c_uint),
+        ("memory", ctypes.c_ulonglong),
+        ("gpu_instance", ctypes.c_uint),
+        ("compute_instance", ctypes.c_uint),
+    )
+
+
+MOST_PROCESSES = 256
+NOT_TOLD = (1 << 64) - 1
 
 
 def look() -> tuple[Gpu, ...]:
@@ -54,7 +71,16 @@ def _nvidia_device(nvml: ctypes.CDLL, index: int) -> Gpu:
     _ok(nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(device)))
     _ok(nvml.nvmlDeviceGetName(device, name, ctypes.c_uint(len(name))))
     _ok(nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)))
-    return Gpu(name.value.decode(errors="replace"), memory.total, memory.free)
+    return Gpu(name.value.decode(errors="replace"), memory.total, memory.free, _processes(nvml, device))
+
+
+def _processes(nvml: ctypes.CDLL, device: ctypes.c_void_p) -> tuple[tuple[int, int], ...]:
+    """None from drivers that do not tell, or have more of them than anybody reads."""
+    found, count = (_Process * MOST_PROCESSES)(), ctypes.c_uint(MOST_PROCESSES)
+    with contextlib.suppress(AttributeError, OSError):
+        _ok(nvml.nvmlDeviceGetComputeRunningProcesses_v3(device, ctypes.byref(count), found))
+        return tuple((p.pid, p.memory) for p in found[: count.value] if p.memory != NOT_TOLD)
+    return ()
 
 
 def _ok(code: int) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import trio
 
 from dimnode.daemon.file_cid import is_content
+from dimnode.daemon.resources import NoRoom
 from dimnode.daemon.store_errors import store_errors
 from dimnode.errors import DataLoss, DimError, ResourceExhausted, Unavailable, again
 from loaders.registry import ENTRIES
@@ -233,7 +234,7 @@ class ModelCache:
             await self._remove(cid, file)
 
     def _to_evict(self, size: int) -> list[str]:
-        """Least recently used first. Raises `ResourceExhausted` if all that may go is not enough."""
+        """Least recently used first. Raises `NoRoom` if all that may go is not enough."""
         over = self._bytes() - self._max_bytes  # the new one is counted already
         idle = iter([cid for cid, f in self._files.items() if not f.users and not self._pinned(cid)])
         chosen: list[str] = []
@@ -241,7 +242,7 @@ class ModelCache:
         while (reason := self._no_room(over - freed, size - freed)) is not None:
             cid = next(idle, None)
             if cid is None:
-                raise ResourceExhausted(f"the model cannot be stored: {reason}", retry_after=1.0)
+                raise NoRoom(f"the model cannot be stored: {reason}", hint="Try another node, or later.", retry_after=1.0)
             chosen.append(cid)
             freed += self._files[cid].size
         return chosen

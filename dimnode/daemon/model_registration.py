@@ -30,6 +30,8 @@ from loaders.archive import ArchiveLimits, pack_folder
 from p2p.ipfs.api import ContentStore
 
 Check = Callable[[str, str], None]
+MEASURED_STEP = 64 << 20
+"""Bytes to a multiple of which measured memory is rounded up."""
 
 
 class ModelRegistration:
@@ -63,7 +65,7 @@ class ModelRegistration:
             size = (await trio.to_thread.run_sync(file.stat)).st_size
             self.check_size(size)
             schema = await self._pool.inspect(
-                ModelFile(f"file:{file}", kind, file, size, about=_about(said), memory=said.needs.memory), trial=said.trial
+                ModelFile(f"file:{file}", kind, file, size, about=_about(said), needs=said.needs), trial=said.trial
             )
             with store_errors("the model"):
                 cid, size = await self._store.add_file(file)
@@ -87,9 +89,7 @@ class ModelRegistration:
             kind = await trio.to_thread.run_sync(model_formats.recognise, path)
             if format and format != kind:
                 raise InvalidArgument(f"the artifact is {kind}, not {format}")
-            schema = await self._pool.inspect(
-                ModelFile(cid, kind, path, size, about=_about(said), memory=said.needs.memory), trial=said.trial
-            )
+            schema = await self._pool.inspect(ModelFile(cid, kind, path, size, about=_about(said), needs=said.needs), trial=said.trial)
         return await self._publish(said.id, cid, kind, size, said, schema, sign=False)
 
     async def trial(self, file: ModelFile, manifest: ModelManifest) -> Mapping[str, Any]:
@@ -109,9 +109,10 @@ class ModelRegistration:
     async def _publish(
         self, name: str, cid: str, kind: ModelFormat, size: int, said: ModelForm, schema: Schema, sign: bool
     ) -> tuple[ModelManifest, str]:
+        needs = msgspec.structs.replace(said.needs, memory=max(said.needs.memory, _rounded(schema.memory)))
         manifest = ModelManifest(
             id=name, cid=cid, format=kind, inputs=schema.inputs, outputs=schema.outputs, size=size, licence=said.licence,
-            batch_axis=said.batch_axis, architecture=said.architecture, golden=said.golden, needs=said.needs,
+            batch_axis=said.batch_axis, architecture=said.architecture, golden=said.golden, needs=needs,
             task=schema.task,
         )  # fmt: skip
         if sign:
@@ -139,6 +140,11 @@ class ModelRegistration:
             raise InvalidArgument(str(e)) from e
         except OSError as e:
             raise ResourceExhausted("the model's folder could not be packed: it cannot be read, or this node's disk is full") from e
+
+
+def _rounded(measured: int) -> int:
+    """Two trial runs of one model should lead to one manifest, though no two take the same memory."""
+    return -(-measured // MEASURED_STEP) * MEASURED_STEP
 
 
 def _empty(folder: Path) -> None:

@@ -15,14 +15,8 @@ import trio
 from dimnode.daemon import gpus
 from dimnode.daemon.gpus import Gpu
 from dimnode.domain.node import Capabilities
+from dimnode.errors import ResourceExhausted
 
-MEMORY_FACTOR = 3
-"""A loaded model takes about so many times its file: the file while it is read, weights, working memory."""
-MEMORY_BASE = {
-    "onnx": 150 << 20, "coreml": 150 << 20, "mlx": 100 << 20, "mlx-lm": 200 << 20, "builtin": 150 << 20,
-    "pt2": 400 << 20, "torchscript": 400 << 20, "safetensors": 400 << 20,
-}  # fmt: skip
-"""Bytes of an agent before its model."""
 _log = logging.getLogger(__name__)
 
 
@@ -36,10 +30,23 @@ class Snapshot:
     gpus: tuple[Gpu, ...] = ()
 
 
+class NoRoom(ResourceExhausted):
+    """What the machine has is given away. Nothing was tried: it may work elsewhere, or later."""
+
+
 def take_snapshot(folder: Path) -> Snapshot:
-    """Blocks for some milliseconds: call it in a thread."""
+    """Without cards. Blocks for some milliseconds: call it in a thread."""
     memory = psutil.virtual_memory()
     return Snapshot(memory.total, available_memory(memory.available), psutil.cpu_percent(None) / 100, psutil.disk_usage(str(folder)).free)
+
+
+def look_around(folder: Path, before: tuple[Gpu, ...]) -> Snapshot:
+    """With cards, of which those ``before`` are taken to be here still if asking again takes long. Blocks as `take_snapshot`."""
+    cards = before if before and sys.platform == "darwin" else gpus.look()
+    return replace(take_snapshot(folder), gpus=cards)
+
+
+Look = Callable[[Path, tuple[Gpu, ...]], Snapshot]
 
 
 def available_memory(machine: int) -> int:
@@ -54,11 +61,6 @@ def available_memory(machine: int) -> int:
         return max(0, min(machine, int(most) - int((folder / "memory.current").read_text())))
     except (OSError, ValueError):
         return machine
-
-
-def estimate_memory(format: str, size: int) -> int:
-    """Bytes that an agent with a model of ``size`` bytes will need."""
-    return MEMORY_BASE.get(format, 200 << 20) + MEMORY_FACTOR * size
 
 
 def refusal(snapshot: Snapshot, *, memory: int, disk: int, min_memory: int, min_disk: int) -> str | None:
@@ -76,10 +78,14 @@ def _mib(n: int) -> int:
     return n >> 20
 
 
-def capabilities(loaders: tuple[str, ...], sandbox: tuple[str, ...] = (), gpus: tuple[Gpu, ...] = ()) -> Capabilities:
+def capabilities(
+    loaders: tuple[str, ...], sandbox: tuple[str, ...] = (), gpus: tuple[Gpu, ...] = (), gpu_formats: tuple[str, ...] = ()
+) -> Capabilities:
     return Capabilities(
         sandbox=sandbox,
         gpus=tuple(g.name for g in gpus),
+        gpu_memory=tuple(g.memory_total for g in gpus),
+        gpu_formats=gpu_formats,
         os=platform.system().lower(),
         arch=platform.machine().lower(),
         cpus=psutil.cpu_count() or 1,
@@ -89,7 +95,7 @@ def capabilities(loaders: tuple[str, ...], sandbox: tuple[str, ...] = (), gpus: 
 
 
 class Reservations:
-    """Memory promised to what is just starting, which no look at the machine has seen yet. It counts until the second look."""
+    """Bytes promised to what is just starting, which no look at the machine has seen yet. It counts until the second look."""
 
     def __init__(self) -> None:
         self._before = self._now = 0
@@ -108,12 +114,27 @@ class Reservations:
 class ResourceMonitor:
     """Keeps a recent `Snapshot`; the looking is done in a thread."""
 
-    def __init__(self, folder: Path, *, interval: float, on_change: Callable[[], None] = lambda: None, cards: tuple[Gpu, ...] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        interval: float,
+        on_change: Callable[[], None] = lambda: None,
+        cards: tuple[Gpu, ...] = (),
+        look: Look = look_around,
+    ) -> None:
+        """``cards``: those that are known already."""
         self._folder = folder
         self._interval = interval
         self._on_change = on_change
+        self._look_around = look
         self._latest: Snapshot | None = None
-        self._gpus = cards
+        self._cards = cards
+
+    @property
+    def cards(self) -> tuple[Gpu, ...]:
+        """Those of the last look. One that failed has none: the next asks again."""
+        return self._cards
 
     @property
     def latest(self) -> Snapshot:
@@ -134,7 +155,8 @@ class ResourceMonitor:
             self._on_change()
 
     async def _look(self) -> Snapshot:
-        """Cards come and go with the machine only: which there are is asked once, their memory each time."""
-        if self._gpus and sys.platform != "darwin":
-            self._gpus = await trio.to_thread.run_sync(gpus.look)
-        return replace(await trio.to_thread.run_sync(take_snapshot, self._folder), gpus=self._gpus)
+        seen = await trio.to_thread.run_sync(self._look_around, self._folder, self._cards)
+        if len(seen.gpus) != len(self._cards):
+            _log.warning("the number of graphics processors has changed", extra={"before": len(self._cards), "now": len(seen.gpus)})
+        self._cards = seen.gpus
+        return seen

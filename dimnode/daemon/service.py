@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Hashable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import msgspec
 import trio
 
 from dimnode.daemon import cabinet_policy, model_about
+from dimnode.daemon.admission import Admission
 from dimnode.daemon.agents import AgentPool, ModelFile
 from dimnode.daemon.cabinets import Cabinets
 from dimnode.daemon.execution import Execution
@@ -24,7 +26,7 @@ from dimnode.daemon.model_cache import ModelCache
 from dimnode.daemon.model_registration import ModelRegistration
 from dimnode.daemon.model_shelf import ModelShelf, Verify
 from dimnode.daemon.prewarmer import Known, Prewarmer, Stock
-from dimnode.daemon.resources import Reservations, ResourceMonitor, capabilities, estimate_memory, refusal
+from dimnode.daemon.resources import Look, ResourceMonitor, capabilities, look_around, refusal
 from dimnode.daemon.sandbox.report import Confinement
 from dimnode.daemon.settings import DaemonSettings
 from dimnode.daemon.task_inputs import Gathered, gather
@@ -37,6 +39,7 @@ from dimnode.domain.record import Attempt, Ballot, Receipt, SignedEntry
 from dimnode.domain.task import TaskOrder, TaskReport, TaskUpdate
 from dimnode.errors import DimError, Unavailable
 from dimnode.ports import Clock, Journal, Signer
+from loaders.devices import built_for
 from loaders.registry import available_loaders
 from p2p.identity import verify as verify_with_peer_id
 from p2p.ipfs.api import ContentStore
@@ -59,11 +62,12 @@ class Daemon:
         price: float = 1.0,
         boot: str = "",
         cards: tuple[Gpu, ...] = (),
+        look: Look = look_around,
         on_change: Callable[[Change], None] = lambda change: None,
         verify: Verify = verify_with_peer_id,
     ) -> None:
         """``folder``: the node's home. ``on_change`` is called on the loop and must be quick. ``cards``: the machine's
-        graphics processors. ``verify`` checks the signatures of manifests."""
+        graphics processors, as far as they are known; ``look``: how it is looked at. ``verify`` checks the signatures of manifests."""
         self.more_stats: Callable[[], Mapping[str, Any]] = dict
         """What other parts of the node add to `stats`."""
         self.find_model: Callable[[str], tuple[ModelRef, tuple[str, ...]] | None] = lambda name: None
@@ -71,11 +75,11 @@ class Daemon:
         self._signer, self._clock, self._store = signer, clock, store
         self._folder, self._settings, self._price, self._boot = folder, settings, price, boot
         self.on_change = on_change
-        self._resources = ResourceMonitor(folder, interval=settings.resource_interval, on_change=self._looked, cards=cards)
-        self._cards = cards
-        self._promised = Reservations()
+        self._resources = ResourceMonitor(folder, interval=settings.resource_interval, on_change=self._looked, cards=cards, look=look)
+        self._loaders = available_loaders()
+        self._admission = Admission(settings, latest=lambda: self._resources.latest, built_for=cache(built_for))
         self._pool = AgentPool(
-            settings.agents, folder / "agents", private=folder, admit=self._no_memory, on_change=lambda: self.on_change("models")
+            settings.agents, folder / "agents", private=folder, admit=self._admission.grant, on_change=lambda: self.on_change("models")
         )
         self._cache = ModelCache(
             store, folder / "models", max_bytes=settings.cache_bytes, fetch_timeout=settings.fetch_timeout,
@@ -250,7 +254,7 @@ class Daemon:
                 manifest.size,
                 batchable=batchable(manifest),
                 about=model_about.of_manifest(manifest),
-                memory=manifest.needs.memory,
+                needs=manifest.needs,
             )
 
     async def prewarm(self, model_cid: str, manifest_cid: str, providers: Sequence[str]) -> bool:
@@ -286,9 +290,11 @@ class Daemon:
         return Counter(Known(o.model_cid, o.manifest_cid, tuple(o.providers)) for o in self._tasks.queued())
 
     def _looked(self) -> None:
-        """At what the machine has: idle agents give memory back when it is short."""
-        self._promised.looked()
-        self._pool.relieve(self._settings.min_free_memory - self._resources.latest.memory_free)
+        """At what the machine has: idle agents give memory back when it is short, and nobody takes more of a card than was granted."""
+        latest = self._resources.latest
+        self._admission.looked()
+        self._pool.relieve(self._settings.min_free_memory - latest.memory_free)
+        self._pool.watch_cards(latest.gpus)
         self.on_change("load")
 
     async def add_model_file(
@@ -348,20 +354,22 @@ class Daemon:
     def capabilities(self) -> Capabilities:
         confinement = self._pool.confinement
         kept_from = tuple(name for name in confinement.__struct_fields__ if name not in confinement.missing())
-        return capabilities(available_loaders(), kept_from, self._cards)
+        cards = self._resources.cards
+        return capabilities(self._loaders, kept_from, cards, self._admission.gpu_formats(self._loaders, cards))
 
     def disk_free(self) -> int:
         """Bytes, as of the last look."""
         return self._resources.latest.disk_free
 
     def load(self) -> Load:
-        latest = self._resources.latest
+        latest, idle = self._resources.latest, self._pool.idle()
         return Load(
             running=self._tasks.running,
             queued=self._tasks.waiting(),
             slots=self._settings.slots,
             queue_capacity=self._settings.queue_capacity,
-            memory_free=latest.memory_free,
+            memory_free=self._admission.memory_free(idle),
+            gpu_free=self._admission.gpu_free(idle),
             cpu=latest.cpu,
         )
 
@@ -383,17 +391,14 @@ class Daemon:
             **self.more_stats(),
         }
 
-    def _no_room(self) -> str | None:
+    def _no_room(self, order: TaskOrder) -> str | None:
+        """Asked before an order is accepted. What is not known of its model by then is seen when its agent starts."""
         s = self._settings
-        return refusal(self._resources.latest, memory=0, disk=0, min_memory=s.min_free_memory, min_disk=s.min_free_disk)
-
-    def _no_memory(self, format: str, size: int, freed: int) -> str | None:
-        s, memory = self._settings, estimate_memory(format, size)
-        needed = memory + self._promised.total - freed
-        reason = refusal(self._resources.latest, memory=needed, disk=0, min_memory=s.min_free_memory, min_disk=0)
-        if reason is None:
-            self._promised.add(memory)
-        return reason
+        reason = refusal(self._resources.latest, memory=0, disk=0, min_memory=s.min_free_memory, min_disk=s.min_free_disk)
+        manifest = self._shelf.known(order.manifest_cid)
+        if reason is not None or manifest is None or self._pool.holds(manifest.cid):
+            return reason
+        return self._admission.shortage(manifest.format, manifest.size, manifest.needs, self._pool.idle())
 
     def _no_disk(self, size: int) -> str | None:
         s = self._settings

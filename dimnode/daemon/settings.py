@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from dimnode.daemon.batching import BatchSettings
 from dimnode.daemon.sandbox.report import Mode
 
+Device = Literal["auto", "cpu", "cuda", "tensorrt", "mps"]
 GIB = 1 << 30
 MIB = 1 << 20
 
@@ -35,6 +37,10 @@ class AgentSettings:
     open_files: int = 256
     most_threads: int = 256
     """Threads of one agent's process."""
+    cores: int = 0
+    """Threads that all inferences together may use; 0: not bounded. One inference runs in any case."""
+    device: Device = "auto"
+    """Where models run whose framework has a choice. ``auto``: on a GPU that has room, else on the CPU; others: there or not at all."""
     sandbox: Mode = "best"
     """``require``: no agent works that is not confined in every respect; ``best``: as far as the system goes."""
     fork: bool = True
@@ -97,6 +103,8 @@ class DaemonSettings:
     min_free_memory: int = 256 * MIB
     """Below this no new work is taken."""
     min_free_disk: int = 256 * MIB
+    min_free_gpu_memory: int = 256 * MIB
+    """What agents leave free on each card."""
     resource_interval: float = 2.0
     """Seconds between looks at memory, processor and disk."""
     stop_grace: float = 3.0

@@ -21,6 +21,7 @@ from dimnode.daemon.ledger import Ledger, mark
 from dimnode.daemon.orders import check_order, check_task
 from dimnode.daemon.outbox import Finished, Outbox
 from dimnode.daemon.recorder import Recorder
+from dimnode.daemon.resources import NoRoom
 from dimnode.daemon.settings import DaemonSettings
 from dimnode.daemon.together import together
 from dimnode.domain.record import Attempt, Ballot, SignedEntry
@@ -42,11 +43,12 @@ class Tasks:
         journal: Journal,
         settings: DaemonSettings,
         work: Callable[[Execution], Awaitable[Attempt]],
-        refusal: Callable[[], str | None],
+        refusal: Callable[[TaskOrder], str | None],
         on_change: Callable[[], None],
         company: Callable[[TaskOrder], Hashable | None] = lambda order: None,
     ) -> None:
-        """``company``: tasks for which it returns the same can run as one; None: alone. ``work`` runs a task that has its slot; ``refusal`` says why none can be taken now, or None."""
+        """``company``: tasks for which it returns the same can run as one; None: alone. ``work`` runs a task that has its slot; ``refusal`` says why an
+        order cannot be taken now, or None."""
         self._peer_id, self._clock, self._journal, self._settings = signer.peer_id, clock, journal, settings
         self._work, self._refusal, self._on_change = work, refusal, on_change
         self._queue: JobQueue[Execution] = JobQueue(capacity=settings.queue_capacity, aging=settings.aging_seconds, slots=settings.slots)
@@ -247,7 +249,7 @@ class Tasks:
         if self._nursery is None:
             raise _not_taken()
         s = self._settings
-        reason = self._refusal()
+        reason = self._refusal(order)
         try:
             if reason is not None:
                 raise ResourceExhausted(reason, hint="Use another node.", retry_after=s.resource_interval)
@@ -347,7 +349,7 @@ class Tasks:
         elif error is None:
             where = "while it ran" if execution.turn.is_set() else "in the node's queue"
             error = DeadlineExceeded(f"the task's time was up {where}")
-        return failed_attempt(order, self._peer_id, error, execution.why, interrupted=stopped)
+        return failed_attempt(order, self._peer_id, error, execution.why, interrupted=stopped, shortage=isinstance(error, NoRoom))
 
     # --- the end of a task -----------------------------------------------------------------------
 

@@ -44,6 +44,12 @@ class Needs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Bytes that an agent with it holds: measured in its trial run, or as the author says if that is more."""
     gpu: bool = False
     """It is of no use without a GPU."""
+    gpu_memory: int = 0
+    """Bytes that its tensors take on one card, as the author says. More than 0: as ``gpu``."""
+
+    @property
+    def any_gpu(self) -> bool:
+        return self.gpu or self.gpu_memory > 0
 
 
 class ModelManifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -7,7 +7,7 @@
      "outputs": [{"name": "y", "dtype": "float32", "shape": ["N", 1]}],
      "architecture": {"type": "mlp", ...},
      "golden": {"inputs": {"x": {"dtype", "shape", "data"}}, "outputs": {...}, "rtol": 1e-3, "atol": 1e-4},
-     "needs": {"memory": 300000000, "gpu": false}, "trial": true}
+     "needs": {"memory": 300000000, "gpu": false, "gpu_memory": 0}, "trial": true}
 
 Every field may be left out; what a format cannot do without is asked for by its loader.
 """
@@ -78,6 +78,8 @@ def _check(form: ModelForm) -> None:
             _check_spec(f"{field}[{number}]", t)
     if form.needs.memory < 0:
         _refuse("needs.memory", "must be 0 or more")
+    if form.needs.gpu_memory < 0:
+        _refuse("needs.gpu_memory", "must be 0 or more")
 
 
 def _check_spec(field: str, t: TensorSpec) -> None:

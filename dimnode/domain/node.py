@@ -18,6 +18,10 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     memory: int
     """Bytes of RAM in all."""
     gpus: tuple[str, ...] = ()
+    gpu_memory: tuple[int, ...] = ()
+    """Bytes of each of ``gpus``, in their order; 0: not known, or shared with the processor."""
+    gpu_formats: tuple[str, ...] = ()
+    """Formats whose loaders, as they are installed and set up here, can use ``gpus``."""
     loaders: tuple[str, ...] = ()
     """Formats this node can run, of `dimnode.domain.model.FORMATS`."""
     sandbox: tuple[str, ...] = ()
@@ -31,9 +35,16 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     slots: int = 1
     """Tasks that may run at once."""
     queue_capacity: int = 0
-    memory_free: int = 0
+    memory_free: int = -1
+    """Bytes that a further agent could have: beside a reserve, what is free and what idle agents would give back. -1: not told."""
+    gpu_free: tuple[int, ...] = ()
+    """The same of each card, in the order of ``Capabilities.gpus``; meaningless where the card's memory is not known."""
     cpu: float = 0.0
     """0..1 over all cores."""
+
+
+SANDBOX = frozenset(("files", "network", "processes", "privileges", "limits"))
+"""A complete sandbox, see `Capabilities.sandbox`."""
 
 
 class CabinetInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +55,8 @@ class CabinetInfo(msgspec.Struct, frozen=True, kw_only=True):
     columns: dict[str, str]
     """Column or array name -> dtype name (arrays: ``float32[64]`` with the shape past axis 0)."""
     format: str
+    sandbox: bool = False
+    """Its policy lets only agents in a complete sandbox at it."""
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):

@@ -119,6 +119,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, tag="attempt"):
     """False if no other node could do better (bad input, say)."""
     interrupted: bool = False
     """The node stopped or restarted meanwhile: neither the task nor its model did anything wrong."""
+    shortage: bool = False
+    """The node had no memory, disk or card free for it when it came to that: the model has not run."""
     receipt: Receipt | None = None
     node: str = ""
 

@@ -14,17 +14,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dimnode.core.job_view import JobView
+from dimnode.core.needs import GPU_CONTEXT, gpu_memory_needed, memory_needed
 from dimnode.core.placement import Candidate, Need, Placement, place
 from dimnode.domain.job_form import JobForm
 from dimnode.domain.model import ModelManifest, ModelRef
-from dimnode.domain.node import NodeState
+from dimnode.domain.node import SANDBOX, NodeState
 from dimnode.errors import FailedPrecondition
 from dimnode.orchestrator.inputs import cabinet_of
 from dimnode.ports import Models, NodeView, Registry
 from patterns.api import Plan, TaskPlan
 
-MEMORY_PER_BYTE = 2.0
-"""Free memory asked for per byte of the model."""
 PROVIDERS = 16
 """Of each kind that a node is told of."""
 SHARED_BYTES = 4 * 1024 * 1024
@@ -115,8 +114,9 @@ class Selector:
         return Need(
             format=manifest.format,
             model_cid=ref.cid,
-            memory=max(int(manifest.size * MEMORY_PER_BYTE), manifest.needs.memory),
-            gpu=manifest.needs.gpu,
+            memory=memory_needed(manifest.format, manifest.size, manifest.needs),
+            gpu=manifest.needs.any_gpu,
+            gpu_memory=gpu_memory_needed(manifest.size, manifest.needs) + GPU_CONTEXT if manifest.needs.any_gpu else 0,
             cabinet=query.name if query else None,
             allowed=plan.nodes,
             avoid=frozenset(avoid),
@@ -196,17 +196,24 @@ def rounds_of(form: JobForm) -> int:
 
 def candidate(view: NodeView) -> Candidate:
     beat = view.heartbeat
+    can, load = beat.capabilities, beat.load
+    confined = set(can.sandbox) >= SANDBOX
+    known = bool(can.gpu_memory) and all(can.gpu_memory) and len(load.gpu_free) == len(can.gpu_memory)
     return Candidate(
         peer=beat.peer_id,
         state=view.state,
-        loaders=frozenset(beat.capabilities.loaders),
-        memory_free=beat.load.memory_free or beat.capabilities.memory,
-        gpus=len(beat.capabilities.gpus),
+        loaders=frozenset(can.loaders),
+        memory_free=load.memory_free if load.memory_free >= 0 else can.memory,
+        gpus=len(can.gpus),
+        gpu_formats=frozenset(can.gpu_formats),
+        gpu_memory=max(can.gpu_memory) if known else None,
+        gpu_free=max(load.gpu_free) if known else None,
         cabinets=frozenset(c.name for c in beat.cabinets),
+        barred=frozenset(c.name for c in beat.cabinets if c.sandbox and not confined),
         price=beat.price,
-        slots=max(1, beat.load.slots),
-        busy=beat.load.running + beat.load.queued,
-        queue_capacity=beat.load.queue_capacity,
+        slots=max(1, load.slots),
+        busy=load.running + load.queued,
+        queue_capacity=load.queue_capacity,
         cached=frozenset(m.cid for m in beat.models),
         warm=frozenset(m.cid for m in beat.models if m.warm),
         leaving=beat.leaving,

@@ -17,6 +17,9 @@ class OrchestratorSettings:
     interruptions: int = 20
     """Attempts at one task that a stop or restart of their nodes may end without counting as a failure of the task. With more of
     them it may be the task that ends the nodes."""
+    shortages: int = 20
+    """Attempts at one task that may come to nothing because their nodes had no room left, before each further one counts as a failure:
+    every one of them is an entry in the job's record. Orders that a node does not even accept are not counted."""
     max_spec_bytes: int = 1 << 20
     inline_bytes: int = 64 * 1024
     """Tensors above this travel by CID."""

@@ -25,7 +25,7 @@ from dimnode.orchestrator.selection import Choice, Selector
 from dimnode.orchestrator.settings import OrchestratorSettings
 from dimnode.orchestrator.takeover import unanswered
 from dimnode.orchestrator.task_calls import Call, TaskCalls, problem_of
-from dimnode.orchestrator.tries import Failed, Refused, Tries, Unreached, given_up
+from dimnode.orchestrator.tries import Failed, Refused, Short, Tries, Unreached, given_up
 from dimnode.orchestrator.values import Values
 from dimnode.orchestrator.work import OutputGone, Seek, Work
 from dimnode.ports import Clock, Models
@@ -148,8 +148,8 @@ class TaskRunner:
         plan = seek.plan
         tries = self._tries(work, seek)
         retries = work.form.form.retries if work.form.form.retries is not None else self._settings.retries
-        spared = self._settings.interruptions
-        if tries.failures(spared) > retries:
+        spared = (self._settings.interruptions, self._settings.shortages)
+        if tries.failures(*spared) > retries:
             raise given_up(plan, tries)
         while True:
             assign = await self._adoptable(work, seek, tries)
@@ -161,19 +161,23 @@ class TaskRunner:
                 tries.failed_nodes.append(node)
                 tries.interrupted += failed.interrupted
                 log.info("task.attempt_failed", job=work.job, task=plan.key, node=node, code=error.code.value, reason=error.message)
-                if tries.failures(spared) > retries:
+                if tries.failures(*spared) > retries:
                     raise given_up(plan, tries) from None
             except Refused as refused:
+                tries.shortages += isinstance(refused, Short)
                 self._note_wait(work, plan, node, tries, refused)
+                if tries.failures(*spared) > retries:
+                    raise given_up(plan, tries) from None
             await trio.sleep(self._backoff(len(tries.failed_nodes) + tries.refusals))
 
     def _note_wait(self, work: Work, plan: TaskPlan, node: str, tries: Tries, refused: Refused) -> None:
-        """No attempt was made: the task waits, for as long as its job may. One that the job can do without waits less for nodes
+        """The model has not run: the task waits, for as long as its job may. One that the job can do without waits less for nodes
         out of reach: raises `Unavailable` then."""
         tries.last = refused.error
         tries.refusals += 1
-        busy, unreached = isinstance(refused.error, ResourceExhausted), isinstance(refused, Unreached)
-        why = "is busy" if busy else "cannot be reached" if unreached else "does not take tasks from this orchestrator"
+        busy, unreached = refused.error.code == Code.RESOURCE_EXHAUSTED, isinstance(refused, Unreached)
+        said = f"has no room for it now ({refused.error.message})"
+        why = said if busy else "cannot be reached" if unreached else "does not take tasks from this orchestrator"
         work.waiting[plan.key] = f"node {self._selector.name(node)}, which {why}"
         tries.unwilling.pop(node, None)
         tries.unwilling[node] = None
@@ -194,7 +198,8 @@ class TaskRunner:
             *work.findings.running.get(key, ()),
         ]
         return Tries(
-            failed_nodes=[a.node for a in failed],
+            failed_nodes=[a.node for a in failed if not a.shortage],
+            shortages=sum(a.shortage for a in failed),
             interrupted=sum(a.interrupted for a in failed),
             adopt=[a for a in adopt if a.task_key == seek.key(a.node)],
             last=problem_of(failed[-1]) if failed else None,
@@ -307,6 +312,8 @@ class TaskRunner:
         problem = problem_of(fact.attempt)
         if not (fact.attempt.retryable or fact.attempt.status == "cancelled"):
             raise problem
+        if fact.attempt.shortage:
+            raise Short(problem)
         await self._check_inputs(work, seek, fact, problem)
         raise Failed(problem, interrupted=fact.attempt.interrupted)
 

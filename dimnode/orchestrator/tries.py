@@ -17,6 +17,8 @@ class Tries:
     """Of each attempt that came to nothing, the node."""
     interrupted: int = 0
     """How many of these attempts the stop or restart of their node ended."""
+    shortages: int = 0
+    """Attempts, none of these, that came to nothing because their node had no room when it came to that."""
     adopt: list[Assign] = field(default_factory=list[Assign])
     """Assignments of a former owner that may still run, the best last."""
     closed: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
@@ -31,9 +33,9 @@ class Tries:
     unreached_since: float | None = None
     """Since when no node that was tried could be reached."""
 
-    def failures(self, interruptions: int) -> int:
-        """Attempts that count as failures of the task, if ``interruptions`` of those that their nodes ended do not."""
-        return len(self.failed_nodes) - min(self.interrupted, interruptions)
+    def failures(self, interruptions: int, shortages: int) -> int:
+        """Attempts that count as failures of the task, if ``interruptions`` of those that their nodes ended do not, nor ``shortages``."""
+        return len(self.failed_nodes) - min(self.interrupted, interruptions) + max(0, self.shortages - shortages)
 
 
 class Refused(Exception):
@@ -56,9 +58,18 @@ class Failed(Refused):
         self.interrupted = interrupted
 
 
+class Short(Refused):
+    """The node took the task and had no room for it when it came to that: it has not run."""
+
+
 def given_up(plan: TaskPlan, tries: Tries) -> DimError:
     last = tries.last
     nodes = len(set(tries.failed_nodes))
+    if not nodes:
+        return TaskFailed(
+            f"no node had room for task {plan.key}, {tries.shortages} times; last: {last.message if last else ''}",
+            hint="Free memory, disk or a card on a node that could run it, or add a node.",
+        )
     return TaskFailed(
         f"task {plan.key} failed {len(tries.failed_nodes)} times on {nodes} node{'s' if nodes != 1 else ''}; last: {last.message if last else ''}",
         hint=(last.hint if last else "") or "`dimnode describe JOB` lists every attempt.",

@@ -18,7 +18,7 @@ import trio
 from dimnode.core.membership import Change, MemberEvent, Membership, MembershipSettings, Refusal
 from dimnode.domain import codec
 from dimnode.domain.model import ModelRef
-from dimnode.domain.node import CabinetInfo, Heartbeat, Load, NodeState
+from dimnode.domain.node import CabinetInfo, Capabilities, Heartbeat, Load, NodeState
 from dimnode.ports import Clock, NodeView, Signer
 from dimnode.swarm import heartbeats
 from dimnode.swarm.heartbeats import Exchange, HeartbeatRefused, SignedHeartbeat
@@ -114,6 +114,7 @@ class SwarmRegistry:
         self,
         *,
         load: Load | None = None,
+        capabilities: Capabilities | None = None,
         models: Sequence[ModelRef] | None = None,
         cabinets: Sequence[CabinetInfo] | None = None,
         addresses: Sequence[str] | None = None,
@@ -122,6 +123,7 @@ class SwarmRegistry:
     ) -> None:
         given: dict[str, Any] = {
             "load": load,
+            "capabilities": capabilities,
             "models": None if models is None else tuple(models),
             "cabinets": None if cabinets is None else tuple(cabinets),
             "addresses": None if addresses is None else tuple(addresses),

@@ -12,6 +12,7 @@ import numpy as np
 import trio
 
 from dimnode.clock import SystemClock
+from dimnode.daemon.resources import Look, look_around
 from dimnode.daemon.service import Daemon
 from dimnode.daemon.settings import AgentSettings, DaemonSettings
 from dimnode.domain.record import Attempt, Ballot
@@ -43,13 +44,14 @@ async def running_daemon(
     name: str = "node",
     disk: MemoryDisk | None = None,
     exchange: MemoryExchange | None = None,
+    look: Look = look_around,
 ) -> AsyncGenerator[Bench]:
     store = MemoryStore(name, exchange or MemoryExchange())
     journal = MemoryJournal(disk or MemoryDisk())
     changes: list[str] = []
     daemon = Daemon(
         signer=FakeSigner(name), clock=SystemClock(), journal=journal, store=store, folder=folder, settings=settings,
-        price=2.5, boot="boot-1", on_change=changes.append, verify=fake_verify,
+        price=2.5, boot="boot-1", on_change=changes.append, verify=fake_verify, look=look,
     )  # fmt: skip
     async with trio.open_nursery() as nursery:
         await nursery.start(daemon.run)

@@ -82,7 +82,7 @@ async def running(disk: MemoryDisk | None = None, *, sync: float = 0.0, settings
         )
 
     tasks = Tasks(
-        signer=signer, clock=TrioClock(), journal=journal, settings=settings, work=work, refusal=lambda: None, on_change=lambda: None
+        signer=signer, clock=TrioClock(), journal=journal, settings=settings, work=work, refusal=lambda order: None, on_change=lambda: None
     )
     async with trio.open_nursery() as nursery:
         bench = Bench(tasks, journal, nursery)

@@ -231,6 +231,7 @@ class FakeSwarm:
         if error is not None:
             info = ErrorInfo(code=error.code.value, message=error.message)
             common |= {"retryable": getattr(error, "retryable", True), "interrupted": getattr(error, "interrupted", False)}
+            common |= {"shortage": getattr(error, "shortage", False)}
             return sign_entry(Attempt(status="failed", error=info, **common), signer)
         outputs, rows = await self._compute(node, order)
         receipt = Receipt(

@@ -116,7 +116,7 @@ class SimulatedNode:
         worker = Worker(peer, random.Random(site.rng.random()), clock, self.store, s.daemon, s.run_seconds, s.run_failures, site.ran)
         self.tasks = Tasks(
             signer=self.signer, clock=clock, journal=self.journal, settings=s.daemon,
-            work=worker.work, refusal=lambda: None, on_change=self._load_changes,
+            work=worker.work, refusal=lambda order: None, on_change=self._load_changes,
         )  # fmt: skip
         self.registry = SwarmRegistry(
             self.network, self.signer, clock, self._heartbeat(boots), s.membership, s.registry, verify=fake_verify

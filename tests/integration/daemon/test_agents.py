@@ -18,8 +18,14 @@ import numpy as np
 import psutil
 import pytest
 import trio
+import trio.testing
 
+from dimnode.daemon.admission import Admit, Freed
 from dimnode.daemon.agents import AgentCrashed, AgentPool, ModelFile
+from dimnode.daemon.gpus import Gpu
+from dimnode.daemon.grant import Grant
+from dimnode.daemon.resources import NoRoom
+from dimnode.domain.model import Needs
 from dimnode.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from tests.support.daemon import AGENTS
 from tests.support.models import WEIGHTS, linear_onnx, slow_onnx
@@ -28,7 +34,7 @@ X = np.ones((2, 4), np.float32)
 
 
 @asynccontextmanager
-async def running_pool(tmp_path: Path, admit=lambda format, size, freed: None, **changes: Any) -> AsyncGenerator[AgentPool]:
+async def running_pool(tmp_path: Path, admit: Admit | None = None, **changes: Any) -> AsyncGenerator[AgentPool]:
     pool = AgentPool(replace(AGENTS, **changes), tmp_path / "agents", admit=admit)
     async with trio.open_nursery() as nursery:
         await nursery.start(pool.run_pool)
@@ -184,9 +190,93 @@ async def test_errors_keep_the_agent(tmp_path: Path) -> None:
 
 
 async def test_without_memory_no_agent_is_started(tmp_path: Path) -> None:
-    async with running_pool(tmp_path, admit=lambda format, size, freed: "not enough free memory") as pool:
-        with pytest.raises(ResourceExhausted, match="memory"):
+    def admit(format: str, size: int, needs: Needs, freed: Freed) -> Grant:
+        raise NoRoom("not enough free memory")
+
+    async with running_pool(tmp_path, admit) as pool:
+        with pytest.raises(NoRoom, match="memory"):
             await pool.run(fast(tmp_path), {"x": X})
+
+
+async def test_a_device_that_is_not_here_is_an_error_that_says_so(tmp_path: Path) -> None:
+    def admit(format: str, size: int, needs: Needs, freed: Freed) -> Grant:
+        return Grant(threads=1, memory=4 << 30, device="tensorrt")
+
+    async with running_pool(tmp_path, admit) as pool:
+        with pytest.raises(FailedPrecondition, match="no execution provider for 'tensorrt'") as refused:
+            await pool.run(fast(tmp_path), {"x": X})
+        assert "daemon.device" in refused.value.hint
+
+
+async def test_agents_get_their_grant_and_statistics_show_it(tmp_path: Path) -> None:
+    grant = Grant(threads=1, memory=3 << 30)
+    async with running_pool(tmp_path, lambda format, size, needs, freed: grant) as pool:
+        await pool.run(fast(tmp_path), {"x": X})
+        (shown,) = pool.statistics()["agents"]
+        assert shown["grant"] == {"threads": 1, "memory": 3 << 30, "device": "cpu", "gpu": None, "gpu_memory": 0}
+        limits = Path(f"/proc/{shown['pid']}/limits")
+        if limits.exists():
+            assert str(3 << 30) in next(line for line in limits.read_text().splitlines() if line.startswith("Max data size"))
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+async def test_inferences_together_get_no_more_threads_than_there_are_cores(tmp_path: Path, loaded: bool) -> None:
+    async with running_pool(tmp_path, cores=3, threads=1, max_agents=5, per_model=5) as pool:
+        running = [await pool.acquire(fast(tmp_path)) for _ in range(3)]
+        another_runs = trio.Event()
+        if loaded:
+            await pool.warm_up(fast(tmp_path, "other"))
+
+        async def another(model: ModelFile) -> None:
+            running.append(await pool.acquire(model))
+            another_runs.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(another, fast(tmp_path, "other"))
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert (pool.statistics()["busy"], pool.statistics()["starting"]) == (3, 0)
+            pool.release(running.pop())
+            await another_runs.wait()
+    async with running_pool(tmp_path, cores=1, threads=2) as pool:
+        await pool.run(fast(tmp_path), {"x": X})
+
+
+async def test_a_model_loaded_ahead_of_its_need_waits_for_no_core(tmp_path: Path) -> None:
+    async with running_pool(tmp_path, cores=1, threads=1) as pool:
+        agent = await pool.acquire(fast(tmp_path))
+        await pool.warm_up(fast(tmp_path, "next"))
+        assert pool.is_warm("next")
+        pool.release(agent)
+
+
+async def test_without_room_for_a_further_agent_of_a_model_those_that_it_has_are_waited_for(tmp_path: Path) -> None:
+    granted = 0
+
+    def admit(format: str, size: int, needs: Needs, freed: Freed) -> Grant:
+        nonlocal granted
+        granted += 1
+        if granted > 1:
+            raise NoRoom("not enough free memory")
+        return Grant(threads=1, memory=4 << 30)
+
+    async with running_pool(tmp_path, admit, per_model=4) as pool:
+        agent = await pool.acquire(fast(tmp_path))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.run, fast(tmp_path), {"x": X})
+            nursery.start_soon(pool.run, fast(tmp_path), {"x": X})
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert granted == 3, "each asks once, until there is a new look"
+            pool.release(agent)
+        assert len(pids(pool)) == 1
+
+
+async def test_who_takes_more_of_its_card_than_it_was_granted_is_ended(tmp_path: Path) -> None:
+    async with running_pool(tmp_path) as pool:
+        agent = await pool.acquire(slow(tmp_path))
+        agent.grant = Grant(threads=1, memory=agent.grant.memory, device="cuda", gpu=0, gpu_memory=1 << 20)
+        pool.watch_cards((Gpu("card", 16 << 30, 0, ((agent.pid, 4 << 30),)),))
+        with pytest.raises(AgentCrashed, match="more than its 1 MiB of GPU memory"):
+            await pool.run_on(agent, slow(tmp_path), {"x": np.ones(1, np.float32)})
 
 
 NODE = """

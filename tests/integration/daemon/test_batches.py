@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dimnode.daemon.agents import AgentCrashed, AgentPool, ModelFile
 from dimnode.daemon.batching import BatchSettings
+from dimnode.daemon.grant import Grant
 from dimnode.errors import InvalidArgument
 from tests.integration.daemon.test_agents import gone, pids, running_pool
 from tests.support.daemon import finish, order, running_daemon, with_agents
@@ -219,7 +220,7 @@ async def test_memory_that_no_limit_of_the_system_counts_is_seen_and_the_agent_e
         async def shrink() -> None:
             while not pool._busy:
                 await trio.sleep(0.01)
-            next(iter(pool._busy)).memory = 1 << 20  # what it holds now is too much
+            next(iter(pool._busy)).grant = Grant(threads=1, memory=1 << 20)  # what it holds now is too much
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(shrink)

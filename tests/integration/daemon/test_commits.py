@@ -29,7 +29,7 @@ async def tasks_on(journal: SqliteJournal, released: trio.Event):
     settings = DaemonSettings(slots=1000, tidy_delay=3600.0)
     tasks = Tasks(
         signer=FakeSigner("node"), clock=SystemClock(), journal=journal, settings=settings, work=work,
-        refusal=lambda: None, on_change=lambda: None,
+        refusal=lambda order: None, on_change=lambda: None,
     )  # fmt: skip
     async with trio.open_nursery() as nursery:
         await nursery.start(tasks.run)

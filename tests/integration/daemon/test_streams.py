@@ -106,7 +106,7 @@ async def line() -> AsyncGenerator[Line]:
 
     tasks = Tasks(
         signer=FakeSigner("b"), clock=SystemClock(), journal=MemoryJournal(), settings=DaemonSettings(slots=2), work=work,
-        refusal=lambda: None, on_change=lambda: None,
+        refusal=lambda order: None, on_change=lambda: None,
     )  # fmt: skip
     switch = FakeSwitch()
     theirs, mine = CertificateStore(switch.node("b"), time.time), CertificateStore(switch.node("a"), time.time)

@@ -9,9 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from loaders.api import InferenceFailed, InputRejected, ModelRejected
+from loaders.api import DeviceMissing, InferenceFailed, InputRejected, ModelRejected
 from loaders.archive import pack_folder
-from loaders.onnx_loader import OnnxLoader, choose_providers
+from loaders.onnx_loader import OnnxLoader, choose_providers, provider_options
 from loaders.registry import available_loaders, open_loader
 from tests.support.models import WEIGHTS, external_onnx, identity_onnx, linear_onnx, save
 
@@ -149,7 +149,18 @@ def test_providers_are_chosen_from_what_is_here() -> None:
     assert choose_providers("auto", everything) == ["CUDAExecutionProvider", "CPUExecutionProvider"]
     assert choose_providers("tensorrt", everything)[0] == "TensorrtExecutionProvider"
     assert choose_providers("auto", ["AzureExecutionProvider", "CPUExecutionProvider"]) == ["CPUExecutionProvider"]
-    assert choose_providers("cpu", everything) == choose_providers("no such", everything) == ["CPUExecutionProvider"]
+    assert choose_providers("cpu", everything) == ["CPUExecutionProvider"]
+    for device, here in (("cuda", ["CPUExecutionProvider"]), ("tensorrt", ["CUDAExecutionProvider"]), ("no such", everything)):
+        with pytest.raises(DeviceMissing, match=device):
+            choose_providers(device, here)
+
+
+def test_a_grant_of_a_card_bounds_cudas_arena() -> None:
+    assert provider_options(["CUDAExecutionProvider", "CPUExecutionProvider"], 5) == [
+        {"gpu_mem_limit": "5", "arena_extend_strategy": "kSameAsRequested"},
+        {},
+    ]
+    assert provider_options(["CUDAExecutionProvider"], 0) == [{}]
 
 
 def test_broken_files_are_refused_without_paths(tmp_path: Path) -> None:

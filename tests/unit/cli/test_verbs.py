@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dimnode.cli.doctor import graphics
+from dimnode.daemon.gpus import Gpu
 from dimnode.errors import FailedPrecondition, FieldProblem, InvalidArgument, NotFound, NotReady, Unavailable
 from dimnode.home import Home
+from loaders.registry import ENTRIES
 from tests.unit.cli.conftest import Shell
 
 FORM = {"pattern": "chained", "config": {"pipeline": [{"step": 1, "model_id": "m"}]}}
@@ -261,6 +264,36 @@ def test_doctor_tells_of_node_and_settings(shell: Shell) -> None:
     assert shell("doctor").exit_code == 1
     shell.home.config_path.write_text("[x]\n")
     assert shell("doctor").exit_code == 2
+
+
+def test_doctor_tells_of_every_loader_and_what_it_lacks(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    lacks = {"pt2": ("torch",), "mlx-lm": ("mlx_lm", "jinja2"), "builtin": ("cv2",)}
+    monkeypatch.setattr("loaders.registry.missing_modules", lambda format: lacks.get(format, ()))
+    (found,) = (c for c in shell.json("doctor", exit_code=1)["checks"] if c["check"] == "loaders")
+    told, lacking = found["said"].split(" (", 1)
+    assert set(told.split(", ")) | set(lacks) == set(ENTRIES)
+    assert lacking == "pt2 lacks torch; mlx-lm lacks mlx_lm, jinja2; builtin lacks cv2)"
+    assert found["advice"] == "pip install 'dimnode[torch]' 'dimnode[text]' 'dimnode[vision]'"
+    assert found["ok"]
+    lacks["onnx"] = ("onnxruntime",)
+    (found,) = (c for c in shell.json("doctor", exit_code=1)["checks"] if c["check"] == "loaders")
+    assert not found["ok"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "cards", "able", "ok", "said"),
+    [
+        ("auto", [], [], True, "none"),
+        ("auto", [Gpu("T4", 16 << 30)], ["onnx", "pt2"], True, "T4 (16384 MiB); for onnx, pt2"),
+        ("auto", [Gpu("M3", 0)], [], True, "M3; no framework that is installed here is built for it"),
+        ("cpu", [Gpu("M3", 0)], [], True, "M3; not used, by daemon.device"),
+        ("cuda", [], ["onnx"], False, "none; daemon.device is cuda, which is not to be had here"),
+        ("cuda", [Gpu("T4", 16 << 30)], [], False, "T4 (16384 MiB); daemon.device is cuda, which is not to be had here"),
+    ],
+)
+def test_doctor_tells_of_cards_and_who_can_use_them(wanted: str, cards: list[Gpu], able: list[str], ok: bool, said: str) -> None:
+    found = graphics(wanted, cards, able)
+    assert (found.ok, found.said, bool(found.advice)) == (ok, said, not ok)
 
 
 def test_ipfs_verbs_hand_the_node_absolute_paths_and_all_options(shell: Shell, spec: str) -> None:

@@ -147,6 +147,7 @@ def test_set_values(text: str, key: str, expected: object) -> None:
         ("election.orchestrators=true", "election.orchestrators"),
         ("election.orchestrators=1.5", "election.orchestrators"),
         ("election.mode=maybe", "election.mode"),
+        ("daemon.device=gpu", "daemon.device"),
         ("election.silence=0.6", "election"),
         ("daemon.listen=50052", "daemon.listen"),
         ("daemon.listen=host:99999", "daemon.listen"),
@@ -163,6 +164,11 @@ def test_refused_values_name_setting_and_source(text: str, named: str) -> None:
         load_config(environ={}, sets=[text])
     assert named in caught.value.message
     assert "--set" in caught.value.message
+
+
+def test_a_wrong_device_is_told_which_there_are() -> None:
+    with pytest.raises(InvalidArgument, match=r"'auto', 'cpu', 'cuda', 'tensorrt' or 'mps'"):
+        load_config(environ={}, sets=["daemon.device=gpu"])
 
 
 def test_unknown_key_suggests_the_nearest() -> None:

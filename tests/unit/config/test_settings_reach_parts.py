@@ -34,6 +34,7 @@ OTHER: dict[str, Any] = {
     "election.drift": 0.06,
     "daemon.slots": 77,
     "daemon.sandbox": "require",
+    "daemon.device": "cpu",
     "orchestrator.warm_ahead": False,
     "daemon.pinned": ["ocr"],
     "daemon.agent_threads": 77,

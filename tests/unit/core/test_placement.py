@@ -19,6 +19,10 @@ def node(peer: str = "a", **changes: Any) -> Candidate:
     return Candidate(peer=peer, **(given | changes))
 
 
+def card(peer: str = "a", **changes: Any) -> Candidate:
+    return node(peer, **({"gpus": 1, "gpu_formats": frozenset({"onnx"})} | changes))
+
+
 def need(**changes: Any) -> Need:
     return Need(**({"format": "onnx", "model_cid": "m"} | changes))
 
@@ -33,21 +37,36 @@ def need(**changes: Any) -> Need:
         (node(), need(allowed=("b",)), "is not among the nodes of the job"),
         (node(), need(cabinet="ward"), "has no cabinet ward"),
         (node(), need(gpu=True), "has no GPU"),
+        (node(gpus=1, gpu_formats=frozenset({"pt2"})), need(gpu=True), "has a GPU that its loader for onnx cannot use"),
+        (card(gpu_memory=8 << 30), need(gpu=True, gpu_memory=9 << 30), "has no GPU with 9216 MiB of memory"),
+        (
+            card(gpu_memory=8 << 30, gpu_free=1 << 30),
+            need(gpu=True, gpu_memory=2 << 30),
+            "has 1024 MiB of GPU memory free and 2048 are needed",
+        ),
+        (
+            node(cabinets=frozenset({"ward"}), barred=frozenset({"ward"})),
+            need(cabinet="ward"),
+            "lacks the complete sandbox that cabinet ward demands",
+        ),
         (node(price=3.0), need(budget=2.5), "asks 3 and 2.5 are left of max_cost"),
         (node(price=3.0), need(budget=-1.0), "asks 3 and 0 are left of max_cost"),
         (node(busy=6), NEED, "has a full queue"),
     ],
 )
 def test_each_filter_refuses_with_its_reason(candidate: Candidate, wish: Need, reason: str) -> None:
-    placement = place([candidate, node("zz", cabinets=frozenset({"ward"}), gpus=1)], wish, explain=True)
+    placement = place([candidate, card("zz", cabinets=frozenset({"ward"}))], wish, explain=True)
     assert placement.refused["a"] == reason
     assert placement.chosen in ("zz", None)
     assert placement.ranked in (("zz",), ())
 
 
 def test_what_fits_passes() -> None:
-    fit = node(cabinets=frozenset({"ward"}), gpus=1, price=2.0)
-    assert place([fit], need(cabinet="ward", gpu=True, budget=2.0, allowed=("a",))).chosen == "a"
+    fit = card(cabinets=frozenset({"ward"}), gpu_memory=8 << 30, gpu_free=2 << 30, price=2.0)
+    assert place([fit], need(cabinet="ward", gpu=True, gpu_memory=2 << 30, budget=2.0, allowed=("a",))).chosen == "a"
+    full = card(gpu_memory=8 << 30, gpu_free=0, warm=frozenset({"m"}))
+    assert place([full], need(gpu=True, gpu_memory=2 << 30)).chosen == "a", "a loaded model needs no more of the card"
+    assert place([card()], need(gpu=True, gpu_memory=1 << 40)).chosen == "a", "a card that does not tell its memory may have enough"
     assert place([node(memory_free=0, warm=frozenset({"m"}))], NEED).chosen == "a", "a loaded model needs no more memory"
     assert place([node(queue_capacity=0, busy=99)], NEED).chosen == "a", "no bound told, no bound applied"
 
@@ -108,17 +127,19 @@ def test_what_a_task_waits_for() -> None:
 
 
 nodes = st.builds(
-    lambda state, loader, memory, gpus, cabinet, price, busy, capacity, cached, warm, leaving: {
+    lambda state, loader, memory, gpus, gpu_free, barred, cabinet, price, busy, capacity, cached, warm, leaving: {
         "state": state, "loaders": frozenset({loader}), "memory_free": memory, "gpus": gpus, "cabinets": frozenset({cabinet}), "price": price,
+        "gpu_formats": frozenset({loader}), "gpu_free": gpu_free, "gpu_memory": 100, "barred": frozenset({barred}),
         "busy": busy, "queue_capacity": capacity, "cached": frozenset({cached}), "warm": frozenset({warm}), "leaving": leaving,
     },
     st.sampled_from(["alive", "alive", "suspect"]), st.sampled_from(["onnx", "pt2"]), st.integers(0, 200), st.integers(0, 1),
+    st.sampled_from([None, 5, 50]), st.sampled_from(["", "ward"]),
     st.sampled_from(["", "ward"]), st.sampled_from([0.0, 1.0, 2.0]), st.integers(0, 8), st.sampled_from([0, 4]), st.sampled_from(["", "m"]),
     st.sampled_from(["", "m"]), st.booleans(),
 )  # fmt: skip
 needs = st.builds(
-    lambda memory, gpu, cabinet, allowed, budget: need(memory=memory, gpu=gpu, cabinet=cabinet, allowed=allowed, budget=budget),
-    st.sampled_from([0, 100]), st.booleans(), st.sampled_from([None, "ward"]), st.sampled_from([(), ("n1", "n0", "n3")]), st.sampled_from([None, 1.0]),
+    lambda memory, gpu, gpu_memory, cabinet, allowed, budget: need(memory=memory, gpu=gpu, gpu_memory=gpu_memory, cabinet=cabinet, allowed=allowed, budget=budget),
+    st.sampled_from([0, 100]), st.booleans(), st.sampled_from([0, 20, 200]), st.sampled_from([None, "ward"]), st.sampled_from([(), ("n1", "n0", "n3")]), st.sampled_from([None, 1.0]),
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from dimnode.daemon.agent_main import Agent, warm_up, zeros
 from dimnode.daemon.agent_protocol import PREFIX, Header, pack, unpack_header, unpack_prefix, unpack_tensors
+from dimnode.daemon.grant import Grant
 from loaders.api import InferenceFailed, ModelSchema, TensorSchema
 from tests.support.models import WEIGHTS, linear_onnx
 
@@ -40,7 +41,7 @@ def peer() -> Iterator[Peer]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(10)
-        thread = threading.Thread(target=Agent(theirs, 1).serve)
+        thread = threading.Thread(target=Agent(theirs, Grant(threads=1, memory=1 << 30)).serve)
         thread.start()
         yield Peer(ours)
         ours.close()
@@ -80,7 +81,7 @@ def test_warm_up_minds_no_failure_and_memory_is_told() -> None:
     warm_up(Failing(InferenceFailed("no zeros")))
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        agent = Agent(theirs, 1)
+        agent = Agent(theirs, Grant(threads=1, memory=1 << 30))
         for error, kind in ((MemoryError(), "memory"), (InferenceFailed("x"), "failed"), (OSError("/secret/path"), "failed")):
             agent._model = Failing(error)
             reply, _ = agent._answer(Header(op="run"), {})

@@ -45,6 +45,12 @@ async def test_csv_types_and_persistence(tmp_path: Path) -> None:
     assert (tmp_path / "cabinets.json").stat().st_mode & 0o777 == 0o600
 
 
+async def test_others_are_told_that_a_policy_demands_a_complete_sandbox(tmp_path: Path) -> None:
+    cabinets = await csv_cabinet(tmp_path)
+    await cabinets.add("strict", tmp_path / "d.csv", {"sandbox": True})
+    assert {c.name: c.sandbox for c in (await opened(tmp_path)).infos()} == {"c": False, "strict": True}
+
+
 async def test_the_same_data_has_the_same_commitment_in_each_format(tmp_path: Path) -> None:
     content = {"a": np.array([1, 2]), "b": np.array([0.5, 1.5]), "t": np.array(["x", "ä"], dtype=object)}
     np.savez(tmp_path / "d.npz", a=content["a"], b=content["b"], t=content["t"].astype(str))

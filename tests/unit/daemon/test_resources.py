@@ -37,7 +37,8 @@ def test_two_that_start_together_do_not_take_the_same_memory() -> None:
 
 def test_capabilities_tell_of_cards_and_sandbox() -> None:
     told = capabilities(("onnx",), ("files", "network"), (Gpu("NVIDIA T4", 16 << 30),))
-    assert (told.gpus, told.sandbox) == (("NVIDIA T4",), ("files", "network"))
+    assert (told.gpus, told.gpu_memory, told.sandbox) == (("NVIDIA T4",), (16 << 30,), ("files", "network"))
+    assert told.gpu_formats == (), "that a card is there does not mean that a loader can use it"
 
 
 def test_a_limit_of_its_own_bounds_what_a_node_takes_for_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

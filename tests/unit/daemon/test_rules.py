@@ -27,7 +27,7 @@ from dimnode.daemon.agent_protocol import (
 )
 from dimnode.daemon.casting import cast
 from dimnode.daemon.model_health import ModelHealth
-from dimnode.daemon.resources import Snapshot, capabilities, estimate_memory, refusal, take_snapshot
+from dimnode.daemon.resources import Snapshot, capabilities, refusal, take_snapshot
 from dimnode.daemon.settings import AgentSettings
 from dimnode.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 
@@ -39,7 +39,6 @@ def test_admission_looks_at_memory_and_disk_beside_a_reserve(tmp_path: Path) -> 
     assert refusal(snapshot, memory=GIB, disk=0, min_memory=GIB, min_disk=0) is None
     assert "memory" in (refusal(snapshot, memory=GIB + 1, disk=0, min_memory=GIB, min_disk=0) or "")
     assert "disk" in (refusal(snapshot, memory=0, disk=GIB, min_memory=0, min_disk=1) or "")
-    assert estimate_memory("pt2", 100) > estimate_memory("onnx", 100) > 100
     real = take_snapshot(tmp_path)
     assert 0 < real.memory_free <= real.memory_total
     assert capabilities(("onnx",)).memory == real.memory_total

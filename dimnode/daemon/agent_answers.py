@@ -1,4 +1,4 @@
-"""What an agent's answers become: results for callers, errors for people."""
+"""What an agent's answers become, results for callers and errors for people, and what callers may ask of it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ from dataclasses import dataclass
 
 from dimnode.core.partial_text import MAX_ROWS
 from dimnode.daemon.agent_protocol import Header, SchemaItem
+from dimnode.daemon.sandbox.report import Confinement
 from dimnode.domain.model import TensorSpec
 from dimnode.domain.task import TextPiece
 from dimnode.errors import Code, DimError, FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 
 Tell = Callable[[TextPiece], None]
+Check = Callable[[Confinement], None]
+
+
+def no_check(confinement: Confinement) -> None:
+    """Nothing is asked of an agent's sandbox."""
 
 
 @dataclass(frozen=True, slots=True)

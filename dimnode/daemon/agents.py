@@ -18,7 +18,7 @@ import msgspec
 import trio
 
 from dimnode.daemon.admission import Admit, Freed, NoGpuRoom, unbounded
-from dimnode.daemon.agent_answers import AgentCrashed, Said, Schema, Tell, failure, specs
+from dimnode.daemon.agent_answers import AgentCrashed, Check, Said, Schema, Tell, failure, no_check, specs
 from dimnode.daemon.agent_main import AgentOptions
 from dimnode.daemon.agent_process import AgentDied, AgentProcess
 from dimnode.daemon.agent_protocol import Array, Header
@@ -28,7 +28,7 @@ from dimnode.daemon.batch_runner import Batching
 from dimnode.daemon.frameworks import Frameworks
 from dimnode.daemon.gpus import Gpu
 from dimnode.daemon.grant import Grant
-from dimnode.daemon.model_file import ModelFile
+from dimnode.daemon.model_file import ModelFile, claims
 from dimnode.daemon.model_health import ModelHealth
 from dimnode.daemon.resources import NoRoom
 from dimnode.daemon.sandbox.confine import expected
@@ -39,11 +39,6 @@ from dimnode.errors import DimError, ResourceExhausted
 
 WRITABLE = {"darwin": 256 << 20}
 """Core ML compiles models into a temporary folder."""
-Check = Callable[[Confinement], None]
-
-
-def no_check(confinement: Confinement) -> None:
-    """Nothing is asked of an agent's sandbox."""
 
 
 class AgentPool:
@@ -298,7 +293,7 @@ class AgentPool:
     def _refuse(self, model: ModelFile) -> None:
         """Before any agent ends for a model that is not loaded for now. Raises `FailedPrecondition`, `ResourceExhausted`."""
         now = trio.current_time()
-        self._health.check(model.cid, _claims(model), now)
+        self._health.check(model.cid, claims(model), now)
         self._health.delay(model.cid, now)
 
     def _may_have_another(self, cid: str) -> bool:
@@ -345,7 +340,7 @@ class AgentPool:
                 reply, _ = await agent.call(header, {}, self._settings.max_reply_bytes)
                 if reply.op == "error":
                     raise failure(reply) if anew else self._not_loaded(model, reply)
-                self._health.accepted(model.cid, _claims(model))
+                self._health.accepted(model.cid, claims(model))
                 if reply.independent is not None:
                     self._batching.learn(model.cid, reply.independent)
                 agent.load_seconds += trio.current_time() - began
@@ -370,7 +365,7 @@ class AgentPool:
         """Loading it again would probably end as before, and cost as much."""
         error, now = failure(reply), trio.current_time()
         if reply.kind == "rejected":
-            self._health.rejected(model.cid, _claims(model), error.message, now)
+            self._health.rejected(model.cid, claims(model), error.message, now)
         elif reply.kind not in ("unconfined", "device"):
             self._health.crashed(model.cid, error.message, now)
         return error
@@ -501,8 +496,3 @@ class AgentPool:
         for agent in (*self._idle, *self._busy):
             if too_much_of_a_card(agent.grant, agent.pid, cards):
                 agent.stop_for(f"the agent used more than its {agent.grant.gpu_memory >> 20} MiB of GPU memory and was ended")
-
-
-def _claims(model: ModelFile) -> str:
-    """Stands for what its manifest says of the model. It may be long, so only its hash is kept."""
-    return f"{model.format} {hash(model.about)}"

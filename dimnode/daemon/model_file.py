@@ -19,3 +19,8 @@ class ModelFile:
     needs: Needs = field(default_factory=Needs)
     batchable: bool = False
     """Every input and output has the batch on axis 0, by its manifest."""
+
+
+def claims(model: ModelFile) -> str:
+    """Stands for what its manifest says of the model. It may be long, so only its hash is kept."""
+    return f"{model.format} {hash(model.about)}"

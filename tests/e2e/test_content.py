@@ -168,3 +168,35 @@ def test_files_that_the_node_cannot_open(node: RealNode, tmp_path: Path) -> None
         with pytest.raises(DimError):
             client.pin_content("bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku")
     assert not node.crashed()
+
+
+def test_a_provider_that_never_answers_is_given_up_and_work_goes_on(tmp_path: Path) -> None:
+    with RealSwarm(tmp_path / "s", {"ipfs.fetch_timeout": "3"}) as swarm:
+        swarm.start("anna", "bert")
+        anna, bert = swarm["anna"], swarm["bert"]
+        with bert.node_client() as client:
+            cid = client.add_content(file_of(tmp_path, pattern(CHUNK + 1)), pin=True)["cid"]
+        with anna.node_client() as client, anna.client() as jobs:
+            client.add_model_file(str(MODELS / "mlp.onnx"), id="mlp")
+            bert.pause()
+            try:
+                with pytest.raises(DimError) as caught:
+                    client.get_content(cid, str(tmp_path / "no"))
+                assert cid in str(caught.value)
+                assert not (tmp_path / "no").exists()
+                x = rows(LARGE_ROWS)
+                done = jobs.wait(jobs.submit(one_task(), {"x": x})["job_id"])
+                np.testing.assert_allclose(done["outputs"]["probabilities"], mlp(x), rtol=1e-6)
+            finally:
+                bert.resume()
+
+            def get() -> bool:
+                try:
+                    return client.get_content(cid, str(tmp_path / "got"))["size"] == CHUNK + 1
+                except DimError:
+                    return False
+
+            wait_until(get, "it answers again", within=60)
+            assert (tmp_path / "got").read_bytes() == pattern(CHUNK + 1)
+        assert not anna.crashed()
+        assert not bert.crashed()

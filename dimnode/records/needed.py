@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from contextlib import aclosing
 
 import structlog
 import trio
@@ -32,33 +33,25 @@ class RecordNeeds:
 
     async def walk(self) -> AsyncGenerator[str, None]:
         """CIDs, some more than once."""
-        for job in self._table.active:
-            if self._table.holds(job):
-                async for cid in self._of(self._table.record(job).entries()):
+        async with aclosing(self._pages()) as pages:
+            async for page in pages:
+                # To read what records say takes a fraction of a millisecond each, and there may be a hundred thousand.
+                named, results = await trio.to_thread.run_sync(_needs_of, page)
+                for cid in named:
                     yield cid
+                for result in results:
+                    for cid in await self._named_by(result):
+                        yield cid
+
+    async def _pages(self) -> AsyncGenerator[list[Sequence[SignedEntry]], None]:
+        active = list(self._table.active)
+        for start in range(0, len(active), PAGE):
+            yield [self._table.record(job).entries() for job in active[start : start + PAGE] if self._table.holds(job)]
         for parts in (False, True):
-            async for entries in self._pages(parts=parts):
-                async for cid in self._of(entries):
-                    yield cid
-
-    async def _pages(self, *, parts: bool) -> AsyncGenerator[Sequence[SignedEntry], None]:
-        after = ""
-        while page := await self._journal.digests(after, PAGE, parts=parts):
-            for entries in (await self._journal.load_many([d.job for d in page])).values():
-                yield entries
-            after = page[-1].job
-            await trio.lowlevel.checkpoint()
-
-    async def _of(self, entries: Sequence[SignedEntry]) -> AsyncGenerator[str, None]:
-        bodies = list(bodies_of(entries))
-        for cid in (*needed_by(bodies), *latest_checkpoints(bodies), *receipt_cids(entries)):
-            yield cid
-        for document in results_in(bodies):
-            for cid in receipt_cids((), document):
-                yield cid
-        for cid in result_blocks(bodies):
-            for named in await self._named_by(cid):
-                yield named
+            after = ""
+            while page := await self._journal.digests(after, PAGE, parts=parts):
+                yield list((await self._journal.load_many([d.job for d in page])).values())
+                after = page[-1].job
 
     async def _named_by(self, result: str) -> list[str]:
         """Only of a document that is here: this is no reason to fetch anything."""
@@ -71,6 +64,19 @@ class RecordNeeds:
             self.complete = False
             log.warning("records.result_unreadable", cid=result, reason=str(e))
             return []
+
+
+def _needs_of(records: Iterable[Sequence[SignedEntry]]) -> tuple[list[str], list[str]]:
+    """CIDs that records name or make, and those of result documents that are blocks of their own. Runs in a thread."""
+    named: list[str] = []
+    results: list[str] = []
+    for entries in records:
+        bodies = list(bodies_of(entries))
+        named += [*needed_by(bodies), *latest_checkpoints(bodies), *receipt_cids(entries)]
+        for document in results_in(bodies):
+            named += receipt_cids((), document)
+        results += result_blocks(bodies)
+    return named, results
 
 
 def bodies_of(entries: Iterable[SignedEntry]) -> Iterator[Body | Unknown]:

@@ -18,6 +18,7 @@ import trio
 from dimnode.daemon.agent_main import AgentOptions
 from dimnode.daemon.agents import AgentCrashed, AgentPool
 from dimnode.daemon.frameworks import FrameworkFailed, Frameworks
+from dimnode.daemon.grant import Grant
 from dimnode.daemon.preload import formats_of, framework_of
 from dimnode.daemon.sandbox.policy import AgentPolicy, library_folders
 from loaders.registry import ENTRIES, available_loaders
@@ -38,7 +39,7 @@ async def running_frameworks(folder: Path, **changes: Any) -> AsyncGenerator[Fra
 
 def options(folder: Path, format: str) -> AgentOptions:
     policy = AgentPolicy(memory=4 << 30, read=library_folders(), scratch=str(folder / "agents" / format))
-    return AgentOptions(policy=policy, threads=1, format=format)
+    return AgentOptions(policy=policy, grant=Grant(threads=1, memory=4 << 30), format=format)
 
 
 def test_formats_of_one_framework_share_it() -> None:

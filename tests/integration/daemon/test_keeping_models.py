@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 import trio
 
+from dimnode.daemon.admission import Freed
+from dimnode.daemon.grant import Grant
+from dimnode.daemon.resources import NoRoom
 from dimnode.daemon.settings import PrewarmSettings
+from dimnode.domain.model import Needs
 from dimnode.errors import ResourceExhausted
 from p2p.ipfs.memory import MemoryExchange
 from tests.integration.daemon.test_agents import X, fast, gone, pids, running_pool
@@ -66,7 +70,13 @@ async def test_agents_that_are_wanted_outlive_idleness(tmp_path: Path) -> None:
 
 async def test_no_agent_ends_for_one_that_cannot_be_started_anyway(tmp_path: Path) -> None:
     needed = 0
-    async with running_pool(tmp_path, admit=lambda format, size, freed: "too little memory" if freed < needed else None) as pool:
+
+    def admit(format: str, size: int, needs: Needs, freed: Freed) -> Grant:
+        if freed.memory < needed:
+            raise NoRoom("too little memory")
+        return Grant(threads=1, memory=4 << 30)
+
+    async with running_pool(tmp_path, admit=admit) as pool:
         for name in ("a", "b"):
             await pool.warm_up(fast(tmp_path, name))
         await until(lambda: all(a.used for a in pool._idle))

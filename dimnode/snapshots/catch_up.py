@@ -57,6 +57,8 @@ class CatchUpSettings:
     retry_most: float = 60.0
     watch: float = 30.0
     """Seconds between looks at whether this node was away."""
+    late_seats: float = 30.0
+    """Seconds after the start in which seats that were not known then are read, too: each publishes what it has."""
     away: float = 120.0
     """Seconds of sleep (of the machine) after which a node catches up again."""
     batch: int = 64
@@ -125,16 +127,32 @@ class CatchUp:
         """Until cancelled: once after the start, and again when this machine has slept."""
         task_status.started()
         while True:
-            await self._until_read()
-            before = self._clock.monotonic()
-            while True:
-                await trio.sleep(self._settings.watch)
-                now = self._clock.monotonic()
-                if now - before > self._settings.watch + self._settings.away:
-                    break
-                before = now
+            began = trio.current_time()
+            read = await self._until_read()
+            with trio.move_on_at(began + self._settings.late_seats):
+                await self._read_late(read)
+            await self._until_away()
 
-    async def _until_read(self) -> None:
+    async def _read_late(self, read: set[str]) -> None:
+        """Who has just started hears of the seats one after the other."""
+        while True:
+            since = self._elector.changed()
+            if late := [s.peer for s in self._elector.seats() if s.peer != self._me and s.peer not in read]:
+                read.update(late)
+                await self.catch_up(late)
+            await self._elector.wait_changed(since)
+
+    async def _until_away(self) -> None:
+        before = self._clock.monotonic()
+        while True:
+            await trio.sleep(self._settings.watch)
+            now = self._clock.monotonic()
+            if now - before > self._settings.watch + self._settings.away:
+                return
+            before = now
+
+    async def _until_read(self) -> set[str]:
+        """The seats that were read."""
         pause = self._settings.retry
         while True:
             seats = [s.peer for s in self._elector.seats() if s.peer != self._me]
@@ -142,7 +160,7 @@ class CatchUp:
                 await self._elector.wait_changed(self._elector.changed())
                 continue
             if await self.catch_up(seats):
-                return
+                return set(seats)
             await trio.sleep(pause)
             pause = min(2 * pause, self._settings.retry_most)
 

@@ -19,6 +19,8 @@ class PaceSettings:
     """Seconds between two looks at the loop."""
     pause_most: float = 1.0
     """Seconds until it is looked at again."""
+    patience: float = 5.0
+    """Seconds after which one more is begun however late the loop is."""
     decay: float = 0.5
     """Share of what was seen that is left after a look at which there was nothing to see."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from dimnode.core.participants import NO_JOB
@@ -100,6 +101,12 @@ class Admission:
             min_copies=form.form.min_copies or 1,
             blocks=blocks,
         )
+
+    async def know_models(self, form: JobForm) -> None:
+        """Fetches the manifests that it needs, as far as they can be had: `prepare` waits for nobody then."""
+        for name in models_of(form.config):
+            with suppress(DimError):
+                await self._models.manifest(self._models.resolve(name))
 
     async def check(self, form: JobForm, *, dry_run: bool) -> dict[str, ModelManifest]:
         """Models, nodes, cabinets and inputs that the form names exist. Returns the manifests."""

@@ -86,6 +86,7 @@ class AnySeat:
 
     async def submit(self, form: JobForm, principal: str) -> Accepted:
         """Small jobs that come at the same time go together: to another seat, to the disk and to the copies in one go."""
+        await self._local.know_models(form)  # here, so that no other job waits for a manifest that does not come
         (seat,) = self._place([form])
         size = sum(t.nbytes for t in form.client_data.values())
         if (

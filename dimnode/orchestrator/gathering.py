@@ -10,11 +10,13 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import structlog
 import trio
 
-from dimnode.errors import DimError, ResourceExhausted, Unavailable, again
+from dimnode.errors import Code, DimError, ResourceExhausted, Unavailable, again
 from p2p.groups import collapse
 
+log = structlog.get_logger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -121,12 +123,16 @@ class Gathering(Generic[T, R]):
 
     async def _answer(self, batch: list[_Call[T, R]], passing: trio.CancelScope) -> None:
         try:
-            answers = await self._act(batch[0].kind, [c.item for c in batch])
+            answered = list(zip(batch, await self._act(batch[0].kind, [c.item for c in batch]), strict=True))
         except DimError as e:
             for call in batch:
                 call.error = again(e)
+        except Exception as e:
+            log.error("a batch failed", calls=len(batch), exc_info=e)
+            for call in batch:
+                call.error = DimError("internal error", code=Code.INTERNAL, hint="The node's log has the details.")
         else:
-            for call, answer in zip(batch, answers, strict=True):
+            for call, answer in answered:
                 if isinstance(answer, Exception):
                     call.error = answer
                 else:

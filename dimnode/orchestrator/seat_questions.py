@@ -148,7 +148,7 @@ class Asker:
     async def _send(self, peer: str, question: bytes, extra: float) -> Any:
         try:
             data = await self._network.request(peer, METHOD, question, timeout=self._settings.timeout + extra)
-            answer: dict[str, Any] = codec.decode_plain(data)
+            answer = msgspec.convert(codec.decode_plain(data), dict[str, Any])
             refusal = answer.get("refusal")
             refused = None if refusal is None else _accepted(msgspec.convert(refusal, Answered))
         except (codec.CodecError, msgspec.ValidationError) as e:
@@ -162,7 +162,11 @@ class Asker:
         question = codec.encode(Question(op="submit", forms=tuple(f.to_plain() for f in forms), principal=principal))
         if len(question) > MAX_REQUEST_BYTES and (half := len(forms) // 2):
             return [*await self.submit(peer, forms[:half], principal), *await self.submit(peer, forms[half:], principal)]
-        return [_accepted(msgspec.convert(a, Answered)) for a in await self._send(peer, question, 0.0)]
+        answers = await self._send(peer, question, 0.0)
+        try:
+            return [_accepted(a) for a in msgspec.convert(answers, list[Answered])]
+        except msgspec.ValidationError as e:
+            raise RemoteFault(Code.INTERNAL.value, "not an answer") from e
 
 
 def _form(plain: dict[str, Any]) -> JobForm | Exception:

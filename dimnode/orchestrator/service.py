@@ -82,6 +82,7 @@ class Orchestrator:
         """New jobs that calls are just bringing."""
         self._burst_until = float("-inf")
         self._pace = Pace(settings.pace)
+        self._places = Places(settings.max_running_jobs)
         self._counters = {"accepted": 0, "refused": 0, "finished": 0}
 
     # --- life ---
@@ -151,7 +152,7 @@ class Orchestrator:
         self._wake.set()
 
     async def _drive_jobs(self, nursery: trio.Nursery) -> None:
-        places = Places(self._settings.max_running_jobs)
+        places = self._places
         while True:
             while not self._waiting:
                 self._wake = trio.Event()
@@ -170,8 +171,9 @@ class Orchestrator:
         s = self._settings
         if self._clock.monotonic() < self._burst_until and len(self._waiting) < s.burst_stock:
             await trio.sleep(s.burst_pause)
-        while (pause := self._pace.pause(len(self._scopes))) > 0:  # noqa: ASYNC110 - for time to pass
-            await trio.sleep(pause)
+        with trio.move_on_after(s.pace.patience):  # whatever makes the loop late, it may be none of these jobs
+            while (pause := self._pace.pause(len(self._scopes) - self._places.lent)) > 0:  # noqa: ASYNC110 - for time to pass
+                await trio.sleep(pause)
 
     async def _watch_loop(self) -> None:
         look = self._pace.settings.look
@@ -214,7 +216,11 @@ class Orchestrator:
             self._burst_until = self._clock.monotonic() + self._settings.burst_lasts
         try:
             prepared = [form if isinstance(form, Exception) else await self._prepare(form, principal) for form in forms]
-            answers = await self._accept({p.job: p for p in reversed(prepared) if isinstance(p, Prepared)})
+            wanted: dict[str, Prepared] = {}
+            for p in prepared:
+                if isinstance(p, Prepared):
+                    wanted.setdefault(p.job, p)
+            answers = await self._accept(wanted)
         finally:
             self._brought -= len(forms)
         return [answers[p.job] if isinstance(p, Prepared) else p for p in prepared]
@@ -222,7 +228,7 @@ class Orchestrator:
     async def _accept(self, wanted: Mapping[str, Prepared]) -> dict[str, Accepted | Exception]:
         """Returns when all of them are durable, whoever brought them. What another call is just making durable is
         waited for, and looked at again, for that call may fail."""
-        self._admit(0)
+        self._refuse_if_stopping()
         answers: dict[str, Accepted | Exception] = {}
         while wanted:
             for job in await self._accepted([j for j, p in wanted.items() if p.repeatable]):
@@ -242,11 +248,15 @@ class Orchestrator:
         return [job for job, record in (await self._table.find_many(jobs)).items() if view(record).owner is not None]
 
     async def _create(self, new: Sequence[Prepared]) -> dict[str, Accepted | Exception]:
-        """Not interrupted once begun: a job that is durable is also driven, though its client may be gone."""
-        self._admit(len(new))
+        """Not interrupted once begun: a job that is durable is also driven, though its client may be gone. What there is no room for is
+        refused, the first ones are not."""
+        self._refuse_if_stopping()
+        room = max(0, self._settings.max_active_jobs - len(self._held))
+        answers: dict[str, Accepted | Exception] = {p.job: self._full() for p in new[room:]}
+        self._counters["refused"] += len(answers)
+        new = new[:room]
         arrived = trio.Event()
         self._arriving.update((p.job, arrived) for p in new)
-        answers: dict[str, Accepted | Exception] = {}
         try:
             with trio.CancelScope(shield=True), self._held.arriving([p.job for p in new]):
                 demanding = [p for p in new if p.min_copies > 1 or self._table.copies.insists()]
@@ -302,16 +312,20 @@ class Orchestrator:
             self._counters["refused"] += 1
             return e
 
-    def _admit(self, count: int) -> None:
+    def _refuse_if_stopping(self) -> None:
         if not self._accepting:
             raise Unavailable("this orchestrator is stopping", hint="Try another orchestrator.", retry_after=1.0)
-        if len(self._held) + count > self._settings.max_active_jobs:
-            self._counters["refused"] += count
-            raise ResourceExhausted(
-                f"this orchestrator already has {len(self._held)} unfinished jobs",
-                hint="Wait for some to finish, or use another orchestrator.",
-                retry_after=1.0,
-            )
+
+    def _full(self) -> ResourceExhausted:
+        return ResourceExhausted(
+            f"this orchestrator already has {len(self._held)} unfinished jobs",
+            hint="Wait for some to finish, or use another orchestrator.",
+            retry_after=1.0,
+        )
+
+    async def know_models(self, form: JobForm) -> None:
+        """Returns when what can be had of the manifests that the form needs is here."""
+        await self._admission.know_models(form)
 
     async def get(self, job_id: str) -> JobDocument:
         await self._visible(job_id)

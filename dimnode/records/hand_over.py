@@ -72,6 +72,8 @@ class _Item:
     """Nodes that have it."""
     refused: set[str] = field(default_factory=set[str])
     """Nodes that answered, and did not take it."""
+    lacking: set[str] = field(default_factory=set[str])
+    """Nodes that have the record, and whose blocks for it did not come: the record is equal to this one, so it does not tell."""
 
 
 class HandOver:
@@ -166,7 +168,7 @@ class HandOver:
             if len(chosen) < wanted:
                 chosen = self._keepers.pick(job, wanted + 1, item.have, (), fit, down=True)
             # An owner has the record, and finds others for it; before that one more node shall have it.
-            chosen = sorted(chosen, key=lambda p: (silent[p], p == owner))
+            chosen = sorted(chosen, key=lambda p, item=item: (p in item.lacking, silent[p], p == owner))
             for peer in [p for p in chosen if p not in item.have][: wanted - len(item.have)]:
                 plan.setdefault(peer, []).append(job)
         return plan
@@ -195,22 +197,27 @@ class HandOver:
         answer = await self._ask(peer, COMPARE, asked, CompareAnswer)
         lacking = {*answer.want, *answer.more, *(d.job for d in answer.differ)}
         missing = [j for j in items if j in lacking]
-        for job in items.keys() - missing:
+        owed = [j for j in items.keys() - missing if peer in items[j].lacking]
+        for job in items.keys() - {*missing, *owed}:
             items[job].have.add(peer)
-        if not missing:
+        if not missing and not owed:
             return
-        records = {j: Record(j, e) for j, e in (await self._journal.load_many(missing)).items()}
-        taken = await self._store_all(peer, records)
+        records = {j: Record(j, e) for j, e in (await self._journal.load_many([*missing, *owed])).items()}
+        taken = await self._store_all(peer, {j: r for j, r in records.items() if j not in owed})
         for job in set(missing) - taken:
             items[job].refused.add(peer)
         limit = trio.CapacityLimiter(self._settings.blocks_at_once)
         async with trio.open_nursery() as nursery:
-            for job in taken:
+            for job in [*taken, *(j for j in owed if j in records)]:
                 nursery.start_soon(self._with_blocks, peer, records[job], items[job], limit)
 
     async def _with_blocks(self, peer: str, record: Record, item: _Item, limit: trio.CapacityLimiter) -> None:
         async with limit:
-            (item.have if await self._keep_blocks(peer, record) else item.refused).add(peer)
+            try:
+                (item.have if await self._keep_blocks(peer, record) else item.refused).add(peer)
+            except (NetworkError, codec.CodecError, DimError) as e:
+                item.lacking.add(peer)
+                log.warning("records.blocks_not_handed_over", peer=peer, job=record.job, reason=str(e))
 
     async def _store_all(self, peer: str, records: dict[str, Record]) -> set[str]:
         """Those that the peer stored whole."""

@@ -153,6 +153,16 @@ async def test_blocks_go_along(autojump_clock: MockClock) -> None:
         assert owner.holders["a"].blocks == {inputs, tensor}
 
 
+async def test_a_node_that_is_slow_to_fetch_blocks_ends_no_leave(autojump_clock: MockClock) -> None:
+    async with an_owner("ab") as owner:
+        for n in range(10):
+            inputs = await owner.store.add_bytes(b"inputs %d" % n * 1000)
+            await keep(owner, f"j{n}", ended=True, spec=codec.encode({"client_data": {"x": {"dtype": "", "shape": [], "cid": inputs}}}))
+        owner.holders["a"].block_delay = 60.0
+        assert await owner.replicator.hand_over(5.0) == 0
+        assert len(owner.holders["b"].blocks) == 10
+
+
 async def test_a_record_without_its_blocks_is_not_handed_over(autojump_clock: MockClock) -> None:
     async with an_owner("a") as owner:
         inputs = await owner.store.add_bytes(b"inputs" * 1000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from trio.testing import MockClock
 from dimnode.clock import TrioClock
 from dimnode.core.load_sharing import LoadSharing, LoadSharingSettings
 from dimnode.domain import codec
+from dimnode.domain.model import ModelManifest, ModelRef
 from dimnode.domain.node import Seat
 from dimnode.domain.tensors import TensorValue, from_numpy, to_json, to_numpy
 from dimnode.errors import Code, DimError, InvalidArgument, NotFound, PermissionDenied, Unavailable
@@ -23,6 +25,7 @@ from dimnode.ports import Accepted
 from dimnode.records.search import Found
 from dimnode.records.table import RecordTable
 from dimnode.state.memory_journal import MemoryJournal
+from dimnode.swarm.models import SwarmModels
 from p2p.api import RemoteFault
 from p2p.memory import MemoryHub
 from tests.support.orchestration import FakeNode, FakeSwarm, identity
@@ -242,6 +245,46 @@ async def test_a_seat_that_does_not_answer_is_handed_nothing_more_for_a_while(au
         for _ in range(6):
             await made.seats[0].submit(form(), "me")
         assert len(made.tables[1].active) >= 5
+
+
+@pytest.mark.parametrize("nonsense", [{"answer": None}, {"answer": [{"job": 5}]}, {"answer": 7}, [], "x"])
+async def test_a_seat_that_answers_nonsense_is_passed_by(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, nonsense: Any) -> None:
+    swarm = FakeSwarm([FakeNode("x", seconds=500.0, slots=100)])
+    await double_model(swarm)
+    hub = MemoryHub(seed=1)
+    async with several(swarm, hub, ["a", "b"]) as made:
+        network = hub.networks[identity("a").peer_id]
+        request = network.request
+
+        async def answer(peer: str, method: str, data: bytes, *, timeout: float) -> bytes:
+            return codec.encode(nonsense) if method == METHOD else await request(peer, method, data, timeout=timeout)
+
+        monkeypatch.setattr(network, "request", answer)
+        for _ in range(6):
+            await made.seats[0].submit(form(), "me")
+        assert [len(t.active) for t in made.tables] == [6, 0]
+
+
+async def test_nobody_waits_for_the_manifest_of_another_job(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    swarm = FakeSwarm([FakeNode("x", seconds=500.0, slots=100)])
+    await double_model(swarm)
+    manifest = SwarmModels.manifest
+    slowly: ContextVar[bool] = ContextVar("slowly", default=False)
+
+    async def slow(models: SwarmModels, ref: ModelRef) -> ModelManifest:
+        if slowly.get():
+            await trio.sleep(30)
+        return await manifest(models, ref)
+
+    monkeypatch.setattr(SwarmModels, "manifest", slow)
+    async with several(swarm, MemoryHub(seed=1), ["a"]) as made, trio.open_nursery() as nursery:
+        slowly.set(True)
+        nursery.start_soon(made.seats[0].submit, form(labels={"n": "slow"}), "me")
+        slowly.set(False)
+        await trio.sleep(0.01)
+        began = trio.current_time()
+        await made.seats[0].submit(form(labels={"n": "good"}), "me")
+        assert trio.current_time() - began < 1
 
 
 async def test_jobs_that_come_at_the_same_time_are_handed_over_together(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from dimnode.errors import DimError, InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from dimnode.errors import Code, DimError, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from dimnode.orchestrator.gathering import Gathering, GatheringSettings
 
 
@@ -99,6 +99,20 @@ async def test_a_refusal_is_of_one_and_a_failure_of_all_of_its_batch(autojump_cl
         answers = await ask(gathering, ["a", "b", "c"])
         errors = [e for e in answers.values() if isinstance(e, InvalidArgument) and e.hint == "why"]
         assert len(set(map(id, errors))) == 3
+
+
+async def test_a_mistake_fails_its_batch_and_nothing_else(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        desk = Desk(nursery)
+
+        async def mistake(kind: Hashable, words: Sequence[str]) -> list[str | Exception]:
+            return [] if "z" in words else await desk.act(kind, words)
+
+        gathering: Gathering[str, str] = Gathering(mistake, desk.start)
+        answers = await ask(gathering, ["z"])
+        assert isinstance(answers["z"], DimError)
+        assert answers["z"].code is Code.INTERNAL
+        assert await ask(gathering, ["a"]) == {"a": "A"}
 
 
 async def test_who_is_cancelled_while_he_waits_is_left_out(autojump_clock: MockClock) -> None:

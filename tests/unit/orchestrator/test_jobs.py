@@ -475,6 +475,23 @@ async def test_admission_is_bounded_and_a_stopping_orchestrator_accepts_nothing(
             await orchestrator.submit(form(), "me")
 
 
+async def test_a_batch_beyond_the_bound_is_accepted_as_far_as_there_is_room(autojump_clock: MockClock) -> None:
+    """It may be of many clients, and one of them asks again for what was accepted."""
+
+    async def hang(order: Any) -> None:
+        await trio.sleep_forever()
+
+    swarm = FakeSwarm([FakeNode("a", behave=hang)])
+    await double_model(swarm)
+    async with running(swarm, max_active_jobs=4) as orchestrator:
+        known = await orchestrator.submit(form(idempotency_key="k"), "me")
+        batch = [*(form(labels={"n": str(n)}) for n in range(5)), form(idempotency_key="k")]
+        answers = await orchestrator.submit_many(batch, "me")
+        assert answers[-1] == known
+        assert [isinstance(a, ResourceExhausted) for a in answers] == [False, False, False, True, True, False]
+        assert orchestrator.load() == 4
+
+
 async def test_critical_jobs_are_driven_before_low_ones(autojump_clock: MockClock) -> None:
     order: list[str] = []
 

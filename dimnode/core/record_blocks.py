@@ -7,14 +7,14 @@ from typing import Any
 
 from dimnode.core.job_record import Record
 from dimnode.domain import codec
-from dimnode.domain.record import Assign, Attempt, Body, Checkpoint, Core, OutcomeEntry, Unknown
+from dimnode.domain.record import Assign, Attempt, Ballot, Body, Checkpoint, Claim, Core, OutcomeEntry, SealEntry, Unknown
 
 
 def blocks_of(record: Record) -> tuple[str, ...]:
     """CIDs, each once. Of a result that is a block of its own this is that block; `tensors_of` tells what it refers to."""
-    bodies = [b for _, b in record.items()]
-    found = dict.fromkeys(latest_checkpoints(bodies))
-    for body in bodies:
+    entries = list(record.items())
+    found = dict.fromkeys(latest_checkpoints(entries))
+    for _, body in entries:
         if isinstance(body, Core):
             found.update(dict.fromkeys(tensors_of(_plain(body.spec), "client_data")))
         elif isinstance(body, OutcomeEntry) and body.result is not None:
@@ -45,16 +45,30 @@ def needed_by(bodies: Iterable[Body | Unknown]) -> Iterator[str]:
                 continue
 
 
-def latest_checkpoints(bodies: Iterable[Body | Unknown]) -> Iterator[str]:
-    """CIDs of those of the last round that has any. A round is fed by the one before it, and an ended job goes on with none."""
-    found: dict[str, int] = {}
-    for body in bodies:
-        if isinstance(body, OutcomeEntry):
-            return
-        if isinstance(body, Checkpoint):
-            found[body.cid] = body.round
-    last = max(found.values(), default=0)
-    yield from (cid for cid, number in found.items() if number == last)
+def counting_checkpoints(entries: Iterable[tuple[str, Body | Unknown]]) -> list[tuple[str, Checkpoint]]:
+    """With their entry ids, those of a seal that is there, by an owner that ordered one of its attempts: of that the executor's
+    signature tells. Any member may claim a job, and say then what a round that it had no part in came to."""
+    bodies = dict(entries)
+    claimed = {b.ballot for b in bodies.values() if isinstance(b, Claim)}
+    seals = {key: (b.round, _ordered_by(b, bodies) & claimed) for key, b in bodies.items() if isinstance(b, SealEntry)}
+    found = [(key, b, seals.get(b.seal)) for key, b in bodies.items() if isinstance(b, Checkpoint)]
+    return [(key, b) for key, b, seal in found if seal is not None and b.round == seal[0] and b.ballot in seal[1]]
+
+
+def _ordered_by(seal: SealEntry, bodies: Mapping[str, Body | Unknown]) -> set[Ballot]:
+    sealed = (bodies.get(key) for key in seal.attempts.values())
+    return {b.ballot for b in sealed if isinstance(b, Attempt)}
+
+
+def latest_checkpoints(entries: Iterable[tuple[str, Body | Unknown]]) -> Iterator[str]:
+    """CIDs of those of the last round that has any that count. A round is fed by the one before it, and an ended job goes on with
+    none."""
+    entries = list(entries)
+    if any(isinstance(body, OutcomeEntry) for _, body in entries):
+        return
+    found = [body for _, body in counting_checkpoints(entries)]
+    last = max((body.round for body in found), default=0)
+    yield from dict.fromkeys(body.cid for body in found if body.round == last)
 
 
 def result_blocks(bodies: Iterable[Body | Unknown]) -> Iterator[str]:

@@ -1,13 +1,26 @@
-"""Which blocks belong to a job's record: its inputs, its latest checkpoint and its result, as far as they are not in the record itself."""
+"""Which blocks belong to a job's record: its inputs, its latest checkpoint and its result, as far as they are not in the record itself.
+
+Whoever may sign entries may write anything where a CID belongs. What is none is no block: it is left out here, so that nobody
+who asks a store for blocks of a record is answered with an error.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from dimnode.core.job_record import Record
 from dimnode.domain import codec
 from dimnode.domain.record import Assign, Attempt, Ballot, Body, Checkpoint, Claim, Core, OutcomeEntry, SealEntry, Unknown
+
+_CID = re.compile("b(?:afkrei|afybei|afyrei)[a-h][a-z2-7]{50}[aeimquy4]")
+"""Version 1, sha2-256, raw or dag-pb or dag-cbor, in canonical base32: what the content store takes. Decisions do not import that."""
+
+
+def is_cid(text: str) -> bool:
+    """Whether a content store can have it."""
+    return _CID.fullmatch(text) is not None
 
 
 def blocks_of(record: Record) -> tuple[str, ...]:
@@ -21,7 +34,7 @@ def blocks_of(record: Record) -> tuple[str, ...]:
             found.update(dict.fromkeys(tensors_of(_plain(body.result), "outputs")))
         elif isinstance(body, OutcomeEntry) and body.result_cid is not None:
             found[body.result_cid] = None
-    return tuple(found)
+    return tuple(cid for cid in found if is_cid(cid))
 
 
 def needed_by(bodies: Iterable[Body | Unknown]) -> Iterator[str]:
@@ -74,7 +87,7 @@ def latest_checkpoints(entries: Iterable[tuple[str, Body | Unknown]]) -> Iterato
 def result_blocks(bodies: Iterable[Body | Unknown]) -> Iterator[str]:
     """CIDs of result documents that are blocks of their own."""
     for body in bodies:
-        if isinstance(body, OutcomeEntry) and body.result is None and body.result_cid is not None:
+        if isinstance(body, OutcomeEntry) and body.result is None and body.result_cid is not None and is_cid(body.result_cid):
             yield body.result_cid
 
 
@@ -90,7 +103,7 @@ def tensors_of(document: Any, section: str) -> Iterator[str]:
     tensors = document.get(section) if isinstance(document, Mapping) else None
     for tensor in tensors.values() if isinstance(tensors, Mapping) else ():
         cid = tensor.get("cid") if isinstance(tensor, Mapping) else None
-        if isinstance(cid, str):
+        if isinstance(cid, str) and is_cid(cid):
             yield cid
 
 

@@ -10,6 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from dimnode.domain import codec
+from dimnode.domain.record import OutcomeEntry
 from dimnode.records.anti_entropy import AntiEntropySettings
 from dimnode.records.holder import HolderSettings
 from dimnode.records.messages import BLOCKS
@@ -97,3 +98,14 @@ async def test_a_store_that_is_away_for_long_ends_no_node_and_nothing_is_forgott
         monkeypatch.undo()
         await trio.sleep(20)
         assert set(await holder.store.pins()) == {block}
+
+
+async def test_a_result_that_is_no_cid_ends_no_node_and_the_rest_is_given(autojump_clock: MockClock) -> None:
+    async with record_swarm([], "anti_entropy") as swarm:
+        owner, holder = await owner_and_holder(swarm)
+        (block,) = await with_inputs(owner, JOBS[0], 1)
+        foreign = OutcomeEntry(job=JOBS[0], ballot=e.ballot(1, "owner"), status="failed", at=2.0, result_cid="QmForeign")
+        await owner.table.merge(JOBS[0], [e.signed(foreign)])
+        await trio.sleep(20)
+        assert set(await holder.store.pins()) == {block}
+        assert owner.anti_entropy._owed.of("holder") == ()

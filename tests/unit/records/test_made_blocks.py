@@ -16,7 +16,7 @@ from dimnode.domain.record import Attempt, Core, OutcomeEntry, Receipt, SignedEn
 from dimnode.records.made_blocks import BlockMaker, MakingSettings, cid_of
 from dimnode.records.table import RecordTable
 from dimnode.state.memory_journal import MemoryJournal
-from p2p.ipfs.api import BlockMissing, StoreUnavailable
+from p2p.ipfs.api import BlockCorrupt, BlockMissing, StoreUnavailable
 from p2p.ipfs.memory import MemoryExchange, MemoryStore
 from tests.support import entries as e
 
@@ -145,6 +145,44 @@ async def test_a_damaged_result_holds_nobody_up(holder: Holder, autojump_clock: 
         await trio.sleep(1)
         assert await holder.has(spec_of(accepted)) == [True]
         assert maker.status()["failures"] == 0
+
+
+async def test_a_result_that_is_no_cid_holds_nobody_up(holder: Holder, autojump_clock: MockClock) -> None:
+    """Neither when the job changes nor after a start."""
+    accepted = [core("a"), core("b")]
+    await holder.table.merge("a", [accepted[0], e.claim(1, job="a"), ended("a", result_cid="QmForeign")])
+    await holder.table.merge("b", [accepted[1], e.claim(1, job="b")])
+    async with holder.running() as maker:
+        await trio.sleep(1)
+        assert await holder.has(*map(spec_of, accepted)) == [True, True]
+        await holder.table.merge("a", [ended("a", "cancelled", result_cid="b" * 59)])
+        await trio.sleep(1)
+        assert maker.status() == {"backlog": 0, "failures": 0, "problem": ""}
+
+
+async def test_a_job_that_is_itself_what_is_wrong_goes_to_the_back_and_is_left_after_some_tries(
+    holder: Holder, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong, sound = core("wrong"), core("sound")
+    here = holder.store.has
+    asked: list[str] = []
+
+    async def has(cid: str) -> bool:
+        asked.append(cid)
+        if cid == spec_of(wrong):
+            raise BlockCorrupt("not what it says")
+        return await here(cid)
+
+    monkeypatch.setattr(holder.store, "has", has)
+    async with holder.running(tries=3) as maker:
+        await trio.sleep(1)
+        await holder.table.merge_many([("wrong", [wrong, e.claim(1, job="wrong")]), ("sound", [sound, e.claim(1, job="sound")])])
+        await trio.sleep(10)
+        assert asked == [spec_of(wrong), spec_of(sound), spec_of(wrong), spec_of(wrong)]
+        assert maker.status() == {"backlog": 0, "failures": 0, "problem": ""}
+    async with holder.running() as maker:  # that looks at all of them
+        await trio.sleep(1)
+        assert maker.statistics()["looked"] == 1
 
 
 async def test_they_are_the_jobs_and_nobody_elses(autojump_clock: MockClock) -> None:

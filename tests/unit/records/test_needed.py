@@ -144,6 +144,19 @@ async def test_a_checkpoint_of_no_seal_or_by_no_owner_of_its_round_takes_no_plac
     assert await b.here([good, bad]) == [True, False]
 
 
+async def test_a_record_whose_result_is_no_cid_keeps_no_pin():
+    """It has no result document that would have to be known before any pin may go."""
+    b = Bench()
+    (kept,) = await b.add(b"kept")
+    await b.store.pin(kept, reason=PIN + e.JOB)
+    await b.table.merge(
+        e.JOB, [e.core(), e.claim(1), e.signed(OutcomeEntry(job=e.JOB, ballot=e.ballot(1), status="failed", at=2.0, result_cid="Qm"))]
+    )
+    b.clock.advance(200_000.0)
+    await b.garbage.collect()
+    assert not await b.store.pins()
+
+
 async def test_what_was_kept_for_a_job_goes_once_its_record_does_not_name_it_any_more():
     b = Bench(clock_skew=100.0)
     kept, passed, lacking = await b.add(b"kept", b"passed", b"lacking")

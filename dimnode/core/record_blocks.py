@@ -7,6 +7,7 @@ who asks a store for blocks of a record is answered with an error.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -69,8 +70,10 @@ def counting_checkpoints(entries: Iterable[tuple[str, Body | Unknown]]) -> list[
 
 
 def _ordered_by(seal: SealEntry, bodies: Mapping[str, Body | Unknown]) -> set[Ballot]:
-    sealed = (bodies.get(key) for key in seal.attempts.values())
-    return {b.ballot for b in sealed if isinstance(b, Attempt)}
+    """What an executor says of a ballot of its own tells nothing, unless it has made all of the round and could say anything of it."""
+    sealed = [b for key in seal.attempts.values() if isinstance(b := bodies.get(key), Attempt)]
+    own = Counter(b.ballot for b in sealed if b.node == b.ballot.peer)
+    return {b.ballot for b in sealed if b.node != b.ballot.peer or own[b.ballot] == len(seal.attempts)}
 
 
 def latest_checkpoints(entries: Iterable[tuple[str, Body | Unknown]]) -> Iterator[str]:

@@ -91,6 +91,17 @@ async def test_one_by_a_member_that_ordered_none_of_the_sealed_attempts_does_not
     assert found[0] == good
 
 
+@pytest.mark.parametrize("alone", [False, True])
+async def test_an_executors_word_for_a_ballot_of_its_own_counts_only_if_it_made_the_whole_round(alone: bool) -> None:
+    b = Bench()
+    own = e.attempt(0, node="x", peer="x")
+    others = [] if alone else [e.attempt(1, task="u", node="y")]
+    seal = e.seal(1, 0, **{f"t{n}": a.id for n, a in enumerate([own, *others])})
+    cid = await b.saved(place(seal))
+    record = Record(e.JOB, [e.claim(1), e.claim(0, "x"), own, *others, seal, e.checkpoint(0, seal.id, peer="x", cid=cid)])
+    assert (await b.checkpoints.load(place(seal), record) is not None) == alone
+
+
 @pytest.mark.parametrize(
     "document",
     [

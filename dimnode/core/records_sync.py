@@ -144,14 +144,13 @@ class OwedBlocks:
             self._left.popitem(last=False)
 
     def of(self, peer: str) -> tuple[str, ...]:
-        """Jobs to be tried now."""
-        jobs = [job for p, job in self._left if p == peer][: self._at_once]
-        for job in jobs:
-            self._left[peer, job] -= 1
-            self._left.move_to_end((peer, job))
-            if self._left[peer, job] <= 0:
-                del self._left[peer, job]
-        return tuple(jobs)
+        """Jobs that may be tried now, those that were not for the longest time first."""
+        return tuple([job for p, job in self._left if p == peer][: self._at_once])
+
+    def tried(self, peer: str, job: str) -> None:
+        """Whatever comes of it."""
+        if (left := self._left.pop((peer, job), 0) - 1) > 0:
+            self._left[peer, job] = left
 
     def given(self, peer: str, job: str) -> None:
         self._left.pop((peer, job), None)

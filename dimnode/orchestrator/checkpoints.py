@@ -1,7 +1,7 @@
 """What a round came to, as a block: whoever takes the job over goes on from there, also when the outputs that were aggregated are gone.
 
 The block is DAG-CBOR ``{job, round, plan, seal, outputs, details}``; large outputs are links, so that it is fetched, copied and kept whole. It
-counts for one seal only: an aggregate of other attempts is another one. Without it the round is aggregated again.
+counts for one seal only, and from an owner that ordered some of its attempts. Without it the round is aggregated again.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import structlog
 
 from dimnode.core.job_record import Record
 from dimnode.core.job_view import SealFact
+from dimnode.core.record_blocks import counting_checkpoints
 from dimnode.domain import codec
-from dimnode.domain.record import Ballot, Checkpoint, Claim
+from dimnode.domain.record import Checkpoint
 from dimnode.domain.tensors import TensorValue
 from dimnode.orchestrator.documents import finite
 from dimnode.orchestrator.values import Values
@@ -88,9 +89,8 @@ class Checkpoints:
 
 
 def candidates(record: Record, seal: SealFact) -> Sequence[Checkpoint]:
-    """Checkpoints of that very seal, by owners of the job, in an order that every owner finds again."""
-    claimed: set[Ballot] = {b.ballot for _, b in record.items() if isinstance(b, Claim)}
-    found = [(b.ballot, key, b) for key, b in record.items() if isinstance(b, Checkpoint) and b.seal == seal.id and b.ballot in claimed]
+    """Checkpoints of that very seal that count, in an order that every owner finds again."""
+    found = [(b.ballot, key, b) for key, b in counting_checkpoints(record.items()) if b.seal == seal.id]
     return [b for _, _, b in sorted(found, key=lambda item: item[:2])]
 
 

@@ -24,11 +24,21 @@ from dimnode.errors import DimError, ResourceExhausted
 from dimnode.ports import Clock, JobDigest, Journal, NodeView, Registry
 from dimnode.records.blocks import blocks_here
 from dimnode.records.exchange import ExchangeSettings, RecordExchange
-from dimnode.records.messages import BLOCKS, COMPARE, BlocksAnswer, BlocksRequest, CompareAnswer, CompareItem, CompareRequest, JobEntries
+from dimnode.records.messages import (
+    BLOCKS,
+    COMPARE,
+    MAX_BLOCKS,
+    BlocksAnswer,
+    BlocksRequest,
+    CompareAnswer,
+    CompareItem,
+    CompareRequest,
+    JobEntries,
+)
 from dimnode.records.table import RecordTable
 from p2p.api import Network, NetworkError, Unreachable
 from p2p.identity import verify as verify_with_peer_id
-from p2p.ipfs.api import ContentStore
+from p2p.ipfs.api import ContentError, ContentStore
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +66,10 @@ class AntiEntropySettings:
     """Nodes that `AntiEntropy.sync_now` compares with at the same time."""
     blocks_timeout: float = 30.0
     """Seconds for a node to fetch the blocks of a record that it shall have."""
+    giving: float = 60.0
+    """Seconds of one meeting after which no more blocks are given: the rest has its turn at the next one."""
+    max_blocks: int = MAX_BLOCKS
+    """In one request."""
     exchange: ExchangeSettings = field(default_factory=ExchangeSettings)
 
 
@@ -151,14 +165,30 @@ class AntiEntropy:
         await self._pay(peer)
 
     async def _pay(self, peer: str) -> None:
-        """Blocks of the records that the peer got from here, now or at an earlier meeting."""
-        jobs = self._owed.of(peer)
+        """Blocks of the records that the peer got from here, now or at an earlier meeting. One that does not work is in nobody's way."""
+        if not (jobs := self._owed.of(peer)):
+            return
+        until = trio.current_time() + self._settings.giving
         try:
-            for job, entries in (await self._journal.load_many(jobs)).items() if jobs else ():
-                if await self._give_blocks(peer, Record(job, entries)):
-                    self._owed.given(peer, job)
-        except (NetworkError, codec.CodecError, DimError) as e:
+            records = await self._journal.load_many(jobs)
+            for job in jobs:
+                if trio.current_time() >= until:
+                    return
+                await self._pay_one(peer, Record(job, records.get(job, ())))
+        except (Unreachable, ContentError, DimError) as e:
             log.debug("records.blocks_not_given", peer=peer, reason=str(e))
+
+    async def _pay_one(self, peer: str, record: Record) -> None:
+        """Raises `Unreachable`, and `ContentError` while the store is away: that is no try."""
+        cids = await blocks_here(record, self._store, self._settings.blocks_timeout)
+        self._owed.tried(peer, record.job)
+        try:
+            if await self._give_blocks(peer, record.job, cids):
+                self._owed.given(peer, record.job)
+        except Unreachable:
+            raise
+        except (NetworkError, codec.CodecError) as e:
+            log.debug("records.blocks_not_given", peer=peer, job=record.job, reason=str(e))
 
     async def _chosen(self, changes: Changes) -> dict[str, JobDigest]:
         """For the first comparison of a meeting: what else has its turn, too."""
@@ -212,18 +242,20 @@ class AntiEntropy:
             if job in stored:
                 self._owed.add(peer, job)  # it has the record now, and the digests will be equal
 
-    async def _give_blocks(self, peer: str, record: Record) -> bool:
-        """Whether the peer has all that are here."""
-        cids = await blocks_here(record, self._store, self._settings.blocks_timeout)
+    async def _give_blocks(self, peer: str, job: str, cids: Sequence[str]) -> bool:
+        """Whether the peer has all of them."""
         if not cids:
             return True
-        self._let_in(peer, record.job)
-        request = BlocksRequest(job=record.job, cids=tuple(cids), providers=(self._network.peer_id,))
-        data = await self._network.request(peer, BLOCKS, codec.encode(request), timeout=self._settings.blocks_timeout)
-        kept = codec.decode(data, BlocksAnswer).kept
-        if len(kept) < len(cids):
-            log.info("records.blocks_not_kept", peer=peer, job=record.job, blocks=len(cids) - len(kept))
-        return len(kept) == len(cids)
+        self._let_in(peer, job)
+        kept: set[str] = set()
+        for start in range(0, len(cids), self._settings.max_blocks):
+            part = tuple(cids[start : start + self._settings.max_blocks])
+            request = BlocksRequest(job=job, cids=part, providers=(self._network.peer_id,))
+            data = await self._network.request(peer, BLOCKS, codec.encode(request), timeout=self._settings.blocks_timeout)
+            kept.update(codec.decode(data, BlocksAnswer).kept)
+        if lacking := set(cids) - kept:
+            log.info("records.blocks_not_kept", peer=peer, job=job, blocks=len(lacking))
+        return not lacking
 
     # --- who shall have what
 

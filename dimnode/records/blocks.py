@@ -8,7 +8,7 @@ import structlog
 
 from dimnode.core.job_record import Record
 from dimnode.core.job_view import view
-from dimnode.core.record_blocks import blocks_of, tensors_of
+from dimnode.core.record_blocks import blocks_of, result_blocks, tensors_of
 from dimnode.records.messages import BlocksRequest
 from p2p.ipfs.api import ContentError, ContentStore
 
@@ -48,6 +48,7 @@ async def _kept(job: str, cids: Collection[str], keep: KeepBlocks, providers: Se
 async def _of_result(record: Record, store: ContentStore, timeout: float) -> list[str]:
     """What a result document that is a block of its own, and here, refers to. Raises `ContentError`."""
     outcome = view(record).outcome
-    if outcome is None or outcome.result is not None or outcome.result_cid is None or not await store.has(outcome.result_cid):
-        return []
-    return list(tensors_of(await store.get_dag(outcome.result_cid, timeout=timeout), "outputs"))
+    for cid in result_blocks([outcome] if outcome is not None else []):
+        if await store.has(cid):
+            return list(tensors_of(await store.get_dag(cid, timeout=timeout), "outputs"))
+    return []

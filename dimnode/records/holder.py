@@ -27,6 +27,7 @@ from dimnode.records.messages import (
     BLOCKS,
     COMPARE,
     FETCH,
+    MAX_BLOCKS,
     STORE,
     BlocksAnswer,
     BlocksRequest,
@@ -63,7 +64,7 @@ class HolderSettings:
     """Of entries told to whoever is fenced, for one job."""
     requests_at_once: int = 16
     """Of each kind."""
-    max_blocks: int = 1_024
+    max_blocks: int = MAX_BLOCKS
     """CIDs in one request."""
     blocks_at_once: int = 4
     """CIDs that are fetched at the same time."""

@@ -18,7 +18,17 @@ import trio
 
 from dimnode.domain import codec
 from dimnode.domain.record import SignedEntry
-from dimnode.records.messages import BLOCKS, STORE, BlocksAnswer, BlocksRequest, JobEntries, StoreAnswer, StoreRequest, StoreResult
+from dimnode.records.messages import (
+    BLOCKS,
+    MAX_BLOCKS,
+    STORE,
+    BlocksAnswer,
+    BlocksRequest,
+    JobEntries,
+    StoreAnswer,
+    StoreRequest,
+    StoreResult,
+)
 from p2p.api import Network, NetworkError, Unreachable
 
 log = structlog.get_logger(__name__)
@@ -52,6 +62,8 @@ class LinkSettings:
     """For a node to fetch a job's blocks."""
     blocks_at_once: int = 4
     """Jobs whose blocks one node fetches at once."""
+    max_blocks: int = MAX_BLOCKS
+    """In one request."""
     blocks_waiting: int = 1024
     """Jobs that wait for that."""
 
@@ -179,7 +191,8 @@ class Link:
         """Has the node fetch and keep blocks that this node has. False: too many wait for that already."""
         if not self.usable or len(self._blocks) >= self._settings.blocks_waiting:
             return False
-        self._blocks.append((job, cids))
+        most = self._settings.max_blocks
+        self._blocks.extend((job, cids[start : start + most]) for start in range(0, len(cids), most))
         if self._block_workers < self._settings.blocks_at_once:
             self._block_workers += 1
             self._start(self._fetch_blocks)

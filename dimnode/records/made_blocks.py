@@ -17,13 +17,13 @@ import trio
 
 from dimnode.core.job_record import Record
 from dimnode.core.job_view import view
-from dimnode.core.record_blocks import receipts_of
+from dimnode.core.record_blocks import is_cid, receipts_of
 from dimnode.domain import codec
 from dimnode.domain.record import Attempt, SignedEntry
 from dimnode.errors import DimError
 from dimnode.ports import Journal
 from dimnode.records.table import RecordTable
-from p2p.ipfs.api import ContentError, ContentStore, TooLarge
+from p2p.ipfs.api import BadCid, BlockCorrupt, BlockMissing, ContentError, ContentStore, TooLarge
 from p2p.ipfs.cid import DAG_CBOR, compute
 
 log = structlog.get_logger(__name__)
@@ -66,6 +66,8 @@ class MakingSettings:
     retry_first: float = 1.0
     """Seconds until it is tried again after a failure, doubled each time."""
     retry_most: float = 60.0
+    tries: int = 3
+    """Of a job that is itself what is wrong; then it is left."""
 
 
 class BlockMaker:
@@ -77,6 +79,8 @@ class BlockMaker:
         self._store = store
         self._settings = settings or MakingSettings()
         self._waiting: OrderedDict[str, None] = OrderedDict()
+        self._spoilt: dict[str, int] = {}
+        """How often those of them failed that are themselves what is wrong."""
         self._wake = trio.Event()
         self._formed: OrderedDict[str, None] = OrderedDict()
         self._walk_due = True
@@ -137,16 +141,31 @@ class BlockMaker:
         try:
             # Not through the table: old jobs would take the place of those that are asked about.
             await self._make(self._table.record(job) if self._table.holds(job) else Record(job, await self._journal.load(job)))
+        except (BadCid, BlockCorrupt) as e:
+            self._put_back(job, e)
         except BaseException:
             self._waiting[job] = None
             self._waiting.move_to_end(job, last=False)
             raise
+        else:
+            self._spoilt.pop(job, None)
+
+    def _put_back(self, job: str, why: ContentError) -> None:
+        """It is this job's own fault: no other one waits for it."""
+        tries = self._spoilt.pop(job, 0) + 1
+        log.warning("blocks.not_made", job=job, tries=tries, reason=str(why))
+        if tries < self._settings.tries:
+            self._spoilt[job] = tries
+            self._waiting[job] = None
 
     async def _walk(self) -> None:
         """One page of the journal."""
         page = await self._journal.digests(self._cursor, self._settings.page)
         for job, entries in (await self._journal.load_many([d.job for d in page])).items() if page else ():
-            await self._make(Record(job, entries))
+            try:
+                await self._make(Record(job, entries))
+            except (BadCid, BlockCorrupt) as e:
+                log.warning("blocks.not_made", job=job, reason=str(e))
             await trio.lowlevel.checkpoint()
         self._walk_due = bool(page)
         self._cursor = page[-1].job if page else ""
@@ -155,7 +174,7 @@ class BlockMaker:
         store = self._store.private_to(record.job)
         async with aclosing(self._blocks(record)) as blocks:
             async for cid, data in blocks:
-                if not await self._store.has(cid):
+                if not await self._shared(store, cid):
                     try:
                         await store.put_dag_bytes(data, durable=False)
                     except (TooLarge, ValueError) as e:  # never will be a block
@@ -166,6 +185,16 @@ class BlockMaker:
         self._formed.move_to_end(record.job)
         while len(self._formed) > self._settings.remembered:
             self._formed.popitem(last=False)
+
+    async def _shared(self, store: ContentStore, cid: str) -> bool:
+        """Whether it is here already. Then it is this job's too: two jobs may have one form, and each gives it to its own members."""
+        if not await self._store.has(cid):
+            return False
+        try:
+            await store.get_dag_bytes(cid, timeout=0.0)  # to read it is what tells the store so
+        except (BlockMissing, BlockCorrupt):
+            return False
+        return True
 
     async def _blocks(self, record: Record) -> AsyncGenerator[tuple[str, bytes], None]:
         seen = view(record)
@@ -179,7 +208,7 @@ class BlockMaker:
             if cid is not None and cid_of(result) == cid:
                 yield cid, result
             document = _plain(result)
-        elif cid is not None and await self._store.has(cid):
+        elif cid is not None and is_cid(cid) and await self._store.has(cid):
             document = await self._document(record.job, cid)
         for data in receipt_blocks(record.entries(), document):
             yield cid_of(data), data

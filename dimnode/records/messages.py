@@ -96,6 +96,10 @@ class FetchAnswer(msgspec.Struct, frozen=True, kw_only=True):
     cut: bool = False
 
 
+MAX_BLOCKS = 1_024
+"""That one `BlocksRequest` names at most."""
+
+
 class BlocksRequest(msgspec.Struct, frozen=True, kw_only=True):
     job: str
     cids: tuple[str, ...]

@@ -10,7 +10,7 @@ import trio
 
 from dimnode.core.record_blocks import latest_checkpoints, needed_by, result_blocks, results_in, tensors_of
 from dimnode.domain.codec import CodecError
-from dimnode.domain.record import Body, SignedEntry, Unknown
+from dimnode.domain.record import Body, Checkpoint, SignedEntry, Unknown
 from dimnode.ports import Journal
 from dimnode.records.made_blocks import receipt_cids
 from dimnode.records.table import RecordTable
@@ -72,11 +72,17 @@ def _needs_of(records: Iterable[Sequence[SignedEntry]]) -> tuple[list[str], list
     results: list[str] = []
     for entries in records:
         bodies = list(bodies_of(entries))
-        named += [*needed_by(bodies), *latest_checkpoints(bodies), *receipt_cids(entries)]
+        named += [*needed_by(bodies), *_checkpoints(entries, bodies), *receipt_cids(entries)]
         for document in results_in(bodies):
             named += receipt_cids((), document)
         results += result_blocks(bodies)
     return named, results
+
+
+def _checkpoints(entries: Iterable[SignedEntry], bodies: Iterable[Body | Unknown]) -> Iterator[str]:
+    """Few records have any: only of those the entries' ids are made."""
+    if any(isinstance(b, Checkpoint) for b in bodies):
+        yield from latest_checkpoints((e.id, body) for e in entries for body in bodies_of([e]))
 
 
 def bodies_of(entries: Iterable[SignedEntry]) -> Iterator[Body | Unknown]:

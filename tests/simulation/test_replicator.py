@@ -309,6 +309,13 @@ async def test_blocks_are_waited_for_longer_and_counted(autojump_clock: MockCloc
         assert "z" in owner.holders["a"].blocks
 
 
+async def test_more_blocks_than_one_request_may_name_go_in_several(autojump_clock: MockClock) -> None:
+    async with an_owner("a", ReplicatorSettings(links=LinkSettings(max_blocks=2))) as owner:
+        owner.holders["a"].max_blocks = 2
+        (copied,) = await owner.replicator.write([new_job("j", "vwxyz")])
+        assert (copied.others, owner.holders["a"].blocks) == (1, set("vwxyz"))
+
+
 async def test_who_cannot_get_the_blocks_is_no_copy(autojump_clock: MockClock) -> None:
     async with an_owner() as owner:
         peer = (await holder_of(owner, "j"),)[0]

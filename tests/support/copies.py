@@ -17,6 +17,7 @@ from dimnode.ports import NodeView, Written
 from dimnode.records.messages import (
     BLOCKS,
     COMPARE,
+    MAX_BLOCKS,
     STORE,
     BlocksAnswer,
     BlocksRequest,
@@ -92,6 +93,7 @@ class Holder:
         """Outcomes that whoever stores something is told of."""
         self.block_delay = 0.0
         self.no_blocks = False
+        self.max_blocks = MAX_BLOCKS
         self.busy = False
         self.join()
 
@@ -130,6 +132,8 @@ class Holder:
 
     async def _blocks(self, peer: str, data: bytes) -> bytes:
         request = codec.decode(data, BlocksRequest)
+        if len(request.cids) > self.max_blocks:
+            raise RemoteFault("INVALID_ARGUMENT", "too many blocks")
         await trio.sleep(self.block_delay)
         kept = () if self.no_blocks else request.cids
         self.blocks.update(kept)

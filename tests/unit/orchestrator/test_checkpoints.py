@@ -23,8 +23,10 @@ from tests.support.orchestrated_jobs import form
 from tests.support.orchestration import FakeNode, FakeSwarm
 from tests.support.several_seats import Town, town
 
-SEAL = e.seal(1, 0, t="attempt")
-OTHER = e.seal(1, 0, t="another")
+DONE = (e.attempt(1), e.attempt(2, task="u"))
+"""Ordered by two owners."""
+SEAL = e.seal(1, 0, t=DONE[0].id, u=DONE[1].id)
+OTHER = e.seal(1, 0, t=DONE[0].id)
 
 
 def fact(entry: Any) -> SealFact:
@@ -56,7 +58,7 @@ class Bench:
 async def test_what_was_saved_is_loaded_and_kept_whole_until_it_is_let_go() -> None:
     b = Bench()
     cid = await b.saved(place())
-    record = Record(e.JOB, [e.claim(1), SEAL, e.checkpoint(1, SEAL.id, cid=cid)])
+    record = Record(e.JOB, [e.claim(1), *DONE, SEAL, e.checkpoint(1, SEAL.id, cid=cid)])
     assert await b.checkpoints.load(place(), record) == (cid, await b.outputs())
     assert (await b.store.pins())[cid] == PIN
     document = await b.store.get_dag(cid)
@@ -69,12 +71,35 @@ async def test_only_one_of_the_very_seal_and_plan_counts_and_only_by_an_owner() 
     b = Bench()
     cid = await b.saved(place())
     entry = e.checkpoint(1, SEAL.id, cid=cid)
-    told = [e.claim(1), SEAL, OTHER]
+    told = [e.claim(1), *DONE, SEAL, OTHER]
     assert await b.checkpoints.load(place(), Record(e.JOB, [*told, e.checkpoint(1, OTHER.id, cid=cid)])) is None
     assert await b.checkpoints.load(place(OTHER), Record(e.JOB, [*told, e.checkpoint(1, OTHER.id, cid=cid)])) is None
     assert await b.checkpoints.load(place(plan="another"), Record(e.JOB, [*told, entry])) is None
-    assert await b.checkpoints.load(place(), Record(e.JOB, [SEAL, entry])) is None, "nobody claimed that ballot"
+    assert await b.checkpoints.load(place(), Record(e.JOB, [*DONE, SEAL, entry])) is None, "nobody claimed that ballot"
+    assert await b.checkpoints.load(place(), Record(e.JOB, [e.claim(1), *DONE, entry])) is None, "there is no such seal"
     assert await b.checkpoints.load(place(), Record(e.JOB, [*told, entry])) is not None
+
+
+async def test_one_by_a_member_that_ordered_none_of_the_sealed_attempts_does_not_count() -> None:
+    b = Bench()
+    good = await b.saved(place())
+    forged = await b.store.put_dag({**place().head(), "outputs": {}, "details": {}})
+    told = [e.claim(1), *DONE, SEAL, e.claim(0, "mallory"), e.checkpoint(0, SEAL.id, peer="mallory", cid=forged)]
+    assert await b.checkpoints.load(place(), Record(e.JOB, told)) is None, "the round is aggregated again"
+    found = await b.checkpoints.load(place(), Record(e.JOB, [*told, e.checkpoint(1, SEAL.id, cid=good)]))
+    assert found is not None
+    assert found[0] == good
+
+
+@pytest.mark.parametrize("alone", [False, True])
+async def test_an_executors_word_for_a_ballot_of_its_own_counts_only_if_it_made_the_whole_round(alone: bool) -> None:
+    b = Bench()
+    own = e.attempt(0, node="x", peer="x")
+    others = [] if alone else [e.attempt(1, task="u", node="y")]
+    seal = e.seal(1, 0, **{f"t{n}": a.id for n, a in enumerate([own, *others])})
+    cid = await b.saved(place(seal))
+    record = Record(e.JOB, [e.claim(1), e.claim(0, "x"), own, *others, seal, e.checkpoint(0, seal.id, peer="x", cid=cid)])
+    assert (await b.checkpoints.load(place(seal), record) is not None) == alone
 
 
 @pytest.mark.parametrize(
@@ -93,7 +118,7 @@ async def test_what_is_no_checkpoint_is_passed_over(document: Any) -> None:
     if isinstance(document, dict) and document.get("outputs"):
         document = {**place().head(), **document}
     bad, good = await b.store.put_dag(document), await b.saved(place())
-    record = Record(e.JOB, [e.claim(1), e.claim(2), SEAL, e.checkpoint(1, SEAL.id, cid=bad), e.checkpoint(2, SEAL.id, cid=good)])
+    record = Record(e.JOB, [e.claim(1), e.claim(2), *DONE, SEAL, e.checkpoint(1, SEAL.id, cid=bad), e.checkpoint(2, SEAL.id, cid=good)])
     assert [c.cid for c in candidates(record, fact(SEAL))] == [bad, good]
     found = await b.checkpoints.load(place(), record)
     assert found is not None
@@ -105,7 +130,7 @@ async def test_one_whose_outputs_are_gone_is_of_no_use() -> None:
     cid = await b.saved(place())
     only = MemoryStore()
     await only.put_dag_bytes(await b.store.get_dag_bytes(cid))
-    record = Record(e.JOB, [e.claim(1), SEAL, e.checkpoint(1, SEAL.id, cid=cid)])
+    record = Record(e.JOB, [e.claim(1), *DONE, SEAL, e.checkpoint(1, SEAL.id, cid=cid)])
     assert await Checkpoints(only, Values(only, 16, 1.0), 1.0).load(place(), record) is None
 
 

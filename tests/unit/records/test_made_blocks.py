@@ -16,13 +16,13 @@ from dimnode.domain.record import Attempt, Core, OutcomeEntry, Receipt, SignedEn
 from dimnode.records.made_blocks import BlockMaker, MakingSettings, cid_of
 from dimnode.records.table import RecordTable
 from dimnode.state.memory_journal import MemoryJournal
-from p2p.ipfs.api import BlockMissing, StoreUnavailable
+from p2p.ipfs.api import BlockCorrupt, BlockMissing, StoreUnavailable
 from p2p.ipfs.memory import MemoryExchange, MemoryStore
 from tests.support import entries as e
 
 
-def core(job: str, **form: Any) -> SignedEntry:
-    spec = codec.encode({"job": job, **form})
+def core(job: str, form: str = "") -> SignedEntry:
+    spec = codec.encode({"job": form or job})
     return e.signed(
         Core(job=job, spec_cid=cid_of(spec), spec=spec, pattern="chained", priority="normal", principal="me", submitted=1.0, timeout=60)
     )
@@ -147,6 +147,44 @@ async def test_a_damaged_result_holds_nobody_up(holder: Holder, autojump_clock: 
         assert maker.status()["failures"] == 0
 
 
+async def test_a_result_that_is_no_cid_holds_nobody_up(holder: Holder, autojump_clock: MockClock) -> None:
+    """Neither when the job changes nor after a start."""
+    accepted = [core("a"), core("b")]
+    await holder.table.merge("a", [accepted[0], e.claim(1, job="a"), ended("a", result_cid="QmForeign")])
+    await holder.table.merge("b", [accepted[1], e.claim(1, job="b")])
+    async with holder.running() as maker:
+        await trio.sleep(1)
+        assert await holder.has(*map(spec_of, accepted)) == [True, True]
+        await holder.table.merge("a", [ended("a", "cancelled", result_cid="b" * 59)])
+        await trio.sleep(1)
+        assert maker.status() == {"backlog": 0, "failures": 0, "problem": ""}
+
+
+async def test_a_job_that_is_itself_what_is_wrong_goes_to_the_back_and_is_left_after_some_tries(
+    holder: Holder, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong, sound = core("wrong"), core("sound")
+    here = holder.store.has
+    asked: list[str] = []
+
+    async def has(cid: str) -> bool:
+        asked.append(cid)
+        if cid == spec_of(wrong):
+            raise BlockCorrupt("not what it says")
+        return await here(cid)
+
+    monkeypatch.setattr(holder.store, "has", has)
+    async with holder.running(tries=3) as maker:
+        await trio.sleep(1)
+        await holder.table.merge_many([("wrong", [wrong, e.claim(1, job="wrong")]), ("sound", [sound, e.claim(1, job="sound")])])
+        await trio.sleep(10)
+        assert asked == [spec_of(wrong), spec_of(sound), spec_of(wrong), spec_of(wrong)]
+        assert maker.status() == {"backlog": 0, "failures": 0, "problem": ""}
+    async with holder.running() as maker:  # that looks at all of them
+        await trio.sleep(1)
+        assert maker.statistics()["looked"] == 1
+
+
 async def test_they_are_the_jobs_and_nobody_elses(autojump_clock: MockClock) -> None:
     asked: list[tuple[str, list[str]]] = []
 
@@ -163,3 +201,48 @@ async def test_they_are_the_jobs_and_nobody_elses(autojump_clock: MockClock) -> 
         with pytest.raises(BlockMissing):
             await stranger.get_dag(spec_of(accepted), timeout=1)
     assert asked == [("b", ["j"])]
+
+
+@pytest.mark.parametrize("later", [False, True])
+async def test_what_two_jobs_have_in_common_is_for_the_members_of_both(autojump_clock: MockClock, later: bool) -> None:
+    """``later``: the second one is met when all records are looked at."""
+    asked: list[list[str]] = []
+
+    async def may_serve(_: str, audiences: Any) -> bool:
+        await trio.lowlevel.checkpoint()
+        asked.append(sorted(audiences))
+        return True
+
+    hub = MemoryExchange()
+    holder, member = Holder(MemoryStore("a", hub, may_serve=may_serve)), MemoryStore("b", hub)
+    forms = [core(job, "the same form") for job in "jk"]
+    assert spec_of(forms[0]) == spec_of(forms[1])
+    async with holder.running():
+        await trio.sleep(1)
+        await holder.table.merge("j", [forms[0], e.claim(1, job="j")])
+        await trio.sleep(1)
+        if not later:
+            await holder.table.merge("k", [forms[1], e.claim(1, job="k")])
+            await trio.sleep(1)
+    if later:
+        await holder.table.merge("k", [forms[1], e.claim(1, job="k")])
+        async with holder.running():
+            await trio.sleep(1)
+    await member.get_dag(spec_of(forms[1]), timeout=1)
+    assert asked == [["j", "k"]]
+
+
+async def test_what_is_everybodys_stays_so(autojump_clock: MockClock) -> None:
+    async def may_serve(*_: Any) -> bool:
+        raise AssertionError("nobody is asked")
+
+    hub = MemoryExchange()
+    holder, stranger = Holder(MemoryStore("a", hub, may_serve=may_serve)), MemoryStore("b", hub)
+    accepted = core("j")
+    body = accepted.body()
+    assert isinstance(body, Core)
+    await holder.store.put_dag_bytes(body.spec)
+    async with holder.running():
+        await holder.table.merge("j", [accepted, e.claim(1, job="j")])
+        await trio.sleep(1)
+    assert await stranger.get_dag_bytes(spec_of(accepted), timeout=1) == body.spec

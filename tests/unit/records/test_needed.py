@@ -28,6 +28,7 @@ from tests.support import entries as e
 
 GONE = "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
 DAY = 86_400.0
+DONE = e.attempt(1)
 
 
 class Bench:
@@ -110,12 +111,12 @@ async def test_receipts_are_needed_as_long_as_their_records():
 async def test_the_latest_checkpoint_of_an_unfinished_job_is_needed():
     b = Bench()
     first, second, other = await b.add(b"first", b"second", b"other")
+    seals = [e.seal(1, 0, t=DONE.id), e.seal(1, 1, t=DONE.id), e.seal(2, 1, t=DONE.id)]
     entries = [
-        e.core(),
-        e.claim(1),
-        e.checkpoint(1, "s0", 0, cid=first),
-        e.checkpoint(1, "s1", 1, cid=second),
-        e.checkpoint(1, "s2", 1, cid=other),
+        *(e.core(), e.claim(1), DONE, *seals),
+        e.checkpoint(1, seals[0].id, 0, cid=first),
+        e.checkpoint(1, seals[1].id, 1, cid=second),
+        e.checkpoint(1, seals[2].id, 1, cid=other),
     ]
     await b.table.merge(e.JOB, entries)
     assert set(blocks_of(b.table.record(e.JOB))) == {second, other}
@@ -126,12 +127,44 @@ async def test_the_latest_checkpoint_of_an_unfinished_job_is_needed():
     assert await b.here([second, other]) == [False, False]
 
 
+async def test_a_checkpoint_of_no_seal_or_by_no_owner_of_its_round_takes_no_place():
+    """It would be copied and kept in place of the one that a new owner goes on with."""
+    b = Bench()
+    good, bad = await b.add(b"good", b"bad")
+    seal = e.seal(1, 0, t=DONE.id)
+    mallory = e.claim(0, "mallory")
+    forged = [
+        e.checkpoint(1, "no-seal", 9, cid=bad),
+        e.checkpoint(1, seal.id, 9, cid=bad),
+        e.checkpoint(0, seal.id, 0, peer="mallory", cid=bad),
+    ]
+    await b.table.merge(e.JOB, [e.core(), e.claim(1), DONE, seal, mallory, *forged, e.checkpoint(1, seal.id, 0, cid=good)])
+    assert blocks_of(b.table.record(e.JOB)) == (good,)
+    await b.garbage.collect()
+    assert await b.here([good, bad]) == [True, False]
+
+
+async def test_a_record_whose_result_is_no_cid_keeps_no_pin():
+    """It has no result document that would have to be known before any pin may go."""
+    b = Bench()
+    (kept,) = await b.add(b"kept")
+    await b.store.pin(kept, reason=PIN + e.JOB)
+    await b.table.merge(
+        e.JOB, [e.core(), e.claim(1), e.signed(OutcomeEntry(job=e.JOB, ballot=e.ballot(1), status="failed", at=2.0, result_cid="Qm"))]
+    )
+    b.clock.advance(200_000.0)
+    await b.garbage.collect()
+    assert not await b.store.pins()
+
+
 async def test_what_was_kept_for_a_job_goes_once_its_record_does_not_name_it_any_more():
     b = Bench(clock_skew=100.0)
     kept, passed, lacking = await b.add(b"kept", b"passed", b"lacking")
     for cid, job in ((kept, e.JOB), (passed, e.JOB), (lacking, "unknown")):
         await b.store.pin(cid, reason=PIN + job)
-    await b.table.merge(e.JOB, [e.core(), e.claim(1), e.checkpoint(1, "s0", 0, cid=passed), e.checkpoint(1, "s1", 1, cid=kept)])
+    seals = [e.seal(1, n, t=DONE.id) for n in range(2)]
+    checkpoints = [e.checkpoint(1, seals[n].id, n, cid=cid) for n, cid in enumerate((passed, kept))]
+    await b.table.merge(e.JOB, [e.core(), e.claim(1), DONE, *seals, *checkpoints])
     await b.garbage.collect()
     assert len(await b.store.pins()) == 3, "they are new: the record may be on its way"
     b.clock.advance(200.0)

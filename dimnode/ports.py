@@ -129,6 +129,7 @@ class Written:
 
     job: str
     entries: Sequence[SignedEntry]
+    """None: only ``blocks`` are to be kept."""
     new: bool = False
     """Just accepted: nobody has anything of it yet, and ``entries`` are the whole record."""
     blocks: Sequence[str] = ()

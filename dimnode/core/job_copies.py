@@ -42,6 +42,10 @@ class JobCopies:
     def grow(self, blocks: Iterable[str] = ()) -> int:
         """One more write; returns its number."""
         self.length += 1
+        return self.need(blocks)
+
+    def need(self, blocks: Iterable[str]) -> int:
+        """These are to be kept, too; returns the number of the latest write."""
         lasting = set(blocks)
         self._blocks |= lasting
         self._passing -= lasting

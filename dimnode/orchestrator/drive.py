@@ -115,6 +115,8 @@ class Drive:
         self._first_model = models_of(self._form.config)[0]
         self._models_by_key: dict[str, str] = {}
         """Of round 0; later rounds run the job's one model."""
+        self._done = False
+        """The result is there, and its blocks go to the copies."""
         self.timed_out: OutcomeEntry | None = None
 
     def elapsed(self) -> float:
@@ -140,6 +142,8 @@ class Drive:
 
     async def _expire(self, scope: trio.CancelScope) -> None:
         await trio.sleep(self.left())
+        if self._done:  # in time: now its end is written without waiting for the copies any longer
+            return
         self.timed_out = self._expired()
         self._work.over = True
         scope.cancel()
@@ -436,7 +440,8 @@ class Drive:
 
     async def _end(self, outcome: OutcomeEntry, blocks: Sequence[str] = ()) -> None:
         """Raises `Fenced`: there is nothing more to do here then."""
-        if not await self._p.ends.end(outcome, blocks):
+        self._done = bool(blocks)
+        if not await self._p.ends.end(outcome, blocks, self.left()):
             raise Fenced(f"job {self._job} has a new owner", hint="It goes on there.")
 
     def _expired(self) -> OutcomeEntry:

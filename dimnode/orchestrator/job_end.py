@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import structlog
@@ -25,15 +26,21 @@ class JobEnds:
     def failed(self, job: str, ballot: Ballot, error: ErrorInfo) -> OutcomeEntry:
         return OutcomeEntry(job=job, ballot=ballot, status="failed", at=self._clock.wall(), error=error)
 
-    async def end(self, outcome: OutcomeEntry, blocks: Sequence[str] = ()) -> bool:
+    async def end(self, outcome: OutcomeEntry, blocks: Sequence[str] = (), patience: float = math.inf) -> bool:
         """Writes the job's outcome; while that is impossible (a full disk) tries again, for as long as it takes. ``blocks``: of its result,
-        which the copies get before the end is shown. False if somebody else owns the job by now: it is his to end."""
+        which the copies get before the end is shown, as far as that takes no longer than the copies' own patience and ``patience``
+        seconds. False if somebody else owns the job by now: it is his to end."""
+        until = trio.current_time() + patience
         delay = self._settings.retry_backoff
         while True:
             try:
                 if self._table.view(outcome.job).owner != outcome.ballot:
                     return False
-                seen = await self._table.conclude(outcome.job, outcome, blocks=blocks)
+                if blocks:  # before the end itself, since that is not interrupted, and these may take long
+                    with trio.move_on_at(until):
+                        await self._table.append(outcome.job, blocks=blocks)
+                    blocks = ()
+                seen = await self._table.conclude(outcome.job, outcome)
             except NotFound:  # finished, by a cancel, and no longer in memory
                 return True
             except Fenced as e:

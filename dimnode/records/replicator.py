@@ -220,10 +220,13 @@ class Replicator:
             record = self._table.record(w.job)
             state.unsettled = [e for e in state.unsettled if e.id not in record]
         state.copies.wanted = max(replicas, state.copies.wanted)
-        length = state.copies.grow(w.blocks)
+        if w.entries or not state.copies.length:
+            length = state.copies.grow(w.blocks)
+            state.last = w.entries
+            state.accepting = w.new
+        else:
+            length = state.copies.need(w.blocks)
         state.copies.pass_on(w.passing)
-        state.last = w.entries
-        state.accepting = w.new
         state.unsettled += w.entries
         if any(isinstance(e.body(), OutcomeEntry) for e in w.entries):
             state.ended = True

@@ -143,20 +143,21 @@ class RecordTable:
 
     async def append(self, job: str, *bodies: Body, blocks: Sequence[str] = ()) -> int:
         """Sign, make durable here and on the copies together with all that was noted, add, tell watchers. Returns
-        the number of copies, this node's included. Raises `Fenced` if another owns the job: then its claim is in the
-        record, and what was to be decided is not."""
+        the number of copies, this node's included. Without ``bodies`` only ``blocks`` are waited for, and what was noted.
+        Raises `Fenced` if another owns the job: then its claim is in the record, and what was to be decided is not."""
         return (await self.extend([(job, bodies)], blocks={job: blocks}))[0]
 
-    async def conclude(self, job: str, outcome: OutcomeEntry, *, blocks: Sequence[str] = ()) -> JobView:
+    async def conclude(self, job: str, outcome: OutcomeEntry) -> JobView:
         """The end of a job: of several that come at once the first stays. Once begun it is not interrupted, so
-        that what is durable is also what clients are told. The copies have it first: a terminal state is not shown
-        before, and one of a former owner is not written anywhere. Raises `Fenced`."""
+        that what is durable is also what clients are told: blocks, which may take long, are for an `append` before it.
+        The copies have it first: a terminal state is not shown before, and one of a former owner is not written anywhere.
+        Raises `Fenced`."""
         state = self._known(job)
         async with state.ending:
             if (seen := view(state.record)).terminal:
                 return seen
             with trio.CancelScope(shield=True):
-                await self.extend([(job, [outcome])], blocks={job: blocks}, copies_first=True)
+                await self.extend([(job, [outcome])], copies_first=True)
             return view(state.record)
 
     async def create(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 from trio.testing import MockClock
 
-from dimnode.domain.record import Ballot, Claim, StatusEntry
+from dimnode.domain.record import Ballot, Claim, OutcomeEntry, StatusEntry
 from dimnode.ports import Written
 from dimnode.records.links import LinkSettings
 from dimnode.records.replicator import ReplicatorSettings
@@ -314,6 +314,36 @@ async def test_more_blocks_than_one_request_may_name_go_in_several(autojump_cloc
         owner.holders["a"].max_blocks = 2
         (copied,) = await owner.replicator.write([new_job("j", "vwxyz")])
         assert (copied.others, owner.holders["a"].blocks) == (1, set("vwxyz"))
+
+
+async def test_blocks_alone_go_to_who_has_the_record_and_its_end_does_not_wait_for_them_again(autojump_clock: MockClock) -> None:
+    async with an_owner("a") as owner:
+        await owner.table.extend([("j", [e.body() for e in new_job("j").entries])])
+        sent = owner.holders["a"].entries
+        owner.holders["a"].block_delay = 5.0
+        since = trio.current_time()
+        assert await owner.table.append("j", blocks=["x"]) == 2
+        assert 5.0 < seconds(since) < 5.1
+        assert owner.holders["a"].blocks == {"x"}
+        assert owner.holders["a"].entries == sent
+        owner.holders["a"].block_delay = 25.0
+        with trio.move_on_after(1.0) as stop:
+            await owner.table.append("j", blocks=["y"])
+        assert stop.cancelled_caught
+        since = trio.current_time()
+        end = outcome(1, "completed", "owner", job="j").body()
+        assert isinstance(end, OutcomeEntry)
+        assert (await owner.table.conclude("j", end)).terminal
+        assert seconds(since) < 0.1
+        assert owner.holders["a"].has("j", owner.table.record("j").entries())
+
+
+async def test_blocks_of_a_record_that_nobody_was_sent_yet_go_with_it(autojump_clock: MockClock) -> None:
+    async with an_owner("a") as owner:
+        await owner.table.merge("j", new_job("j").entries)
+        assert await owner.table.append("j", blocks=["x"]) == 2
+        assert owner.holders["a"].has("j", owner.table.record("j").entries())
+        assert owner.holders["a"].blocks == {"x"}
 
 
 async def test_who_cannot_get_the_blocks_is_no_copy(autojump_clock: MockClock) -> None:

@@ -15,11 +15,12 @@ from typing import TypeVar
 
 import trio
 
+from p2p.ipfs import cid as cids
 from p2p.ipfs.api import BlockCorrupt, Pin, StoreUnavailable
 from p2p.ipfs.blocks import BlocksOnDisk
 from p2p.ipfs.cid import Cid
 from p2p.ipfs.disk import Kept
-from p2p.ipfs.garbage import Uses
+from p2p.ipfs.garbage import Marks, Uses
 from p2p.ipfs.kubo.pins import KuboPins
 from p2p.ipfs.kubo.rpc import KuboRpc, Refused
 from p2p.ipfs.kubo.settings import KuboSettings
@@ -43,6 +44,11 @@ class KuboBlocks:
         """Blocks that Kubo has and that are still here, and since when."""
         self._stuck: set[str] = set()
         """CIDs of blocks and pins that Kubo refuses; tried again when it has been away."""
+        self._below_stuck = Marks(self)
+        self._marked: set[tuple[str, bool]] = set()
+        """Of which pins that Kubo refuses, and whether they are recursive, the blocks are in ``_below_stuck``."""
+        self._pinned = 0
+        """How often a pin was asked for."""
         self._publishing = trio.Lock()
         self._bell = trio.Event()
         self.uses = Uses()
@@ -121,6 +127,7 @@ class KuboBlocks:
 
     async def pin(self, cid: Cid, pin: Pin | None) -> None:
         await self._spool.pin(cid, pin)
+        self._pinned += pin is not None
         self._bell.set()
 
     def pins(self) -> dict[str, Pin]:
@@ -188,7 +195,11 @@ class KuboBlocks:
         await self._kubo_pins.recognise(self.pins())
         self._todo.update(dict.fromkeys(self._given))
         self._given.clear()
+        self._try_stuck_again()
+
+    def _try_stuck_again(self) -> None:
         self._stuck.clear()
+        self._below_stuck, self._marked = Marks(self), set()
 
     async def publish(self) -> None:
         """Everything that Kubo lacks now, as far as it takes it. Raises `StoreUnavailable`."""
@@ -236,16 +247,35 @@ class KuboBlocks:
             self._stuck.add(text)
 
     async def _take_off(self) -> None:
-        """What Kubo has had for a while, and has now, goes from the disk here."""
+        """What Kubo has had for a while, and has now, goes from the disk here. Not while a pin is to be made there, which may be what
+        keeps it from Kubo's garbage collection; what a pin needs that Kubo refuses stays here."""
+        pinned = self._pinned
+        lacking = self._kubo_pins.to_make(self.pins())  # once: with many pins it takes its time
+        if any(text not in self._stuck for text, _ in lacking):
+            return
+        await self._mark_below_stuck(lacking)
         now, parallel = trio.current_time(), self._settings.parallel
-        old = [cid for cid, since in self._given.items() if now - since >= self._settings.settle]
-        while old and not self._kubo_pins.to_make(self.pins()):
-            batch, old = old[:parallel], old[parallel:]
-            there = await self._still_there(batch)
+        old = [cid for cid, since in self._given.items() if now - since >= self._settings.settle and cid not in self._below_stuck]
+        for start in range(0, len(old), parallel):
+            if self._pinned != pinned:  # it is made first; the bell has been rung for it
+                return
+            there = await self._still_there(old[start : start + parallel])
             with self.uses.removing([cid for cid in there if cid in self._given and cid not in self._todo]) as going:
                 await self._spool.move_out(going)
             for cid in going:
                 self._given.pop(cid, None)
+
+    async def _mark_below_stuck(self, stuck: list[tuple[str, Pin]]) -> None:
+        """Each DAG is read once, not with every look."""
+        wanted = {(text, pin.recursive) for text, pin in stuck}
+        if not wanted >= self._marked:
+            self._below_stuck, self._marked = Marks(self), set()
+        for text, recursive in wanted - self._marked:
+            if recursive:
+                await self._below_stuck.dag(cids.parse(text))
+            else:
+                self._below_stuck.block(cids.parse(text))
+            self._marked.add((text, recursive))
 
     async def _still_there(self, batch: list[Cid]) -> set[Cid]:
         """Of these. Others were collected by Kubo, or lost, and are to be handed over again: those here may be the only ones."""
@@ -267,7 +297,7 @@ class KuboBlocks:
         for cid in batch:
             if cid not in there and self._given.pop(cid, None) is not None:
                 self._todo[cid] = None
-                self._stuck.clear()  # pins may have waited for it
+                self._try_stuck_again()  # pins may have waited for it
                 self._bell.set()
         return there
 

@@ -46,13 +46,15 @@ class KuboPins:
 
     def to_make(self, wanted: Mapping[str, Pin]) -> list[tuple[str, Pin]]:
         """Also the one that is just being made."""
-        ours = self._disk.all().keys() - {self._making}
-        return [(text, pin) for text, pin in wanted.items() if text not in ours and not self._foreign_covers(text, pin)]
+        ours, making = self._disk.all(), self._making
+        lacking = [(text, pin) for text, pin in wanted.items() if text not in ours or text == making]
+        return [(text, pin) for text, pin in lacking if not self._foreign_covers(text, pin)]
 
     def to_remove(self, wanted: Mapping[str, Pin]) -> list[tuple[str, Pin]]:
         """Also those that are to be of another kind."""
-        free = [(text, pin) for text, pin in self._disk.all().items() if text not in self._held]
-        return [(text, pin) for text, pin in free if text not in wanted or wanted[text].recursive != pin.recursive]
+        ours = self._disk.all().items()
+        differing = [(text, pin) for text, pin in ours if (other := wanted.get(text)) is None or other.recursive != pin.recursive]
+        return [(text, pin) for text, pin in differing if text not in self._held]
 
     async def recognise(self, wanted: Collection[str]) -> None:
         """After an absence: which of ours are still there."""

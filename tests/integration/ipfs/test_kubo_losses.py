@@ -16,7 +16,7 @@ from p2p.ipfs.kubo.store import KuboStore
 from p2p.ipfs.memory import MemoryStore
 from tests.support import kubo_stores
 from tests.support.content_contract import absent, some
-from tests.support.kubo_rpc_server import KuboRpcServer, kubo_rpc_server
+from tests.support.kubo_rpc_server import Failed, KuboRpcServer, kubo_rpc_server
 from tests.support.kubo_stores import PATIENT, handed_over, noticed, out_of_the_spool
 from tests.support.unixfs_reference import CHUNK, pattern
 
@@ -259,3 +259,103 @@ async def test_pins_are_made_while_more_is_written_all_the_time(server: KuboRpcS
                 await trio.sleep(0.01)
         assert store.health().backlog, "there is more to hand over"
         nursery.cancel_scope.cancel()
+
+
+# Leaving the spool
+
+
+async def test_a_pin_that_kubo_refuses_for_good_keeps_its_own_blocks_in_the_spool_and_no_others(
+    server: KuboRpcServer, tmp_path: Path
+) -> None:
+    pin_add, refused = server.pin_add, set[str]()
+
+    async def picky(options: dict[str, str], body: bytes) -> Any:
+        if options["arg"] in refused:
+            raise Failed("pin: this one never")
+        return await pin_add(options, body)
+
+    server.pin_add = picky  # type: ignore[method-assign]
+    async with on(server, tmp_path, settle=0.5) as store:
+        root, direct = await store.add_bytes(pattern(CHUNK + 1)), await store.put_dag({"a": "direct pin"})
+        refused.update((root, direct))
+        await store.pin(root)
+        await store.pin(direct, recursive=False)
+        others = [await store.add_bytes(b"other %d" % n) for n in range(20)]
+        await store.pin(others[0])
+        with trio.fail_after(10):
+            while store.statistics().blocks > 4:  # the root, its two leaves, and the other pin's one
+                await trio.sleep(0.01)
+        await trio.sleep(1.0)  # they had their time, too
+        assert store.statistics().blocks == 4
+        assert await kinds(server) == {others[0]: "recursive"}
+        server.store = MemoryStore()  # Kubo's owner collects garbage
+        assert await store.get_bytes(root) == pattern(CHUNK + 1)
+        assert await store.get_dag(direct) == {"a": "direct pin"}
+        for cid in (root, others[0]):
+            await store.unpin(cid)
+        refused.clear()
+        server.peer_id = "another"  # whom we have not asked yet
+        await out_of_the_spool(store)
+        assert direct in await kinds(server)
+
+
+async def test_what_is_no_longer_pinned_leaves_the_spool_though_kubo_refused_its_pin(server: KuboRpcServer, tmp_path: Path) -> None:
+    async def never(options: dict[str, str], body: bytes) -> Any:
+        raise Failed("pin: never")
+
+    server.pin_add = never  # type: ignore[method-assign]
+    async with on(server, tmp_path, settle=0.5) as store:
+        gone, stays = await store.add_bytes(b"gone"), await store.add_bytes(b"stays")
+        for cid in (gone, stays):
+            await store.pin(cid)
+        with trio.fail_after(10):
+            while server.calls.count("pin/add") < 2:
+                await trio.sleep(0.01)
+        await store.unpin(gone)
+        with trio.fail_after(10):
+            while store.statistics().blocks != 1:
+                await trio.sleep(0.01)
+        assert await server.store.get_bytes(gone) == b"gone"
+
+
+async def test_many_blocks_leave_the_spool_after_one_look_at_the_pins(
+    server: KuboRpcServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With many pins a look takes its time."""
+    async with on(server, tmp_path, settle=0.5, parallel=1, ping=10.0) as store:
+        blocks: Any = store._kubo_blocks
+        await store.add_bytes(pattern(30 * CHUNK))
+        await handed_over(store)
+        looks: list[int] = []
+        to_make = blocks._kubo_pins.to_make
+
+        def look(wanted: Any) -> Any:
+            looks.append(1)
+            return to_make(wanted)
+
+        await trio.sleep(0.6)
+        monkeypatch.setattr(blocks._kubo_pins, "to_make", look)
+        await blocks._take_off()
+        assert store.statistics().blocks == 0
+        assert len(looks) == 1
+
+
+async def test_a_pin_that_is_asked_for_meanwhile_is_made_before_more_leaves_the_spool(
+    server: KuboRpcServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with on(server, tmp_path, settle=0.5, parallel=1) as store:
+        spool: Any = store._kubo_blocks._spool
+        move_out = spool.move_out
+        root = await store.add_bytes(pattern(10 * CHUNK))
+        moved: list[bool] = []
+
+        async def pinned_meanwhile(cids: Iterable[Cid]) -> int:
+            moved.append("pin/add" in server.calls)
+            if len(moved) == 2:
+                await store.pin(root, recursive=False)
+            return await move_out(cids)
+
+        monkeypatch.setattr(spool, "move_out", pinned_meanwhile)
+        await out_of_the_spool(store)
+        assert moved == [False] * 2 + [True] * (len(moved) - 2)
+        assert len(moved) > 5

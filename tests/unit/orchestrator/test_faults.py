@@ -161,7 +161,7 @@ async def test_an_owner_that_is_fenced_at_the_end_lets_its_job_go(autojump_clock
     table = RecordTable(journal, identity("orchestrator"))
     end = JobEnds.end
 
-    async def too_late(ends: JobEnds, outcome: OutcomeEntry) -> bool:
+    async def too_late(ends: JobEnds, outcome: OutcomeEntry, *_: Any) -> bool:
         other = identity("other")
         claim = Claim(job=outcome.job, ballot=Ballot(2, other.peer_id, "b"))
         await table.merge(outcome.job, [sign_entry(claim, other)])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from dimnode.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from dimnode.orchestrator import Orchestrator
 from dimnode.ports import Copied, Written
 from dimnode.records.no_copies import NoCopies
 from dimnode.records.table import RecordTable
@@ -31,16 +33,33 @@ from tests.support.orchestration import FakeNode, FakeSwarm, failing, identity
 
 
 class Copies(NoCopies):
-    """Takes down which blocks come with the end of a job."""
+    """Takes ``seconds`` to get a result's blocks, and takes down which it had when the end of a job came."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
         self.blocks: set[str] = set()
+        self.before_the_end: set[str] = set()
 
     async def write(self, jobs: Sequence[Written], *, wanted: int | None = None) -> list[Copied]:
         for w in jobs:
             if any(isinstance(e.body(), OutcomeEntry) for e in w.entries):
+                self.before_the_end = set(self.blocks)
+            if w.blocks and not w.new:
+                await trio.sleep(self.seconds)
                 self.blocks.update(w.blocks)
         return await super().write(jobs, wanted=wanted)
+
+
+@asynccontextmanager
+async def with_a_large_result(copies: Copies, journal: MemoryJournal) -> AsyncGenerator[Orchestrator]:
+    swarm = FakeSwarm([FakeNode("a")])
+    await double_model(swarm)
+    table = RecordTable(journal, identity("orchestrator"), copies)
+    async with running(swarm, table=table, inline_bytes=8, inline_result_bytes=8) as orchestrator:
+        yield orchestrator
+
+
+LARGE = {"pattern": "collaborative", "config": {"model_id": "double", "aggregation": {"method": "concat"}}}
 
 
 async def test_a_chain_runs_and_its_result_has_values_tasks_receipts_and_cost(autojump_clock: MockClock) -> None:
@@ -66,15 +85,40 @@ async def test_a_chain_runs_and_its_result_has_values_tasks_receipts_and_cost(au
 
 
 async def test_the_copies_get_a_results_blocks_before_the_end_is_shown(autojump_clock: MockClock) -> None:
-    swarm = FakeSwarm([FakeNode("a")])
-    await double_model(swarm)
-    table = RecordTable(MemoryJournal(), identity("orchestrator"), (copies := Copies()))
-    async with running(swarm, table=table, inline_bytes=8, inline_result_bytes=8) as orchestrator:
-        config = {"model_id": "double", "aggregation": {"method": "concat"}}
-        document = await outcome(orchestrator, form(pattern="collaborative", config=config))
+    copies = Copies(5.0)
+    async with with_a_large_result(copies, MemoryJournal()) as orchestrator:
+        document = await outcome(orchestrator, form(**LARGE))
         result = await orchestrator.result(document["job_id"])
     assert result["outputs"]["y"].cid
-    assert copies.blocks == {result["result_cid"], result["outputs"]["y"].cid}
+    assert copies.before_the_end == {result["result_cid"], result["outputs"]["y"].cid}
+
+
+async def test_a_stop_does_not_wait_for_a_copy_that_is_slow_to_fetch_a_result(autojump_clock: MockClock) -> None:
+    journal = MemoryJournal()
+    async with with_a_large_result(Copies(9.0), journal) as orchestrator:
+        accepted = await orchestrator.submit(form(**LARGE), "me")
+        await trio.sleep(3)
+        assert (await orchestrator.get(accepted.job_id))["status"] == "aggregating"
+        stopped = trio.current_time()
+    assert trio.current_time() - stopped < 0.1
+    assert list(await journal.unfinished()) == [accepted.job_id], "it is the next owner's"
+
+
+async def test_a_cancel_does_not_wait_for_a_copy_that_is_slow_to_fetch_a_result(autojump_clock: MockClock) -> None:
+    async with with_a_large_result(Copies(9.0), MemoryJournal()) as orchestrator:
+        accepted = await orchestrator.submit(form(**LARGE), "me")
+        await trio.sleep(3)
+        asked = trio.current_time()
+        assert (await orchestrator.cancel(accepted.job_id))["status"] == "cancelled"
+        assert trio.current_time() - asked < 0.1
+
+
+async def test_a_job_whose_result_is_there_in_time_is_not_too_late_for_a_slow_copy(autojump_clock: MockClock) -> None:
+    async with with_a_large_result(Copies(9.0), MemoryJournal()) as orchestrator:
+        began = trio.current_time()
+        document = await outcome(orchestrator, form(**LARGE, timeout=4))
+        assert document["status"] == "completed", document["error"]
+        assert trio.current_time() - began < 5, "copies are not waited for any longer then"
 
 
 async def test_client_data_is_sharded_over_the_nodes_and_put_back_in_order(autojump_clock: MockClock) -> None:

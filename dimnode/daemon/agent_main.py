@@ -46,7 +46,19 @@ from dimnode.daemon.sandbox.confine import confine
 from dimnode.daemon.sandbox.policy import AgentPolicy
 from dimnode.daemon.sandbox.report import CannotConfine, Confinement
 from dimnode.daemon.shared_memory import attach
-from loaders.api import DeviceMissing, InferenceFailed, InputRejected, LoadedModel, LoaderError, ModelSchema, StreamingModel, TensorSchema
+from dimnode.errors import InvalidArgument
+from loaders.api import (
+    About,
+    DeviceMissing,
+    InferenceFailed,
+    InputRejected,
+    LoadedModel,
+    LoaderError,
+    ModelRejected,
+    ModelSchema,
+    StreamingModel,
+    TensorSchema,
+)
 from loaders.registry import open_loader
 from loaders.trial import check_golden, try_out
 
@@ -136,12 +148,24 @@ class Agent:
                 header, tensors = self._receive()
             except (EOFError, OSError, ValueError, IndexError, ProtocolError):
                 return
-            reply, outputs = self._answer(header, tensors)
+            pieces = self._packed(header, tensors)
             del tensors
             try:
-                self._send(pack(reply, outputs, self._out))
+                self._send(pieces)
             except OSError:
                 return
+
+    def _packed(self, header: Header, tensors: dict[str, Array]) -> list[bytes | memoryview]:
+        """The answer as a frame: one that no frame carries, or that there is no memory for, becomes an error."""
+        try:
+            return pack(*self._answer(header, tensors), self._out)
+        except InvalidArgument as e:
+            error = Header(op="error", kind="failed", message=f"the model's answer cannot be sent: {e.message}")
+        except MemoryError:
+            error = Header(op="error", kind="memory", message="the agent's memory limit was reached by the model's answer")
+        except Exception as e:  # noqa: BLE001 - outputs are whatever a framework made of them; the agent lives
+            error = Header(op="error", kind="failed", message=f"the model's answer cannot be sent ({type(e).__name__})")
+        return pack(error, {})
 
     def _answer(self, header: Header, tensors: dict[str, Array]) -> tuple[Header, dict[str, Array]]:
         if self._unconfined:
@@ -177,7 +201,7 @@ class Agent:
 
     def _load(self, header: Header) -> Header:
         grant = self._grant
-        about = replace(model_about.decode(header.about), device=grant.device, gpu_memory=grant.gpu_memory)
+        about = replace(_said(header.about), device=grant.device, gpu_memory=grant.gpu_memory)
         self._model = model = open_loader(header.format).load(Path(header.path), grant.threads, about)
         if about.golden is not None:
             check_golden(model, about.golden)
@@ -246,6 +270,16 @@ class Pieces:
         if self._text:
             self._send(self._row, self._text)
             self._text, self._sent = "", time.monotonic()
+
+
+def _said(about: str) -> About:
+    """Anybody may publish a manifest about anybody's file: what is wrong with it counts against it, and not against the file."""
+    try:
+        return model_about.decode(about)
+    except InvalidArgument as e:
+        raise ModelRejected(f"its manifest is malformed: {e.message}") from e
+    except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as e:
+        raise ModelRejected("its manifest is malformed") from e
 
 
 def _items(tensors: tuple[TensorSchema, ...]) -> tuple[SchemaItem, ...]:

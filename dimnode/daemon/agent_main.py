@@ -24,7 +24,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from dimnode.daemon import model_about
 from dimnode.daemon.agent_protocol import (
@@ -46,6 +45,7 @@ from dimnode.daemon.sandbox.confine import confine
 from dimnode.daemon.sandbox.policy import AgentPolicy
 from dimnode.daemon.sandbox.report import CannotConfine, Confinement
 from dimnode.daemon.shared_memory import attach
+from dimnode.domain.tensors import DTYPES, MAX_ELEMENTS
 from dimnode.errors import InvalidArgument
 from loaders.api import (
     About,
@@ -55,12 +55,11 @@ from loaders.api import (
     LoadedModel,
     LoaderError,
     ModelRejected,
-    ModelSchema,
     StreamingModel,
     TensorSchema,
 )
 from loaders.registry import open_loader
-from loaders.trial import check_golden, try_out
+from loaders.trial import check_golden, made_up, try_out
 
 MAX_REQUEST = 16 << 30
 PIECE_INTERVAL = 0.05
@@ -275,11 +274,15 @@ class Pieces:
 def _said(about: str) -> About:
     """Anybody may publish a manifest about anybody's file: what is wrong with it counts against it, and not against the file."""
     try:
-        return model_about.decode(about)
+        said = model_about.decode(about)
     except InvalidArgument as e:
         raise ModelRejected(f"its manifest is malformed: {e.message}") from e
     except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as e:
         raise ModelRejected("its manifest is malformed") from e
+    for t in said.inputs:
+        if t.dtype not in DTYPES or not all(0 <= n <= MAX_ELEMENTS for n in t.shape if isinstance(n, int)):
+            raise ModelRejected(f"its manifest is malformed: input {t.name[:64]!r} has a dtype or a size that no tensor has")
+    return said
 
 
 def _items(tensors: tuple[TensorSchema, ...]) -> tuple[SchemaItem, ...]:
@@ -295,19 +298,10 @@ def most_memory() -> int:
 def warm_up(model: LoadedModel) -> None:
     """One run on zeros: the first run of a framework is many times slower than the next. Models that do
     not take zeros are none the worse."""
-    with contextlib.suppress(LoaderError):
-        model.run(zeros(model.schema))
-
-
-def zeros(schema: ModelSchema) -> dict[str, Array]:
-    """Smallest inputs that fit: unknown axes are 1. What a model gives for this purpose is taken instead."""
-    if schema.sample:
-        return dict(schema.sample)
-    out: dict[str, Array] = {}
-    for t in schema.inputs:
-        shape = tuple(n if isinstance(n, int) else 1 for n in t.shape)
-        out[t.name] = np.full(shape, "", dtype=object) if t.dtype == "str" else np.zeros(shape, dtype=t.dtype)
-    return out
+    inputs = dict(model.schema.sample) or made_up(model.schema, 1)
+    if inputs is not None:  # or a manifest claims sizes that are out of all reason
+        with contextlib.suppress(LoaderError):
+            model.run(inputs)
 
 
 if __name__ == "__main__":

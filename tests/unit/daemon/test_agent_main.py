@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 from dimnode.daemon import model_about
-from dimnode.daemon.agent_main import Agent, warm_up, zeros
+from dimnode.daemon.agent_main import Agent, warm_up
 from dimnode.daemon.agent_protocol import PREFIX, Header, pack, unpack_header, unpack_prefix, unpack_tensors
 from dimnode.daemon.grant import Grant
-from dimnode.domain.model import GoldenPair
+from dimnode.daemon.rows import independent
+from dimnode.domain.model import GoldenPair, TensorSpec
 from dimnode.domain.tensors import TensorValue
 from loaders.api import InferenceFailed, ModelSchema, TensorSchema
+from loaders.trial import made_up
 from tests.support.models import WEIGHTS, linear_onnx
 
 
@@ -120,6 +122,9 @@ def test_an_answer_that_cannot_be_sent_is_an_error_that_says_so(output: Any, kin
         model_about.encode(golden=GoldenPair(inputs={"x": TensorValue(dtype="uint8", shape=(0, 1 << 70), raw=b"")})),
         '{"architecture": {"a": ' + "[" * 100_000 + "]" * 100_000 + "}}",
         "{",
+        model_about.encode((TensorSpec(name="x", dtype="(1,f4", shape=(1,)),)),
+        model_about.encode((TensorSpec(name="x", dtype="float32", shape=(-1,)),)),
+        model_about.encode((TensorSpec(name="x", dtype="float32", shape=(1 << 70,)),)),
     ],
 )
 def test_a_malformed_manifest_is_rejected_and_its_file_is_not_to_blame(peer: Peer, tmp_path: Path, about: str) -> None:
@@ -140,8 +145,17 @@ class Failing:
         raise self.error
 
 
+@pytest.mark.parametrize("shape", [(1 << 31, 1 << 31), (2, 1 << 40)])
+def test_sizes_that_only_a_manifest_claims_are_not_tried(shape: tuple[int, ...]) -> None:
+    model = Failing(AssertionError("it was run"))
+    model.schema = ModelSchema((TensorSchema("x", "float32", shape),), ())
+    warm_up(model)
+    assert not independent(model)
+
+
 def test_warm_up_minds_no_failure_and_memory_is_told() -> None:
-    made = zeros(Failing.schema)
+    made = made_up(Failing.schema, 1)
+    assert made is not None
     assert made["a"].tolist() == [""]
     assert made["b"].shape == (1, 2)
     warm_up(Failing(InferenceFailed("no zeros")))

@@ -24,7 +24,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from dimnode.daemon import model_about
 from dimnode.daemon.agent_protocol import (
@@ -46,9 +45,21 @@ from dimnode.daemon.sandbox.confine import confine
 from dimnode.daemon.sandbox.policy import AgentPolicy
 from dimnode.daemon.sandbox.report import CannotConfine, Confinement
 from dimnode.daemon.shared_memory import attach
-from loaders.api import DeviceMissing, InferenceFailed, InputRejected, LoadedModel, LoaderError, ModelSchema, StreamingModel, TensorSchema
+from dimnode.domain.tensors import DTYPES, MAX_ELEMENTS
+from dimnode.errors import InvalidArgument
+from loaders.api import (
+    About,
+    DeviceMissing,
+    InferenceFailed,
+    InputRejected,
+    LoadedModel,
+    LoaderError,
+    ModelRejected,
+    StreamingModel,
+    TensorSchema,
+)
 from loaders.registry import open_loader
-from loaders.trial import check_golden, try_out
+from loaders.trial import check_golden, made_up, try_out
 
 MAX_REQUEST = 16 << 30
 PIECE_INTERVAL = 0.05
@@ -136,12 +147,24 @@ class Agent:
                 header, tensors = self._receive()
             except (EOFError, OSError, ValueError, IndexError, ProtocolError):
                 return
-            reply, outputs = self._answer(header, tensors)
+            pieces = self._packed(header, tensors)
             del tensors
             try:
-                self._send(pack(reply, outputs, self._out))
+                self._send(pieces)
             except OSError:
                 return
+
+    def _packed(self, header: Header, tensors: dict[str, Array]) -> list[bytes | memoryview]:
+        """The answer as a frame: one that no frame carries, or that there is no memory for, becomes an error."""
+        try:
+            return pack(*self._answer(header, tensors), self._out)
+        except InvalidArgument as e:
+            error = Header(op="error", kind="failed", message=f"the model's answer cannot be sent: {e.message}")
+        except MemoryError:
+            error = Header(op="error", kind="memory", message="the agent's memory limit was reached by the model's answer")
+        except Exception as e:  # noqa: BLE001 - outputs are whatever a framework made of them; the agent lives
+            error = Header(op="error", kind="failed", message=f"the model's answer cannot be sent ({type(e).__name__})")
+        return pack(error, {})
 
     def _answer(self, header: Header, tensors: dict[str, Array]) -> tuple[Header, dict[str, Array]]:
         if self._unconfined:
@@ -177,7 +200,7 @@ class Agent:
 
     def _load(self, header: Header) -> Header:
         grant = self._grant
-        about = replace(model_about.decode(header.about), device=grant.device, gpu_memory=grant.gpu_memory)
+        about = replace(_said(header.about), device=grant.device, gpu_memory=grant.gpu_memory)
         self._model = model = open_loader(header.format).load(Path(header.path), grant.threads, about)
         if about.golden is not None:
             check_golden(model, about.golden)
@@ -248,6 +271,20 @@ class Pieces:
             self._text, self._sent = "", time.monotonic()
 
 
+def _said(about: str) -> About:
+    """Anybody may publish a manifest about anybody's file: what is wrong with it counts against it, and not against the file."""
+    try:
+        said = model_about.decode(about)
+    except InvalidArgument as e:
+        raise ModelRejected(f"its manifest is malformed: {e.message}") from e
+    except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as e:
+        raise ModelRejected("its manifest is malformed") from e
+    for t in said.inputs:
+        if t.dtype not in DTYPES or not all(0 <= n <= MAX_ELEMENTS for n in t.shape if isinstance(n, int)):
+            raise ModelRejected(f"its manifest is malformed: input {t.name[:64]!r} has a dtype or a size that no tensor has")
+    return said
+
+
 def _items(tensors: tuple[TensorSchema, ...]) -> tuple[SchemaItem, ...]:
     return tuple(SchemaItem(t.name, t.dtype, t.shape, t.optional) for t in tensors)
 
@@ -261,19 +298,10 @@ def most_memory() -> int:
 def warm_up(model: LoadedModel) -> None:
     """One run on zeros: the first run of a framework is many times slower than the next. Models that do
     not take zeros are none the worse."""
-    with contextlib.suppress(LoaderError):
-        model.run(zeros(model.schema))
-
-
-def zeros(schema: ModelSchema) -> dict[str, Array]:
-    """Smallest inputs that fit: unknown axes are 1. What a model gives for this purpose is taken instead."""
-    if schema.sample:
-        return dict(schema.sample)
-    out: dict[str, Array] = {}
-    for t in schema.inputs:
-        shape = tuple(n if isinstance(n, int) else 1 for n in t.shape)
-        out[t.name] = np.full(shape, "", dtype=object) if t.dtype == "str" else np.zeros(shape, dtype=t.dtype)
-    return out
+    inputs = dict(model.schema.sample) or made_up(model.schema, 1)
+    if inputs is not None:  # or a manifest claims sizes that are out of all reason
+        with contextlib.suppress(LoaderError):
+            model.run(inputs)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from dimnode.daemon.agent_protocol import (
     Header,
     ProtocolError,
     TensorHead,
+    check_sizes,
     numeric_bytes,
     pack,
     unpack_header,
@@ -36,6 +37,7 @@ from dimnode.daemon.agent_servers import ServerDied, ServerProcess
 from dimnode.daemon.grant import Grant
 from dimnode.daemon.sandbox.report import Confinement
 from dimnode.daemon.shared_memory import AVAILABLE, create, size_for
+from dimnode.domain.tensors import STRING
 
 T = TypeVar("T")
 
@@ -136,12 +138,11 @@ class AgentProcess:
                 if tell is None or payload_size:
                     raise ProtocolError("a piece of text that nobody asked for")
                 tell(reply.row, reply.text)
-            size = sum(t.nbytes for t in reply.tensors)
-            if size > max_reply:
-                raise ProtocolError(f"a reply of {size} bytes is too large")
+            size = check_sizes(reply.tensors, payload_size, max_reply)
             payload = await self._exactly(payload_size)
             self._wanted_out = max(self._wanted_out, size + ALIGNMENT * len(reply.tensors))
-            text = sum(t.nbytes for t in reply.tensors if t.dtype == "str")
+            text = sum(t.nbytes for t in reply.tensors if t.dtype == STRING)
+            # in the shared memory: all that is not in the payload
             heavy = size - payload_size >= COPY_INLINE or text > text_tensors.INLINE
             return reply, await _off_loop(heavy, _unpack, reply.tensors, payload, self._out)
 

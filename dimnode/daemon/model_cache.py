@@ -3,7 +3,8 @@
 One file per model, ``<folder>/<cid><suffix>``. The least recently used go first; a file that a task uses now, or
 that is pinned, stays. Requests for one model at the same time share one download, which goes on as long as
 anyone waits for it. A file appears under its name only when it is whole: a failed download leaves nothing. What an earlier start
-has left is read through before it is first used, and fetched again if it is not what its CID says.
+has left is read through before it is first used, and fetched again if it is not what its CID says; the reading goes on if whoever
+asked leaves, so that it is done once however short its callers' time is.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class _File:
     """Its content is what its CID says; None: nobody has looked since the start."""
     leaving: bool = False
     """Its model was removed: it goes with its last user."""
-    looking: trio.Lock = field(default_factory=trio.Lock)
+    looked: trio.Event | None = None
+    """Set when a look at its content has ended; None: none has begun."""
 
 
 @dataclass(slots=True)
@@ -79,7 +81,7 @@ class ModelCache:
         self._hits = self._misses = self._evicted = self._failed = 0
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Downloads live in here."""
+        """Downloads and looks live in here."""
         self._files = await trio.to_thread.run_sync(_scan, self._folder)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
@@ -110,10 +112,7 @@ class ModelCache:
         try:
             yield file.path
         finally:
-            file.users -= 1
-            if file.leaving and not file.users:
-                with trio.CancelScope(shield=True):
-                    await self._remove(cid, file)
+            await self._leave(cid, file)
 
     async def _present(self, cid: str) -> _File | None:
         """The file, if it is here and what it should be."""
@@ -124,15 +123,42 @@ class ModelCache:
             return file
         file.users += 1
         try:
-            async with file.looking:
-                if file.whole is None:
-                    file.whole = await trio.to_thread.run_sync(self._whole, file.path, cid, abandon_on_cancel=True)
-                    if not file.whole:
-                        self._failed += 1
-                        await self._remove(cid, file)
-        finally:
-            file.users -= 1
+            await self._looked(cid, file).wait()
+        except trio.Cancelled:
+            await self._leave(cid, file)
+            raise
+        file.users -= 1
+        if file.whole is None:
+            raise _stopping()
         return self._files.get(cid)
+
+    def _looked(self, cid: str, file: _File) -> trio.Event:
+        if file.looked is None:
+            file.looked = trio.Event()
+            if self._nursery is None:
+                file.looked.set()
+            else:
+                file.users += 1
+                self._nursery.start_soon(self._look, cid, file, file.looked)
+        return file.looked
+
+    async def _look(self, cid: str, file: _File, looked: trio.Event) -> None:
+        """Counts as a user, or the file might be evicted meanwhile."""
+        try:
+            # only the end of the node cancels this
+            file.whole = await trio.to_thread.run_sync(self._whole, file.path, cid, abandon_on_cancel=True)
+            if not file.whole:
+                self._failed += 1
+                await self._remove(cid, file)
+        finally:
+            looked.set()
+            await self._leave(cid, file)
+
+    async def _leave(self, cid: str, file: _File) -> None:
+        """One user less. Never cancelled."""
+        file.users -= 1
+        if file.leaving and not file.users:
+            await self._remove(cid, file)
 
     async def drop(self, cid: str) -> None:
         """Removes the file of a model that was removed; one that is in use, or on its way, goes with its last user."""
@@ -145,11 +171,13 @@ class ModelCache:
             await self._remove(cid, file)
 
     async def _remove(self, cid: str, file: _File) -> None:
+        """Never cancelled: what is not counted any more must not stay on the disk."""
         if self._files.get(cid) is file:
             del self._files[cid]
-        async with self._moving:
-            if cid not in self._files:  # or it has come again, under the same name
-                await trio.to_thread.run_sync(_unlink, file.path)
+        with trio.CancelScope(shield=True):
+            async with self._moving:
+                if cid not in self._files:  # or it has come again, under the same name
+                    await trio.to_thread.run_sync(_unlink, file.path)
         self._on_change()
 
     def cids(self) -> tuple[str, ...]:
@@ -174,7 +202,7 @@ class ModelCache:
         download = self._downloads.get(cid)
         if download is None:
             if self._nursery is None:
-                raise Unavailable("the node is stopping")
+                raise _stopping()
             download = self._downloads[cid] = _Download(size)
             self._nursery.start_soon(self._download, download, cid, format, tuple(providers))
         download.waiting += 1
@@ -228,6 +256,7 @@ class ModelCache:
         """Evicts what is needed for the new file to fit, and nothing if it cannot. Raises `ResourceExhausted`."""
         if download.size > self._max_bytes:
             raise ResourceExhausted("the model is larger than this node's model cache", hint="Raise the cache's limit or use another node.")
+        # all at once, so that nobody begins to use one of them; and none is left behind, as `_remove` is never cancelled
         gone = {cid: self._files.pop(cid) for cid in self._to_evict(download.size)}
         for cid, file in gone.items():
             self._evicted += 1
@@ -249,6 +278,10 @@ class ModelCache:
 
     def _no_room(self, over: int, size: int) -> str | None:
         return "the node's model cache is full of models in use" if over > 0 else self._admit(size)
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("the node is stopping")
 
 
 def _unlink(path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from dimnode.daemon.agent_protocol import Array
 from loaders.api import LoadedModel, LoaderError, ModelSchema
+from loaders.trial import MAX_ELEMENTS
 
 RELATIVE, ABSOLUTE = 1e-3, 1e-5
 """Matrix products of other sizes may be summed in another order."""
@@ -35,6 +37,8 @@ def _sample(schema: ModelSchema, rows: int, rng: np.random.Generator) -> dict[st
         dtype = np.dtype(t.dtype)
         if dtype.kind not in "biufc":
             raise TypeError(f"{t.dtype} is no number")
+        if math.prod(shape) > MAX_ELEMENTS:  # claimed by a manifest, maybe
+            raise ValueError("too large to be tried")
         out[t.name] = rng.standard_normal(shape).astype(dtype) if dtype.kind in "fc" else rng.integers(0, 2, shape).astype(dtype)
     return out
 

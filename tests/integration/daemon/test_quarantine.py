@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import trio
 
+from dimnode.daemon import model_about
 from dimnode.daemon.agent_protocol import Header
 from dimnode.daemon.agents import AgentPool, ModelFile
+from dimnode.domain.model import GoldenPair
+from dimnode.domain.tensors import TensorValue
 from dimnode.errors import DimError, FailedPrecondition, ResourceExhausted
 from tests.integration.daemon.test_agents import X, fast, pids, running_pool, slow
 from tests.support.models import linear_onnx, slow_onnx
@@ -83,6 +86,16 @@ async def test_a_rejected_model_is_not_loaded_again_for_every_task_and_costs_nob
         linear_onnx(junk)
         await pool.inspect(model)  # who asks for a check gets one, and what it finds holds
         assert (await pool.run(model, {"x": X}))["y"].shape == (2, 2)
+
+
+async def test_a_malformed_manifest_gets_nobody_elses_file_refused(tmp_path: Path) -> None:
+    golden = GoldenPair(inputs={"x": TensorValue(dtype="float32", shape=(7,), raw=b"xx")})
+    async with running_pool(tmp_path, max_crashes=1) as pool:
+        good = fast(tmp_path)
+        for _ in range(3):
+            with pytest.raises(FailedPrecondition, match="manifest is malformed"):
+                await pool.run(replace(good, about=model_about.encode(golden=golden)), {"x": X})
+        assert (await pool.run(good, {"x": X}))["y"].shape == (2, 2)
 
 
 @pytest.mark.parametrize("kind", ["memory", "input", "failed"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import threading
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,97 @@ async def test_what_an_earlier_start_left_is_read_through_once_before_it_is_used
         assert store.exports == 3
         assert await get(cache, "a", 5) == b"12345"
         assert sorted(looks) == ["a", "b"]
+
+
+@asynccontextmanager
+async def restarted_cache(folder: Path, *, good: bool = True) -> AsyncGenerator[tuple[ModelCache, FakeStore, threading.Event, list[str]]]:
+    """With a file from an earlier start; looks at it, which are told, end when the event is set."""
+    store, may, looks = FakeStore(a=b"12345"), threading.Event(), list[str]()
+    folder.joinpath("a.onnx").write_bytes(b"12345" if good else b"1234X")
+
+    def whole(path: Path, cid: str) -> bool:
+        looks.append(cid)
+        assert may.wait(10)
+        return path.read_bytes() == store.content[cid]
+
+    try:
+        async with running_cache(store, folder, whole=whole) as cache:
+            yield cache, store, may, looks
+    finally:
+        may.set()
+
+
+async def leave_early(cache: ModelCache) -> None:
+    with trio.move_on_after(0.02) as scope:
+        await get(cache, "a", 5)
+    assert scope.cancelled_caught
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(10):
+        while not condition():
+            await trio.sleep(0.005)
+
+
+@pytest.mark.parametrize("good", [True, False])
+async def test_a_look_is_finished_and_counts_though_all_who_waited_have_left(tmp_path: Path, good: bool) -> None:
+    async with restarted_cache(tmp_path, good=good) as (cache, store, may, looks):
+        for _ in range(5):
+            await leave_early(cache)
+        await until(lambda: bool(looks))
+        may.set()
+        await until(lambda: cache._files.get("a") is None or cache._files["a"].whole is True)
+        assert await get(cache, "a", 5) == b"12345"
+        assert (looks, store.exports) == (["a"], 0 if good else 1)
+        assert cache._files["a"].users == 0
+
+
+async def test_a_file_that_is_looked_at_is_not_evicted_and_goes_if_its_model_was_removed(tmp_path: Path) -> None:
+    async with restarted_cache(tmp_path) as (cache, store, may, looks):
+        store.content["b"] = bytes(99)
+        await leave_early(cache)
+        with pytest.raises(ResourceExhausted, match="in use"):
+            await get(cache, "b", 99)
+        await cache.drop("a")
+        may.set()
+        await until(lambda: not list(tmp_path.iterdir()))
+        assert looks == ["a"]
+        assert await get(cache, "b", 99) == bytes(99)
+
+
+async def test_who_waits_for_a_look_when_the_cache_stops_gets_no_file_that_nobody_has_checked(tmp_path: Path) -> None:
+    errors: list[Unavailable] = []
+
+    async def ask(cache: ModelCache) -> None:
+        with pytest.raises(Unavailable, match="stopping") as raised:
+            await get(cache, "a", 5)
+        errors.append(raised.value)
+
+    async with trio.open_nursery() as nursery:
+        async with restarted_cache(tmp_path) as (cache, _, _, _):
+            nursery.start_soon(ask, cache)
+            await trio.testing.wait_all_tasks_blocked()
+        await ask(cache)
+    assert len(errors) == 2
+
+
+async def test_whoever_gives_up_leaves_no_file_behind_that_nobody_counts(tmp_path: Path) -> None:
+    store = FakeStore(a=bytes(40), b=bytes(40), c=bytes(40), d=bytes(100))
+    async with running_cache(store, tmp_path) as cache:
+        for cid in "ab":
+            await get(cache, cid, 40)
+        async with trio.open_nursery() as nursery, cache._moving:
+            nursery.start_soon(get, cache, "d", 100)
+            await trio.testing.wait_all_tasks_blocked()
+            assert cache.cids() == ()
+            nursery.cancel_scope.cancel()
+        await until(lambda: not list(tmp_path.iterdir()))
+        await get(cache, "c", 40)
+        async with trio.open_nursery() as nursery, cache._moving:
+            nursery.start_soon(cache.drop, "c")
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        assert not list(tmp_path.iterdir())
 
 
 async def test_a_removed_model_goes_with_its_last_user_and_comes_back_only_when_asked_for(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from dimnode.records.links import in_parts
 from dimnode.records.messages import (
     BLOCKS,
     COMPARE,
+    MAX_BLOCKS,
     STORE,
     BlocksAnswer,
     BlocksRequest,
@@ -36,7 +37,7 @@ from dimnode.records.messages import (
 )
 from dimnode.records.table import RecordTable
 from p2p.api import Network, NetworkError
-from p2p.ipfs.api import ContentStore
+from p2p.ipfs.api import ContentError, ContentStore
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -215,7 +216,7 @@ class HandOver:
         async with limit:
             try:
                 (item.have if await self._keep_blocks(peer, record) else item.refused).add(peer)
-            except (NetworkError, codec.CodecError, DimError) as e:
+            except (NetworkError, codec.CodecError, DimError, ContentError) as e:
                 item.lacking.add(peer)
                 log.warning("records.blocks_not_handed_over", peer=peer, job=record.job, reason=str(e))
 
@@ -241,9 +242,13 @@ class HandOver:
         if not cids:
             return True
         self._let_in(peer, record.job)
-        request = BlocksRequest(job=record.job, cids=tuple(cids), providers=(self._network.peer_id,))
-        answer = await self._ask(peer, BLOCKS, request, BlocksAnswer, self._settings.blocks_timeout)
-        return set(cids) <= set(answer.kept)
+        for start in range(0, len(cids), MAX_BLOCKS):
+            part = tuple(cids[start : start + MAX_BLOCKS])
+            request = BlocksRequest(job=record.job, cids=part, providers=(self._network.peer_id,))
+            answer = await self._ask(peer, BLOCKS, request, BlocksAnswer, self._settings.blocks_timeout)
+            if not set(part) <= set(answer.kept):
+                return False
+        return True
 
     async def _ask(self, peer: str, method: str, request: Any, kind: type[T], timeout: float | None = None) -> T:
         s = self._settings

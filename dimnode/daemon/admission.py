@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 from dimnode.core.needs import GPU_CONTEXT, gpu_memory_needed, memory_needed
 from dimnode.daemon.gpus import Gpu
 from dimnode.daemon.grant import Grant
+from dimnode.daemon.model_file import ModelFile
 from dimnode.daemon.resources import NoRoom, Reservations, Snapshot, refusal
 from dimnode.daemon.settings import AgentSettings, DaemonSettings
 from dimnode.domain.model import Needs
@@ -45,6 +47,35 @@ def memory_bound(settings: AgentSettings, size: int, needs: Needs) -> int:
 def unbounded(settings: AgentSettings) -> Admit:
     """For a pool without a node around it: whatever is asked for."""
     return lambda format, size, needs, freed: Grant(threads=settings.threads, memory=memory_bound(settings, size, needs))
+
+
+class Idle(Protocol):
+    """An idle agent, as far as what it gives back goes."""
+
+    grant: Grant
+    used: int
+    """Bytes of memory."""
+
+
+A = TypeVar("A", bound=Idle)
+
+
+def granted_with(admit: Admit, model: ModelFile, may_go: Sequence[A], chosen: list[A]) -> Grant:
+    """Adds to ``chosen``, the idle agents that end in any case, as many of ``may_go`` as must end for a grant, the first ones first: for a
+    card only those that hold a part of one. Raises as ``admit``."""
+    left, freed = list(may_go), Freed()
+    for agent in chosen:
+        freed.add(agent.used, agent.grant)
+    while True:
+        try:
+            return admit(model.format, model.size, model.needs, freed)
+        except NoRoom as e:
+            agent = next((a for a in left if a.grant.gpu is not None or not isinstance(e, NoGpuRoom)), None)
+            if agent is None:
+                raise
+            left.remove(agent)
+            chosen.append(agent)
+            freed.add(agent.used, agent.grant)
 
 
 class Admission:

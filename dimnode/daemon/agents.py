@@ -7,23 +7,25 @@ a call is killed with all it started; the queue moves on.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import trio
 
-from dimnode.daemon.admission import Admit, Freed, NoGpuRoom, unbounded
+from dimnode.daemon.admission import Admit, Freed, granted_with, unbounded
 from dimnode.daemon.agent_answers import AgentCrashed, Check, Said, Schema, Tell, failure, no_check, specs
 from dimnode.daemon.agent_main import AgentOptions
 from dimnode.daemon.agent_process import AgentDied, AgentProcess
 from dimnode.daemon.agent_protocol import Array, Header
 from dimnode.daemon.agent_value import in_order_of_worth, spare_ones
-from dimnode.daemon.agent_watch import too_much_of_a_card, usage
+from dimnode.daemon.agent_watch import stop_who_takes_too_much_of_a_card, watch
 from dimnode.daemon.batch_runner import Batching
 from dimnode.daemon.frameworks import Frameworks
 from dimnode.daemon.gpus import Gpu
@@ -39,6 +41,18 @@ from dimnode.errors import DimError, ResourceExhausted
 
 WRITABLE = {"darwin": 256 << 20}
 """Core ML compiles models into a temporary folder."""
+
+
+@dataclass(slots=True, eq=False)
+class Starting:
+    """The place of an agent that is being started."""
+
+    cid: str
+    grant: Grant
+    for_task: bool
+    """Somebody waits for it, who will run at once."""
+    removed: bool = False
+    """Its model was removed meanwhile."""
 
 
 class AgentPool:
@@ -67,9 +81,7 @@ class AgentPool:
         self._health = ModelHealth(settings)
         self._idle: list[AgentProcess] = []  # longest idle first
         self._busy: set[AgentProcess] = set()
-        self._starting: dict[str, int] = {}
-        self._removed: set[str] = set()
-        """Models that were removed while an agent for them was starting."""
+        self._starting: list[Starting] = []
         self._short: set[str] = set()
         """Models of which no further agent could be started for want of room, since the last look at it: theirs are waited for."""
         self._room = trio.lowlevel.ParkingLot()
@@ -85,7 +97,7 @@ class AgentPool:
             task_status.started()
             try:
                 async with trio.open_nursery() as watching:
-                    watching.start_soon(self._watch)
+                    watching.start_soon(watch, self._settings, self._living)
                     await self._evict_idle()
             finally:
                 self._nursery = None
@@ -165,9 +177,10 @@ class AgentPool:
     async def inspect(self, model: ModelFile, *, trial: bool = True) -> Schema:
         """What the model says of itself: loads it and, for a ``trial``, runs it once, in an agent that is ended afterwards.
         Raises as `run`."""
-        while not self._take_place(model.cid):
+        await trio.sleep(self._health.delay(model.cid, trio.current_time()))
+        while (place := self._take_place(model)) is None:
             await self._room.park()
-        agent, reply = await self._start(model, check=trial, anew=True)
+        agent, reply = await self._start(model, place, check=trial, anew=True)
         self._busy.add(agent)
         self._release(agent, healthy=False)
         return Schema(specs(reply.inputs), specs(reply.outputs), reply.memory, reply.task)
@@ -178,8 +191,8 @@ class AgentPool:
             self._evict(agent)
         for agent in self._busy:
             agent.retired = agent.retired or agent.model == cid
-        if cid in self._starting:
-            self._removed.add(cid)
+        for place in self._starting:
+            place.removed = place.removed or place.cid == cid
         self._health.forget(cid)
         self._room.unpark_all()
 
@@ -200,13 +213,13 @@ class AgentPool:
         return self.has_room() or bool(self._spare())
 
     def _places_left(self) -> int:
-        return self._settings.max_agents - len(self._idle) - len(self._busy) - sum(self._starting.values())
+        return self._settings.max_agents - len(self._idle) - len(self._busy) - len(self._starting)
 
     def statistics(self) -> dict[str, Any]:
         return {
             "idle": len(self._idle),
             "busy": len(self._busy),
-            "starting": sum(self._starting.values()),
+            "starting": len(self._starting),
             "limit": self._settings.max_agents,
             "started": self._started,
             "crashes": self._crashes,
@@ -260,41 +273,47 @@ class AgentPool:
         while True:
             # whoever waits looks for an agent of its own model first: ending that one to start another would be for nothing
             may = warm or self._has_cores()
-            if may and (agent := self._take_idle(model.cid)) is not None:
+            if (may or not self._busy) and (agent := self._take_idle(model.cid)) is not None:
                 self._warm += 1
                 break
+            pause = math.inf
             if may and self._may_have_another(model.cid):
-                self._refuse(model)
-                if self._take_place(model.cid, spare=warm):
+                pause = self._refuse(model) or math.inf
+                if pause == math.inf:
                     try:
-                        agent, _ = await self._start(model, warm=warm)
+                        place = self._take_place(model, spare=warm, for_task=not warm)
                     except NoRoom:
                         if not self.holds(model.cid):
                             raise
                         self._short.add(model.cid)
                         continue
-                    self._cold += 1
-                    break
-                if warm:
-                    raise ResourceExhausted("no agent can be spared to warm this model", retry_after=1.0)
-            await self._room.park()
+                    if place is not None:
+                        agent, _ = await self._start(model, place, warm=warm)
+                        self._cold += 1
+                        break
+                    if warm:
+                        raise ResourceExhausted("no agent can be spared to warm this model", retry_after=1.0)
+            with trio.move_on_after(pause):
+                await self._room.park()
         self._busy.add(agent)
         return agent
 
     def _has_cores(self) -> bool:
-        """For the threads of one more inference, beside those that run and models that are being loaded."""
-        s, active = self._settings, len(self._busy) + sum(self._starting.values())
+        """For the threads of one more inference, beside those that run and what tasks have begun to load. What is loaded ahead of need or on
+        trial takes no core from a task."""
+        s, active = self._settings, len(self._busy) + sum(place.for_task for place in self._starting)
         return not s.cores or not active or (active + 1) * s.threads <= s.cores
 
     def holds(self, cid: str) -> bool:
         """There is an agent of this model, or one is being started."""
-        return self.is_warm(cid) or cid in self._starting
+        return self.is_warm(cid) or any(place.cid == cid for place in self._starting)
 
-    def _refuse(self, model: ModelFile) -> None:
-        """Before any agent ends for a model that is not loaded for now. Raises `FailedPrecondition`, `ResourceExhausted`."""
+    def _refuse(self, model: ModelFile) -> float:
+        """Before any agent ends for a model that is not loaded for now: seconds until it may be. Raises `FailedPrecondition`,
+        `ResourceExhausted`."""
         now = trio.current_time()
         self._health.check(model.cid, claims(model), now)
-        self._health.delay(model.cid, now)
+        return self._health.delay(model.cid, now)
 
     def _may_have_another(self, cid: str) -> bool:
         if self._batching.asking(cid):  # which takes milliseconds
@@ -302,7 +321,7 @@ class AgentPool:
         if cid in self._short and self.holds(cid):
             return False
         most = self._settings.per_model or max(1, (os.cpu_count() or 1) // self._settings.threads)
-        return sum(a.model == cid for a in (*self._idle, *self._busy)) + self._starting.get(cid, 0) < most
+        return sum(a.model == cid for a in self._living()) + sum(place.cid == cid for place in self._starting) < most
 
     def _take_idle(self, cid: str) -> AgentProcess | None:
         for agent in reversed(self._idle):
@@ -314,25 +333,30 @@ class AgentPool:
                 return self._take_idle(cid)
         return None
 
-    def _take_place(self, cid: str, *, spare: bool = False) -> bool:
-        """Whether one more agent may be started now, if need be instead of an idle one (``spare``: that nobody wants); its place is
-        taken (``_starting``)."""
+    def _take_place(self, model: ModelFile, *, spare: bool = False, for_task: bool = False) -> Starting | None:
+        """A place and a grant for one more agent, at once; idle agents (``spare``: those that nobody wants) end for both together, or none
+        does. None: no place for now. Raises as `Admit`."""
+        may_go, chosen = self._may_go(spare=spare), list[AgentProcess]()
         if not self.has_room():
-            may_go = self._may_go(spare=spare)
             if not may_go:
-                return False
-            self._evict(may_go[0])
-        self._starting[cid] = self._starting.get(cid, 0) + 1
-        return True
+                return None
+            chosen.append(may_go.pop(0))
+        grant = granted_with(self._admit, model, may_go, chosen)
+        for agent in chosen:
+            self._evict(agent)
+        place = Starting(model.cid, grant, for_task)
+        self._starting.append(place)
+        return place
 
-    async def _start(self, model: ModelFile, *, warm: bool = False, check: bool = False, anew: bool = False) -> tuple[AgentProcess, Header]:
-        """A new agent with the model loaded; gives the taken place up if that fails. ``anew``: whatever came of it before, and
+    async def _start(
+        self, model: ModelFile, place: Starting, *, warm: bool = False, check: bool = False, anew: bool = False
+    ) -> tuple[AgentProcess, Header]:
+        """A new agent with the model loaded; gives the taken place up in any case. ``anew``: whatever came of it before, and
         what comes of it now counts for nothing unless it is a crash."""
         agent: AgentProcess | None = None
         good = False
         try:
-            await trio.sleep(self._health.delay(model.cid, trio.current_time()))
-            agent = await self._launch(model, self._granted(model, spare=warm))
+            agent = await self._launch(model, place.grant)
             began = trio.current_time()
             with trio.move_on_after(self._settings.start_timeout) as scope:
                 rows = self._batching.possible(model)
@@ -344,7 +368,7 @@ class AgentPool:
                 if reply.independent is not None:
                     self._batching.learn(model.cid, reply.independent)
                 agent.load_seconds += trio.current_time() - began
-                agent.retired = model.cid in self._removed
+                agent.retired = place.removed
                 good = True
                 return agent, reply
             assert scope.cancelled_caught
@@ -352,10 +376,7 @@ class AgentPool:
         except AgentDied as e:
             raise self._crashed(agent, model, str(e)) from e
         finally:
-            self._starting[model.cid] -= 1
-            if not self._starting[model.cid]:
-                del self._starting[model.cid]
-                self._removed.discard(model.cid)
+            self._starting.remove(place)
             if not good:
                 if agent is not None:
                     self._end(agent)
@@ -389,25 +410,6 @@ class AgentPool:
         self._confinement = agent.confinement
         agent.model, agent.grant = model.cid, grant
         return agent
-
-    def _granted(self, model: ModelFile, *, spare: bool) -> Grant:
-        """Ends idle agents as far as there is no room, and none if that is not enough: for a card only those that hold a part of one.
-        Raises as `Admit`."""
-        may_go, chosen, freed = self._may_go(spare=spare), list[AgentProcess](), Freed()
-        while True:
-            try:
-                grant = self._admit(model.format, model.size, model.needs, freed)
-                break
-            except NoRoom as e:
-                agent = next((a for a in may_go if a.grant.gpu is not None or not isinstance(e, NoGpuRoom)), None)
-                if agent is None:
-                    raise
-                may_go.remove(agent)
-                chosen.append(agent)
-                freed.add(agent.used, agent.grant)
-        for agent in chosen:
-            self._evict(agent)
-        return grant
 
     def idle(self) -> Freed:
         """What idle agents would give back."""
@@ -472,27 +474,9 @@ class AgentPool:
                 self._on_change()
             self._frameworks.end_unused(limit)
 
-    async def _watch(self) -> None:
-        """Ends agents that hold more than they may: what the system's limits do not count (shared memory, and everything on
-        systems that limit little) is found here."""
-        while True:
-            await trio.sleep(self._settings.watch_interval)
-            agents = [*self._idle, *self._busy]
-            if not agents:
-                continue
-            used = await trio.to_thread.run_sync(usage, [a.pid for a in agents])
-            for agent in agents:
-                look = used.get(agent.pid)
-                if look is None:
-                    continue
-                agent.used = look.memory
-                if look.memory > agent.grant.memory:
-                    agent.stop_for(f"the agent used more than its {agent.grant.memory >> 20} MiB of memory and was ended")
-                elif look.threads > self._settings.most_threads:
-                    agent.stop_for(f"the agent started more than {self._settings.most_threads} threads and was ended")
-
     def watch_cards(self, cards: Sequence[Gpu]) -> None:
         """The drivers have told how much of a card each process holds: agents with more than they were granted are ended."""
-        for agent in (*self._idle, *self._busy):
-            if too_much_of_a_card(agent.grant, agent.pid, cards):
-                agent.stop_for(f"the agent used more than its {agent.grant.gpu_memory >> 20} MiB of GPU memory and was ended")
+        stop_who_takes_too_much_of_a_card(self._living(), cards)
+
+    def _living(self) -> list[AgentProcess]:
+        return [*self._idle, *self._busy]

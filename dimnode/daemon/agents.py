@@ -30,7 +30,7 @@ from dimnode.daemon.batch_runner import Batching
 from dimnode.daemon.frameworks import Frameworks
 from dimnode.daemon.gpus import Gpu
 from dimnode.daemon.grant import Grant
-from dimnode.daemon.model_file import ModelFile, claims
+from dimnode.daemon.model_file import Key, ModelFile
 from dimnode.daemon.model_health import ModelHealth
 from dimnode.daemon.resources import NoRoom
 from dimnode.daemon.sandbox.confine import expected
@@ -47,7 +47,7 @@ WRITABLE = {"darwin": 256 << 20}
 class Starting:
     """The place of an agent that is being started."""
 
-    cid: str
+    key: Key
     grant: Grant
     for_task: bool
     """Somebody waits for it, who will run at once."""
@@ -82,7 +82,9 @@ class AgentPool:
         self._idle: list[AgentProcess] = []  # longest idle first
         self._busy: set[AgentProcess] = set()
         self._starting: list[Starting] = []
-        self._short: set[str] = set()
+        self._claims: dict[AgentProcess, str] = {}
+        """Those of the manifest by which each agent loads its model."""
+        self._short: set[Key] = set()
         """Models of which no further agent could be started for want of room, since the last look at it: theirs are waited for."""
         self._room = trio.lowlevel.ParkingLot()
         self._nursery: trio.Nursery | None = None
@@ -125,19 +127,19 @@ class AgentPool:
         the same batch."""
         if owner is None or tell is not None or not self._batching.possible(model):
             return await self.run_on(await self.acquire(model), model, inputs, tell, check)
-        if self._batching.independent(model.cid) and self._nursery is not None:
+        if self._batching.independent(model.key) and self._nursery is not None:
             return await self._batching.runner(model, self._nursery).submit(inputs, owner)
         outputs = await self.run_on(await self.acquire(model), model, inputs)
         self._batching.ask(model, self._nursery)
         return outputs
 
-    def batches(self, cid: str) -> bool:
+    def batches(self, key: Key) -> bool:
         """Whether requests for this model run together, as far as is known by now."""
-        return self._batching.independent(cid)
+        return self._batching.independent(key)
 
     async def probe(self, model: ModelFile) -> bool | None:
         """See `dimnode.daemon.batch_runner.Pool`."""
-        agent = self._take_idle(model.cid)
+        agent = self._take_idle(model.key)
         if agent is None:
             self._room.unpark_all()
             return None
@@ -171,7 +173,7 @@ class AgentPool:
 
     async def warm_up(self, model: ModelFile) -> None:
         """Makes sure that an agent holds the model and has run once. Raises as `run`."""
-        if not self.is_warm(model.cid):
+        if not self._has(model.key):
             self._release(await self.acquire(model, warm=True), healthy=True)
 
     async def inspect(self, model: ModelFile, *, trial: bool = True) -> Schema:
@@ -192,12 +194,20 @@ class AgentPool:
         for agent in self._busy:
             agent.retired = agent.retired or agent.model == cid
         for place in self._starting:
-            place.removed = place.removed or place.cid == cid
+            place.removed = place.removed or place.key[0] == cid
         self._health.forget(cid)
+        self._batching.forget(cid)
         self._room.unpark_all()
 
     def is_warm(self, cid: str) -> bool:
-        return any(a.model == cid for a in self._idle) or any(a.model == cid for a in self._busy)
+        """Under whatever manifest."""
+        return any(a.model == cid for a in self._living())
+
+    def _has(self, key: Key) -> bool:
+        return any(self._key(a) == key for a in self._living())
+
+    def _key(self, agent: AgentProcess) -> Key:
+        return agent.model, self._claims[agent]
 
     @property
     def confinement(self) -> Confinement:
@@ -273,19 +283,19 @@ class AgentPool:
         while True:
             # whoever waits looks for an agent of its own model first: ending that one to start another would be for nothing
             may = warm or self._has_cores()
-            if (may or not self._busy) and (agent := self._take_idle(model.cid)) is not None:
+            if (may or not self._busy) and (agent := self._take_idle(model.key)) is not None:
                 self._warm += 1
                 break
             pause = math.inf
-            if may and self._may_have_another(model.cid):
+            if may and self._may_have_another(model.key):
                 pause = self._refuse(model) or math.inf
                 if pause == math.inf:
                     try:
                         place = self._take_place(model, spare=warm, for_task=not warm)
                     except NoRoom:
-                        if not self.holds(model.cid):
+                        if not self.holds(model.key):
                             raise
-                        self._short.add(model.cid)
+                        self._short.add(model.key)
                         continue
                     if place is not None:
                         agent, _ = await self._start(model, place, warm=warm)
@@ -304,33 +314,33 @@ class AgentPool:
         s, active = self._settings, len(self._busy) + sum(place.for_task for place in self._starting)
         return not s.cores or not active or (active + 1) * s.threads <= s.cores
 
-    def holds(self, cid: str) -> bool:
+    def holds(self, key: Key) -> bool:
         """There is an agent of this model, or one is being started."""
-        return self.is_warm(cid) or any(place.cid == cid for place in self._starting)
+        return self._has(key) or any(place.key == key for place in self._starting)
 
     def _refuse(self, model: ModelFile) -> float:
         """Before any agent ends for a model that is not loaded for now: seconds until it may be. Raises `FailedPrecondition`,
         `ResourceExhausted`."""
         now = trio.current_time()
-        self._health.check(model.cid, claims(model), now)
+        self._health.check(model.cid, model.claims, now)
         return self._health.delay(model.cid, now)
 
-    def _may_have_another(self, cid: str) -> bool:
-        if self._batching.asking(cid):  # which takes milliseconds
+    def _may_have_another(self, key: Key) -> bool:
+        if self._batching.asking(key):  # which takes milliseconds
             return False
-        if cid in self._short and self.holds(cid):
+        if key in self._short and self.holds(key):
             return False
         most = self._settings.per_model or max(1, (os.cpu_count() or 1) // self._settings.threads)
-        return sum(a.model == cid for a in self._living()) + sum(place.cid == cid for place in self._starting) < most
+        return sum(self._key(a) == key for a in self._living()) + sum(place.key == key for place in self._starting) < most
 
-    def _take_idle(self, cid: str) -> AgentProcess | None:
+    def _take_idle(self, key: Key) -> AgentProcess | None:
         for agent in reversed(self._idle):
-            if agent.model == cid:
+            if self._key(agent) == key:
                 self._idle.remove(agent)
                 if agent.alive():
                     return agent
                 self._end(agent)
-                return self._take_idle(cid)
+                return self._take_idle(key)
         return None
 
     def _take_place(self, model: ModelFile, *, spare: bool = False, for_task: bool = False) -> Starting | None:
@@ -344,7 +354,7 @@ class AgentPool:
         grant = granted_with(self._admit, model, may_go, chosen)
         for agent in chosen:
             self._evict(agent)
-        place = Starting(model.cid, grant, for_task)
+        place = Starting(model.key, grant, for_task)
         self._starting.append(place)
         return place
 
@@ -364,9 +374,9 @@ class AgentPool:
                 reply, _ = await agent.call(header, {}, self._settings.max_reply_bytes)
                 if reply.op == "error":
                     raise failure(reply) if anew else self._not_loaded(model, reply)
-                self._health.accepted(model.cid, claims(model))
+                self._health.accepted(model.cid, model.claims)
                 if reply.independent is not None:
-                    self._batching.learn(model.cid, reply.independent)
+                    self._batching.learn(model.key, reply.independent)
                 agent.load_seconds += trio.current_time() - began
                 agent.retired = place.removed
                 good = True
@@ -386,7 +396,7 @@ class AgentPool:
         """Loading it again would probably end as before, and cost as much."""
         error, now = failure(reply), trio.current_time()
         if reply.kind == "rejected":
-            self._health.rejected(model.cid, claims(model), error.message, now)
+            self._health.rejected(model.cid, model.claims, error.message, now)
         elif reply.kind not in ("unconfined", "device"):
             self._health.crashed(model.cid, error.message, now)
         return error
@@ -409,6 +419,7 @@ class AgentPool:
         self._started += 1
         self._confinement = agent.confinement
         agent.model, agent.grant = model.cid, grant
+        self._claims[agent] = model.claims
         return agent
 
     def idle(self) -> Freed:
@@ -460,6 +471,7 @@ class AgentPool:
 
     def _end(self, agent: AgentProcess) -> None:
         self._killed += 1
+        self._claims.pop(agent, None)
         agent.kill()
         if self._nursery is not None:
             self._nursery.start_soon(agent.reap)

@@ -20,13 +20,13 @@ from tests.support.models import linear_onnx
 OTHER = '{"architecture": {"other": 1}}'
 
 
-def told(pool: AgentPool) -> list[str]:
+def told(pool: AgentPool) -> list[tuple[str, Path]]:
     """What each load was told of its model, from now on."""
-    out: list[str] = []
+    out: list[tuple[str, Path]] = []
     launch = pool._launch
 
     async def launched(model: Any, grant: Any) -> Any:
-        out.append(model.about)
+        out.append((model.about, model.path))
         return await launch(model, grant)
 
     pool._launch = launched
@@ -49,7 +49,7 @@ async def test_an_agent_that_loaded_a_model_as_another_manifest_says_gets_no_tas
         assert not pool.holds(model.key)
         await pool.run(model, {"x": X})
         await pool.warm_up(replace(model, about='{"architecture": {"third": 1}}'))
-        assert loads == [OTHER, "", '{"architecture": {"third": 1}}']
+        assert [about for about, _ in loads] == [OTHER, "", '{"architecture": {"third": 1}}']
         await pool.run(other, {"x": X})
         assert (len(loads), len(pids(pool))) == (3, 3)
 
@@ -81,19 +81,20 @@ async def test_what_was_found_out_about_rows_goes_by_manifest_and_ends_with_the_
 
 
 @pytest.mark.parametrize("what", ["about", "path"])
-async def test_requests_in_a_batch_run_the_model_that_they_name(tmp_path: Path, what: str) -> None:
-    """Another manifest, or the same model in a place of its own after it was removed and fetched again."""
+async def test_requests_that_may_share_a_batch_run_the_model_that_they_name(tmp_path: Path, what: str) -> None:
+    """Another manifest, or the same model in a place of its own."""
     (tmp_path / "again").mkdir()
     async with running_pool(tmp_path, batch=BatchSettings(delay=0.01)) as pool:
         first = batchable(tmp_path)
         second = replace(first, about=OTHER) if what == "about" else batchable(tmp_path / "again")
-        x = {"x": np.ones((1, 4), np.float32)}
+        loads = told(pool)
         for model in (first, second):
             await pool.warm_up(model)
             assert pool.batches(model.key)
-            await pool.run(model, x, "client")
-            if what == "path":
-                pool.forget("linear")
-                first.path.unlink(missing_ok=True)
-        await pool.run(second, x, "client")
-        assert pool.statistics()["batching"]["batches"] == 0
+            pool.relieve(1 << 40)
+            await pool.run(model, {"x": np.ones((1, 4), np.float32)}, "client")
+            assert loads[-1] == (model.about, model.path)
+            pool.relieve(1 << 40)
+        assert len(pool._batching._runners) == 2
+        pool.forget("linear")
+        assert not pool._batching._runners

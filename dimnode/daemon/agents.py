@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ import trio
 
 from dimnode.daemon.admission import Admit, Freed, granted_with, unbounded
 from dimnode.daemon.agent_answers import AgentCrashed, Check, Said, Schema, Tell, failure, no_check, specs
-from dimnode.daemon.agent_main import AgentOptions
+from dimnode.daemon.agent_options import options_for
 from dimnode.daemon.agent_process import AgentDied, AgentProcess
 from dimnode.daemon.agent_protocol import Array, Header
 from dimnode.daemon.agent_value import in_order_of_worth, spare_ones
@@ -34,13 +33,10 @@ from dimnode.daemon.model_file import Key, ModelFile
 from dimnode.daemon.model_health import ModelHealth
 from dimnode.daemon.resources import NoRoom
 from dimnode.daemon.sandbox.confine import expected
-from dimnode.daemon.sandbox.policy import AgentPolicy, devices, library_folders, without
+from dimnode.daemon.sandbox.policy import library_folders, without
 from dimnode.daemon.sandbox.report import Confinement
 from dimnode.daemon.settings import AgentSettings
 from dimnode.errors import DimError, ResourceExhausted
-
-WRITABLE = {"darwin": 256 << 20}
-"""Core ML compiles models into a temporary folder."""
 
 
 @dataclass(slots=True, eq=False)
@@ -56,7 +52,8 @@ class Starting:
 
 
 class AgentPool:
-    """``admit`` grants a further agent what it may use, see `dimnode.daemon.admission`. ``private``: the node's home, which agents never see."""
+    """``admit`` grants a further agent what it may use, ``loaded`` is told of each grant when its load has ended, see
+    `dimnode.daemon.admission`. ``private``: the node's home, which agents never see."""
 
     def __init__(
         self,
@@ -65,6 +62,7 @@ class AgentPool:
         *,
         private: Path | None = None,
         admit: Admit | None = None,
+        loaded: Callable[[Grant], None] = lambda grant: None,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.keep: Callable[[str], bool] = lambda cid: False
@@ -72,7 +70,7 @@ class AgentPool:
         self._settings = settings
         self._folder = folder
         self._private = private or folder
-        self._admit = admit or unbounded(settings)
+        self._admit, self._loaded = admit or unbounded(settings), loaded
         self._on_change = on_change
         self._frameworks = Frameworks(settings, folder)
         self._libraries: tuple[str, ...] = ()
@@ -351,7 +349,7 @@ class AgentPool:
             if not may_go:
                 return None
             chosen.append(may_go.pop(0))
-        grant = granted_with(self._admit, model, may_go, chosen)
+        grant = granted_with(self._admit, model, may_go, chosen, self._nothing_freed())
         for agent in chosen:
             self._evict(agent)
         place = Starting(model.key, grant, for_task)
@@ -387,6 +385,7 @@ class AgentPool:
             raise self._crashed(agent, model, str(e)) from e
         finally:
             self._starting.remove(place)
+            self._loaded(place.grant)
             if not good:
                 if agent is not None:
                     self._end(agent)
@@ -403,19 +402,9 @@ class AgentPool:
 
     async def _launch(self, model: ModelFile, grant: Grant) -> AgentProcess:
         """Without the model as yet. Raises `FrameworkFailed`."""
-        s = self._settings
         self._count += 1
-        policy = AgentPolicy(
-            mode=s.sandbox,
-            read=(*self._libraries, str(model.path)),
-            scratch=str(self._folder / f"agent-{self._count}"),
-            devices=devices((model.format,)) if grant.device != "cpu" else (),
-            memory=grant.memory,
-            file_bytes=s.file_bytes or WRITABLE.get(sys.platform, 0),
-            open_files=s.open_files,
-            processes=s.most_threads,
-        )
-        agent = await self._frameworks.start_agent(AgentOptions(policy=policy, grant=grant, format=model.format))
+        scratch = str(self._folder / f"agent-{self._count}")
+        agent = await self._frameworks.start_agent(options_for(self._settings, model, grant, libraries=self._libraries, scratch=scratch))
         self._started += 1
         self._confinement = agent.confinement
         agent.model, agent.grant = model.cid, grant
@@ -424,16 +413,26 @@ class AgentPool:
 
     def idle(self) -> Freed:
         """What idle agents would give back."""
-        freed = Freed()
+        freed = self._nothing_freed()
         for agent in self._idle:
             freed.add(agent.used, agent.grant)
         return freed
 
+    def _nothing_freed(self) -> Freed:
+        freed = Freed()
+        for granted in (*self._living(), *self._starting):
+            freed.hold(granted.grant)
+        return freed
+
     def relieve(self, short: int) -> None:
-        """There was a look at the machine. Memory is short by so many bytes: idle agents go, least valuable first."""
+        """There was a look at the machine. Memory is short by so many bytes: idle agents go, dead ones and then the least valuable first."""
         if self._short:
             self._short.clear()
             self._room.unpark_all()
+        for agent in [a for a in self._idle if not a.alive()]:
+            self._evict(agent)
+            self._room.unpark_all()
+            self._on_change()
         for agent in self._may_go():
             if short <= 0:
                 break

@@ -80,8 +80,9 @@ class Daemon:
         self._loaders = available_loaders()
         self._admission = Admission(settings, latest=lambda: self._resources.latest, built_for=cache(built_for))
         self._pool = AgentPool(
-            settings.agents, folder / "agents", private=folder, admit=self._admission.grant, on_change=lambda: self.on_change("models")
-        )
+            settings.agents, folder / "agents", private=folder, admit=self._admission.grant, loaded=self._admission.loaded,
+            on_change=lambda: self.on_change("models"),
+        )  # fmt: skip
         self._cache = ModelCache(
             store, folder / "models", max_bytes=settings.cache_bytes, fetch_timeout=settings.fetch_timeout,
             admit=self._no_disk, pinned=self._is_pinned, on_change=lambda: self.on_change("models"),

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from dimnode.core.needs import GPU_CONTEXT
 from dimnode.daemon.admission import Freed
-from dimnode.daemon.agents import AgentPool
+from dimnode.daemon.agents import AgentCrashed, AgentPool
 from dimnode.daemon.grant import Grant
 from dimnode.daemon.resources import NoRoom
 from dimnode.domain.model import Needs
 from tests.integration.daemon.test_agents import X, fast, pids, running_pool
+from tests.support.daemon import AGENTS
 
 GIB = 1 << 30
 
@@ -103,3 +109,61 @@ async def test_the_agent_whose_place_is_taken_counts_as_freed_and_stays_if_that_
         needed = 5 * GIB
         await pool.run(fast(tmp_path, "b"), {"x": X})
         assert (pool.is_warm("a"), pool.is_warm("b")) == (False, True)
+
+
+# --- grants ---
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_grant_is_given_back_as_a_promise_when_its_load_has_ended_either_way(tmp_path: Path, fails: bool) -> None:
+    loaded: list[Grant] = []
+    grants = [Grant(threads=1, memory=8 * GIB) for _ in range(2)]
+    left = list(grants)
+    settings = replace(AGENTS, start_timeout=0.0001 if fails else 60.0)
+    pool = AgentPool(settings, tmp_path / "agents", admit=lambda format, size, needs, freed: left.pop(), loaded=loaded.append)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pool.run_pool)
+        with pytest.raises(AgentCrashed) if fails else contextlib.nullcontext():
+            await pool.run(fast(tmp_path), {"x": X})
+        assert [g is grants[1] for g in loaded] == [True]
+        hang_for(pool, "hangs")
+        with trio.move_on_after(0.05):
+            await pool.run(fast(tmp_path, "hangs"), {"x": X})
+        assert [g is grants[0] for g in loaded] == [False, True]
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_living_and_starting_agents_were_granted_of_a_card_counts_as_held(tmp_path: Path) -> None:
+    async with running_pool(tmp_path) as pool:
+        idle, busy = await pool.acquire(fast(tmp_path, "idle")), await pool.acquire(fast(tmp_path, "busy"))
+        pool.release(idle)
+        for agent in (idle, busy):
+            agent.grant = Grant(threads=1, memory=8 * GIB, device="cuda", gpu=1, gpu_memory=GIB)
+        pool._admit = lambda format, size, needs, freed: Grant(threads=1, memory=8 * GIB, device="cuda", gpu=0, gpu_memory=2 * GIB)
+        hang_for(pool, "hangs")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.warm_up, fast(tmp_path, "hangs"))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            seen = pool.idle()
+            assert dict(seen.held) == {0: 2 * GIB + GPU_CONTEXT, 1: 2 * (GIB + GPU_CONTEXT)}
+            assert dict(seen.gpus) == {1: GIB + GPU_CONTEXT}
+            nursery.cancel_scope.cancel()
+        pool.release(busy)
+
+
+async def test_idle_agents_that_have_died_are_neither_warm_nor_memory_after_the_next_look(tmp_path: Path) -> None:
+    changes: list[None] = []
+    pool = AgentPool(AGENTS, tmp_path / "agents", on_change=lambda: changes.append(None))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pool.run_pool)
+        for name in ("dies", "lives"):
+            await pool.warm_up(fast(tmp_path, name))
+        dead = pool._idle[0]
+        os.kill(dead.pid, signal.SIGKILL)
+        with trio.fail_after(10):
+            while dead.alive():
+                await trio.sleep(0.01)
+        changes.clear()
+        pool.relieve(0)
+        assert (pool.is_warm("dies"), pool.is_warm("lives"), len(changes)) == (False, True, 1)
+        nursery.cancel_scope.cancel()

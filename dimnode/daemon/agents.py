@@ -177,7 +177,7 @@ class AgentPool:
     async def inspect(self, model: ModelFile, *, trial: bool = True) -> Schema:
         """What the model says of itself: loads it and, for a ``trial``, runs it once, in an agent that is ended afterwards.
         Raises as `run`."""
-        await trio.sleep(self._health.delay(model.cid, trio.current_time()))
+        await trio.sleep(self._health.delay(model.cid, trio.current_time(), model.claims))
         while (place := self._take_place(model)) is None:
             await self._room.park()
         agent, reply = await self._start(model, place, check=trial, anew=True)
@@ -321,7 +321,7 @@ class AgentPool:
         `ResourceExhausted`."""
         now = trio.current_time()
         self._health.check(model.cid, model.claims, now)
-        return self._health.delay(model.cid, now)
+        return self._health.delay(model.cid, now, model.claims)
 
     def _may_have_another(self, key: Key) -> bool:
         if self._batching.asking(key):  # which takes milliseconds
@@ -397,7 +397,7 @@ class AgentPool:
         if reply.kind == "rejected":
             self._health.rejected(model.cid, model.claims, error.message, now)
         elif reply.kind not in ("unconfined", "device"):
-            self._health.crashed(model.cid, error.message, now)
+            self._health.not_loaded(model.cid, model.claims, error.message, now)
         return error
 
     async def _launch(self, model: ModelFile, grant: Grant) -> AgentProcess:

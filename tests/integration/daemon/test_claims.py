@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import trio
 
+from dimnode.daemon.agent_protocol import Header
 from dimnode.daemon.agents import AgentPool
 from dimnode.daemon.batching import BatchSettings
+from dimnode.daemon.grant import Grant
 from dimnode.daemon.model_file import ModelFile, claims
 from dimnode.domain.model import Needs
+from dimnode.errors import DimError, ResourceExhausted
 from tests.integration.daemon.test_agents import X, fast, pids, running_pool
 from tests.support.models import linear_onnx
 
@@ -98,3 +101,30 @@ async def test_requests_that_may_share_a_batch_run_the_model_that_they_name(tmp_
         assert len(pool._batching._runners) == 2
         pool.forget("linear")
         assert not pool._batching._runners
+
+
+@pytest.mark.parametrize("kind", ["failed", "memory"])
+async def test_a_manifest_with_which_a_model_does_not_load_refuses_it_to_no_other(tmp_path: Path, kind: str) -> None:
+    async with running_pool(tmp_path, max_crashes=2, backoff_first=0.01) as pool:
+        model = fast(tmp_path, "m")
+        theirs, launch = replace(model, about=OTHER), pool._launch
+
+        async def launched(model: ModelFile, grant: Grant) -> Any:
+            agent = await launch(model, grant)
+
+            async def call(*_: object) -> tuple[Header, dict[str, Any]]:
+                return Header(op="error", kind=kind, message="that does not load"), {}
+
+            if model.about == OTHER:
+                agent.call = call
+            return agent
+
+        pool._launch = launched
+        for _ in range(2):
+            with pytest.raises(DimError, match="does not load"):
+                await pool.run(theirs, {"x": X})
+        with pytest.raises(ResourceExhausted, match="2 times in a row"):
+            await pool.run(theirs, {"x": X})
+        await pool.run(model, {"x": X})
+        with pytest.raises(ResourceExhausted, match="2 times in a row"):
+            await pool.run(theirs, {"x": X})

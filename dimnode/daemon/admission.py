@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 from dimnode.core.needs import GPU_CONTEXT, gpu_memory_needed, memory_needed
 from dimnode.daemon.gpus import Gpu
 from dimnode.daemon.grant import Grant
+from dimnode.daemon.model_file import ModelFile
 from dimnode.daemon.resources import NoRoom, Reservations, Snapshot, refusal
 from dimnode.daemon.settings import AgentSettings, DaemonSettings
 from dimnode.domain.model import Needs
@@ -26,11 +28,17 @@ class Freed:
     memory: int = 0
     gpus: Counter[int] = field(default_factory=Counter[int])
     """Bytes by card."""
+    held: Counter[int] = field(default_factory=Counter[int])
+    """Bytes by card that are granted to agents that live or start, these included: what one does not use yet is not another's."""
 
     def add(self, memory: int, grant: Grant) -> None:
         self.memory += memory
         if grant.gpu is not None:
             self.gpus[grant.gpu] += grant.gpu_memory + GPU_CONTEXT
+
+    def hold(self, grant: Grant) -> None:
+        if grant.gpu is not None:
+            self.held[grant.gpu] += grant.gpu_memory + GPU_CONTEXT
 
 
 NOTHING_FREED = Freed()
@@ -47,25 +55,54 @@ def unbounded(settings: AgentSettings) -> Admit:
     return lambda format, size, needs, freed: Grant(threads=settings.threads, memory=memory_bound(settings, size, needs))
 
 
+class Idle(Protocol):
+    """An idle agent, as far as what it gives back goes."""
+
+    grant: Grant
+    used: int
+    """Bytes of memory."""
+
+
+A = TypeVar("A", bound=Idle)
+
+
+def granted_with(admit: Admit, model: ModelFile, may_go: Sequence[A], chosen: list[A], freed: Freed) -> Grant:
+    """Adds to ``chosen``, the idle agents that end in any case, as many of ``may_go`` as must end for a grant, the first ones first: for a
+    card only those that hold a part of one. ``freed``: nothing as yet. Raises as ``admit``."""
+    left = list(may_go)
+    for agent in chosen:
+        freed.add(agent.used, agent.grant)
+    while True:
+        try:
+            return admit(model.format, model.size, model.needs, freed)
+        except NoRoom as e:
+            agent = next((a for a in left if a.grant.gpu is not None or not isinstance(e, NoGpuRoom)), None)
+            if agent is None:
+                raise
+            left.remove(agent)
+            chosen.append(agent)
+            freed.add(agent.used, agent.grant)
+
+
 class Admission:
     def __init__(self, settings: DaemonSettings, *, latest: Callable[[], Snapshot], built_for: Callable[[str], tuple[str, ...]]) -> None:
         """``latest``: the last look at the machine; ``built_for``: see `loaders.devices`."""
         self._settings, self._latest, self._built_for = settings, latest, built_for
-        self._memory = Reservations()
-        self._gpus: dict[int, Reservations] = {}
+        self._promised = Reservations()
 
     def looked(self) -> None:
         """There is a new look."""
-        for promised in (self._memory, *self._gpus.values()):
-            promised.looked()
+        self._promised.looked()
+
+    def loaded(self, grant: Grant) -> None:
+        """Whoever got this grant has loaded its model, or will not."""
+        self._promised.loaded(grant)
 
     def grant(self, format: str, size: int, needs: Needs, freed: Freed) -> Grant:
-        """`Admit`. What is granted is promised: it counts until it shows in a look."""
+        """`Admit`. What is granted is promised: it counts until the look after `loaded`."""
         memory = memory_needed(format, size, needs)
         granted = self._granted(format, size, needs, freed, memory)
-        self._memory.add(memory)
-        if granted.gpu is not None:
-            self._gpus.setdefault(granted.gpu, Reservations()).add(granted.gpu_memory + GPU_CONTEXT)
+        self._promised.add(granted, memory)
         return granted
 
     def shortage(self, format: str, size: int, needs: Needs, freed: Freed) -> str | None:
@@ -80,7 +117,7 @@ class Admission:
 
     def _granted(self, format: str, size: int, needs: Needs, freed: Freed, memory: int) -> Grant:
         s = self._settings
-        needed = memory + self._memory.total - freed.memory
+        needed = memory + self._promised.memory - freed.memory
         reason = refusal(self._latest(), memory=needed, disk=0, min_memory=s.min_free_memory, min_disk=0)
         if reason is not None:
             raise NoRoom(reason, hint="Try another node, or later.", retry_after=s.resource_interval)
@@ -114,8 +151,11 @@ class Admission:
         )  # fmt: skip
 
     def _gpu_free(self, index: int, freed: Freed = NOTHING_FREED) -> int:
-        promised = self._gpus[index].total if index in self._gpus else 0
-        return self._latest().gpus[index].memory_free - self._settings.min_free_gpu_memory - promised + freed.gpus[index]
+        card = self._latest().gpus[index]
+        free = card.memory_free - self._promised.on_card(index) + freed.gpus[index]
+        if card.memory_total:
+            free = min(free, card.memory_total - max(0, freed.held[index] - freed.gpus[index]))
+        return free - self._settings.min_free_gpu_memory
 
     # --- what others may know --------------------------------------------------------------------
 
@@ -129,7 +169,7 @@ class Admission:
 
     def memory_free(self, freed: Freed) -> int:
         """Bytes that one more agent could have."""
-        return max(0, self._latest().memory_free - self._settings.min_free_memory - self._memory.total + freed.memory)
+        return max(0, self._latest().memory_free - self._settings.min_free_memory - self._promised.memory + freed.memory)
 
     def gpu_free(self, freed: Freed) -> tuple[int, ...]:
         return tuple(max(0, self._gpu_free(i, freed)) for i in range(len(self._latest().gpus)))

@@ -7,42 +7,53 @@ a call is killed with all it started; the queue moves on.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import trio
 
-from dimnode.daemon.admission import Admit, Freed, NoGpuRoom, unbounded
+from dimnode.daemon.admission import Admit, Freed, granted_with, unbounded
 from dimnode.daemon.agent_answers import AgentCrashed, Check, Said, Schema, Tell, failure, no_check, specs
-from dimnode.daemon.agent_main import AgentOptions
+from dimnode.daemon.agent_options import options_for
 from dimnode.daemon.agent_process import AgentDied, AgentProcess
 from dimnode.daemon.agent_protocol import Array, Header
 from dimnode.daemon.agent_value import in_order_of_worth, spare_ones
-from dimnode.daemon.agent_watch import too_much_of_a_card, usage
+from dimnode.daemon.agent_watch import stop_who_takes_too_much_of_a_card, watch
 from dimnode.daemon.batch_runner import Batching
 from dimnode.daemon.frameworks import Frameworks
 from dimnode.daemon.gpus import Gpu
 from dimnode.daemon.grant import Grant
-from dimnode.daemon.model_file import ModelFile, claims
+from dimnode.daemon.model_file import Key, ModelFile
 from dimnode.daemon.model_health import ModelHealth
 from dimnode.daemon.resources import NoRoom
 from dimnode.daemon.sandbox.confine import expected
-from dimnode.daemon.sandbox.policy import AgentPolicy, devices, library_folders, without
+from dimnode.daemon.sandbox.policy import library_folders, without
 from dimnode.daemon.sandbox.report import Confinement
 from dimnode.daemon.settings import AgentSettings
 from dimnode.errors import DimError, ResourceExhausted
 
-WRITABLE = {"darwin": 256 << 20}
-"""Core ML compiles models into a temporary folder."""
+
+@dataclass(slots=True, eq=False)
+class Starting:
+    """The place of an agent that is being started."""
+
+    key: Key
+    grant: Grant
+    for_task: bool
+    """Somebody waits for it, who will run at once."""
+    removed: bool = False
+    """Its model was removed meanwhile."""
 
 
 class AgentPool:
-    """``admit`` grants a further agent what it may use, see `dimnode.daemon.admission`. ``private``: the node's home, which agents never see."""
+    """``admit`` grants a further agent what it may use, ``loaded`` is told of each grant when its load has ended, see
+    `dimnode.daemon.admission`. ``private``: the node's home, which agents never see."""
 
     def __init__(
         self,
@@ -51,6 +62,7 @@ class AgentPool:
         *,
         private: Path | None = None,
         admit: Admit | None = None,
+        loaded: Callable[[Grant], None] = lambda grant: None,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.keep: Callable[[str], bool] = lambda cid: False
@@ -58,7 +70,7 @@ class AgentPool:
         self._settings = settings
         self._folder = folder
         self._private = private or folder
-        self._admit = admit or unbounded(settings)
+        self._admit, self._loaded = admit or unbounded(settings), loaded
         self._on_change = on_change
         self._frameworks = Frameworks(settings, folder)
         self._libraries: tuple[str, ...] = ()
@@ -67,10 +79,10 @@ class AgentPool:
         self._health = ModelHealth(settings)
         self._idle: list[AgentProcess] = []  # longest idle first
         self._busy: set[AgentProcess] = set()
-        self._starting: dict[str, int] = {}
-        self._removed: set[str] = set()
-        """Models that were removed while an agent for them was starting."""
-        self._short: set[str] = set()
+        self._starting: list[Starting] = []
+        self._claims: dict[AgentProcess, str] = {}
+        """Those of the manifest by which each agent loads its model."""
+        self._short: set[Key] = set()
         """Models of which no further agent could be started for want of room, since the last look at it: theirs are waited for."""
         self._room = trio.lowlevel.ParkingLot()
         self._nursery: trio.Nursery | None = None
@@ -85,7 +97,7 @@ class AgentPool:
             task_status.started()
             try:
                 async with trio.open_nursery() as watching:
-                    watching.start_soon(self._watch)
+                    watching.start_soon(watch, self._settings, self._living)
                     await self._evict_idle()
             finally:
                 self._nursery = None
@@ -113,19 +125,19 @@ class AgentPool:
         the same batch."""
         if owner is None or tell is not None or not self._batching.possible(model):
             return await self.run_on(await self.acquire(model), model, inputs, tell, check)
-        if self._batching.independent(model.cid) and self._nursery is not None:
+        if self._batching.independent(model.key) and self._nursery is not None:
             return await self._batching.runner(model, self._nursery).submit(inputs, owner)
         outputs = await self.run_on(await self.acquire(model), model, inputs)
         self._batching.ask(model, self._nursery)
         return outputs
 
-    def batches(self, cid: str) -> bool:
+    def batches(self, key: Key) -> bool:
         """Whether requests for this model run together, as far as is known by now."""
-        return self._batching.independent(cid)
+        return self._batching.independent(key)
 
     async def probe(self, model: ModelFile) -> bool | None:
         """See `dimnode.daemon.batch_runner.Pool`."""
-        agent = self._take_idle(model.cid)
+        agent = self._take_idle(model.key)
         if agent is None:
             self._room.unpark_all()
             return None
@@ -159,15 +171,16 @@ class AgentPool:
 
     async def warm_up(self, model: ModelFile) -> None:
         """Makes sure that an agent holds the model and has run once. Raises as `run`."""
-        if not self.is_warm(model.cid):
+        if not self._has(model.key):
             self._release(await self.acquire(model, warm=True), healthy=True)
 
     async def inspect(self, model: ModelFile, *, trial: bool = True) -> Schema:
         """What the model says of itself: loads it and, for a ``trial``, runs it once, in an agent that is ended afterwards.
         Raises as `run`."""
-        while not self._take_place(model.cid):
+        await trio.sleep(self._health.delay(model.cid, trio.current_time(), model.claims))
+        while (place := self._take_place(model)) is None:
             await self._room.park()
-        agent, reply = await self._start(model, check=trial, anew=True)
+        agent, reply = await self._start(model, place, check=trial, anew=True)
         self._busy.add(agent)
         self._release(agent, healthy=False)
         return Schema(specs(reply.inputs), specs(reply.outputs), reply.memory, reply.task)
@@ -178,13 +191,21 @@ class AgentPool:
             self._evict(agent)
         for agent in self._busy:
             agent.retired = agent.retired or agent.model == cid
-        if cid in self._starting:
-            self._removed.add(cid)
+        for place in self._starting:
+            place.removed = place.removed or place.key[0] == cid
         self._health.forget(cid)
+        self._batching.forget(cid)
         self._room.unpark_all()
 
     def is_warm(self, cid: str) -> bool:
-        return any(a.model == cid for a in self._idle) or any(a.model == cid for a in self._busy)
+        """Under whatever manifest."""
+        return any(a.model == cid for a in self._living())
+
+    def _has(self, key: Key) -> bool:
+        return any(self._key(a) == key for a in self._living())
+
+    def _key(self, agent: AgentProcess) -> Key:
+        return agent.model, self._claims[agent]
 
     @property
     def confinement(self) -> Confinement:
@@ -200,13 +221,13 @@ class AgentPool:
         return self.has_room() or bool(self._spare())
 
     def _places_left(self) -> int:
-        return self._settings.max_agents - len(self._idle) - len(self._busy) - sum(self._starting.values())
+        return self._settings.max_agents - len(self._idle) - len(self._busy) - len(self._starting)
 
     def statistics(self) -> dict[str, Any]:
         return {
             "idle": len(self._idle),
             "busy": len(self._busy),
-            "starting": sum(self._starting.values()),
+            "starting": len(self._starting),
             "limit": self._settings.max_agents,
             "started": self._started,
             "crashes": self._crashes,
@@ -260,79 +281,90 @@ class AgentPool:
         while True:
             # whoever waits looks for an agent of its own model first: ending that one to start another would be for nothing
             may = warm or self._has_cores()
-            if may and (agent := self._take_idle(model.cid)) is not None:
+            if (may or not self._busy) and (agent := self._take_idle(model.key)) is not None:
                 self._warm += 1
                 break
-            if may and self._may_have_another(model.cid):
-                self._refuse(model)
-                if self._take_place(model.cid, spare=warm):
+            pause = math.inf
+            if may and self._may_have_another(model.key):
+                pause = self._refuse(model) or math.inf
+                if pause == math.inf:
                     try:
-                        agent, _ = await self._start(model, warm=warm)
+                        place = self._take_place(model, spare=warm, for_task=not warm)
                     except NoRoom:
-                        if not self.holds(model.cid):
+                        if not self.holds(model.key):
                             raise
-                        self._short.add(model.cid)
+                        self._short.add(model.key)
                         continue
-                    self._cold += 1
-                    break
-                if warm:
-                    raise ResourceExhausted("no agent can be spared to warm this model", retry_after=1.0)
-            await self._room.park()
+                    if place is not None:
+                        agent, _ = await self._start(model, place, warm=warm)
+                        self._cold += 1
+                        break
+                    if warm:
+                        raise ResourceExhausted("no agent can be spared to warm this model", retry_after=1.0)
+            with trio.move_on_after(pause):
+                await self._room.park()
         self._busy.add(agent)
         return agent
 
     def _has_cores(self) -> bool:
-        """For the threads of one more inference, beside those that run and models that are being loaded."""
-        s, active = self._settings, len(self._busy) + sum(self._starting.values())
+        """For the threads of one more inference, beside those that run and what tasks have begun to load. What is loaded ahead of need or on
+        trial takes no core from a task."""
+        s, active = self._settings, len(self._busy) + sum(place.for_task for place in self._starting)
         return not s.cores or not active or (active + 1) * s.threads <= s.cores
 
-    def holds(self, cid: str) -> bool:
+    def holds(self, key: Key) -> bool:
         """There is an agent of this model, or one is being started."""
-        return self.is_warm(cid) or cid in self._starting
+        return self._has(key) or any(place.key == key for place in self._starting)
 
-    def _refuse(self, model: ModelFile) -> None:
-        """Before any agent ends for a model that is not loaded for now. Raises `FailedPrecondition`, `ResourceExhausted`."""
+    def _refuse(self, model: ModelFile) -> float:
+        """Before any agent ends for a model that is not loaded for now: seconds until it may be. Raises `FailedPrecondition`,
+        `ResourceExhausted`."""
         now = trio.current_time()
-        self._health.check(model.cid, claims(model), now)
-        self._health.delay(model.cid, now)
+        self._health.check(model.cid, model.claims, now)
+        return self._health.delay(model.cid, now, model.claims)
 
-    def _may_have_another(self, cid: str) -> bool:
-        if self._batching.asking(cid):  # which takes milliseconds
+    def _may_have_another(self, key: Key) -> bool:
+        if self._batching.asking(key):  # which takes milliseconds
             return False
-        if cid in self._short and self.holds(cid):
+        if key in self._short and self.holds(key):
             return False
         most = self._settings.per_model or max(1, (os.cpu_count() or 1) // self._settings.threads)
-        return sum(a.model == cid for a in (*self._idle, *self._busy)) + self._starting.get(cid, 0) < most
+        return sum(self._key(a) == key for a in self._living()) + sum(place.key == key for place in self._starting) < most
 
-    def _take_idle(self, cid: str) -> AgentProcess | None:
+    def _take_idle(self, key: Key) -> AgentProcess | None:
         for agent in reversed(self._idle):
-            if agent.model == cid:
+            if self._key(agent) == key:
                 self._idle.remove(agent)
                 if agent.alive():
                     return agent
                 self._end(agent)
-                return self._take_idle(cid)
+                return self._take_idle(key)
         return None
 
-    def _take_place(self, cid: str, *, spare: bool = False) -> bool:
-        """Whether one more agent may be started now, if need be instead of an idle one (``spare``: that nobody wants); its place is
-        taken (``_starting``)."""
+    def _take_place(self, model: ModelFile, *, spare: bool = False, for_task: bool = False) -> Starting | None:
+        """A place and a grant for one more agent, at once; idle agents (``spare``: those that nobody wants) end for both together, or none
+        does. None: no place for now. Raises as `Admit`."""
+        may_go, chosen = self._may_go(spare=spare), list[AgentProcess]()
         if not self.has_room():
-            may_go = self._may_go(spare=spare)
             if not may_go:
-                return False
-            self._evict(may_go[0])
-        self._starting[cid] = self._starting.get(cid, 0) + 1
-        return True
+                return None
+            chosen.append(may_go.pop(0))
+        grant = granted_with(self._admit, model, may_go, chosen, self._nothing_freed())
+        for agent in chosen:
+            self._evict(agent)
+        place = Starting(model.key, grant, for_task)
+        self._starting.append(place)
+        return place
 
-    async def _start(self, model: ModelFile, *, warm: bool = False, check: bool = False, anew: bool = False) -> tuple[AgentProcess, Header]:
-        """A new agent with the model loaded; gives the taken place up if that fails. ``anew``: whatever came of it before, and
+    async def _start(
+        self, model: ModelFile, place: Starting, *, warm: bool = False, check: bool = False, anew: bool = False
+    ) -> tuple[AgentProcess, Header]:
+        """A new agent with the model loaded; gives the taken place up in any case. ``anew``: whatever came of it before, and
         what comes of it now counts for nothing unless it is a crash."""
         agent: AgentProcess | None = None
         good = False
         try:
-            await trio.sleep(self._health.delay(model.cid, trio.current_time()))
-            agent = await self._launch(model, self._granted(model, spare=warm))
+            agent = await self._launch(model, place.grant)
             began = trio.current_time()
             with trio.move_on_after(self._settings.start_timeout) as scope:
                 rows = self._batching.possible(model)
@@ -340,11 +372,11 @@ class AgentPool:
                 reply, _ = await agent.call(header, {}, self._settings.max_reply_bytes)
                 if reply.op == "error":
                     raise failure(reply) if anew else self._not_loaded(model, reply)
-                self._health.accepted(model.cid, claims(model))
+                self._health.accepted(model.cid, model.claims)
                 if reply.independent is not None:
-                    self._batching.learn(model.cid, reply.independent)
+                    self._batching.learn(model.key, reply.independent)
                 agent.load_seconds += trio.current_time() - began
-                agent.retired = model.cid in self._removed
+                agent.retired = place.removed
                 good = True
                 return agent, reply
             assert scope.cancelled_caught
@@ -352,10 +384,8 @@ class AgentPool:
         except AgentDied as e:
             raise self._crashed(agent, model, str(e)) from e
         finally:
-            self._starting[model.cid] -= 1
-            if not self._starting[model.cid]:
-                del self._starting[model.cid]
-                self._removed.discard(model.cid)
+            self._starting.remove(place)
+            self._loaded(place.grant)
             if not good:
                 if agent is not None:
                     self._end(agent)
@@ -365,62 +395,44 @@ class AgentPool:
         """Loading it again would probably end as before, and cost as much."""
         error, now = failure(reply), trio.current_time()
         if reply.kind == "rejected":
-            self._health.rejected(model.cid, claims(model), error.message, now)
+            self._health.rejected(model.cid, model.claims, error.message, now)
         elif reply.kind not in ("unconfined", "device"):
-            self._health.crashed(model.cid, error.message, now)
+            self._health.not_loaded(model.cid, model.claims, error.message, now)
         return error
 
     async def _launch(self, model: ModelFile, grant: Grant) -> AgentProcess:
         """Without the model as yet. Raises `FrameworkFailed`."""
-        s = self._settings
         self._count += 1
-        policy = AgentPolicy(
-            mode=s.sandbox,
-            read=(*self._libraries, str(model.path)),
-            scratch=str(self._folder / f"agent-{self._count}"),
-            devices=devices((model.format,)) if grant.device != "cpu" else (),
-            memory=grant.memory,
-            file_bytes=s.file_bytes or WRITABLE.get(sys.platform, 0),
-            open_files=s.open_files,
-            processes=s.most_threads,
-        )
-        agent = await self._frameworks.start_agent(AgentOptions(policy=policy, grant=grant, format=model.format))
+        scratch = str(self._folder / f"agent-{self._count}")
+        agent = await self._frameworks.start_agent(options_for(self._settings, model, grant, libraries=self._libraries, scratch=scratch))
         self._started += 1
         self._confinement = agent.confinement
         agent.model, agent.grant = model.cid, grant
+        self._claims[agent] = model.claims
         return agent
-
-    def _granted(self, model: ModelFile, *, spare: bool) -> Grant:
-        """Ends idle agents as far as there is no room, and none if that is not enough: for a card only those that hold a part of one.
-        Raises as `Admit`."""
-        may_go, chosen, freed = self._may_go(spare=spare), list[AgentProcess](), Freed()
-        while True:
-            try:
-                grant = self._admit(model.format, model.size, model.needs, freed)
-                break
-            except NoRoom as e:
-                agent = next((a for a in may_go if a.grant.gpu is not None or not isinstance(e, NoGpuRoom)), None)
-                if agent is None:
-                    raise
-                may_go.remove(agent)
-                chosen.append(agent)
-                freed.add(agent.used, agent.grant)
-        for agent in chosen:
-            self._evict(agent)
-        return grant
 
     def idle(self) -> Freed:
         """What idle agents would give back."""
-        freed = Freed()
+        freed = self._nothing_freed()
         for agent in self._idle:
             freed.add(agent.used, agent.grant)
         return freed
 
+    def _nothing_freed(self) -> Freed:
+        freed = Freed()
+        for granted in (*self._living(), *self._starting):
+            freed.hold(granted.grant)
+        return freed
+
     def relieve(self, short: int) -> None:
-        """There was a look at the machine. Memory is short by so many bytes: idle agents go, least valuable first."""
+        """There was a look at the machine. Memory is short by so many bytes: idle agents go, dead ones and then the least valuable first."""
         if self._short:
             self._short.clear()
             self._room.unpark_all()
+        for agent in [a for a in self._idle if not a.alive()]:
+            self._evict(agent)
+            self._room.unpark_all()
+            self._on_change()
         for agent in self._may_go():
             if short <= 0:
                 break
@@ -458,6 +470,7 @@ class AgentPool:
 
     def _end(self, agent: AgentProcess) -> None:
         self._killed += 1
+        self._claims.pop(agent, None)
         agent.kill()
         if self._nursery is not None:
             self._nursery.start_soon(agent.reap)
@@ -472,27 +485,9 @@ class AgentPool:
                 self._on_change()
             self._frameworks.end_unused(limit)
 
-    async def _watch(self) -> None:
-        """Ends agents that hold more than they may: what the system's limits do not count (shared memory, and everything on
-        systems that limit little) is found here."""
-        while True:
-            await trio.sleep(self._settings.watch_interval)
-            agents = [*self._idle, *self._busy]
-            if not agents:
-                continue
-            used = await trio.to_thread.run_sync(usage, [a.pid for a in agents])
-            for agent in agents:
-                look = used.get(agent.pid)
-                if look is None:
-                    continue
-                agent.used = look.memory
-                if look.memory > agent.grant.memory:
-                    agent.stop_for(f"the agent used more than its {agent.grant.memory >> 20} MiB of memory and was ended")
-                elif look.threads > self._settings.most_threads:
-                    agent.stop_for(f"the agent started more than {self._settings.most_threads} threads and was ended")
-
     def watch_cards(self, cards: Sequence[Gpu]) -> None:
         """The drivers have told how much of a card each process holds: agents with more than they were granted are ended."""
-        for agent in (*self._idle, *self._busy):
-            if too_much_of_a_card(agent.grant, agent.pid, cards):
-                agent.stop_for(f"the agent used more than its {agent.grant.gpu_memory >> 20} MiB of GPU memory and was ended")
+        stop_who_takes_too_much_of_a_card(self._living(), cards)
+
+    def _living(self) -> list[AgentProcess]:
+        return [*self._idle, *self._busy]

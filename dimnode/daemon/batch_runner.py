@@ -6,17 +6,19 @@ import math
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import trio
 
 from dimnode.daemon.agent_protocol import Array
 from dimnode.daemon.batching import Batcher, BatchSettings, Waiting
+from dimnode.daemon.model_file import Key, ModelFile
 from dimnode.daemon.rows import join, row_count, signature, split
 from dimnode.errors import DimError, Unavailable, again
 
 REMEMBERED = 1024
-"""Models of which it is known whether their rows are independent."""
+"""Models of which it is known whether their rows are independent, and as many that have a runner."""
 INLINE = 4 << 20
 """Bytes from which on copying is done in a thread."""
 Run = Callable[[Any, Mapping[str, Array]], Awaitable[dict[str, Array]]]
@@ -179,62 +181,77 @@ class BatchRunner:
 class Pool(Protocol):
     """What batches need of the pool of agents; see `dimnode.daemon.agents`."""
 
-    async def acquire(self, model: Any) -> Any: ...
+    async def acquire(self, model: ModelFile) -> Any: ...
 
-    async def run_on(self, agent: Any, model: Any, inputs: Mapping[str, Array]) -> dict[str, Array]: ...
+    async def run_on(self, agent: Any, model: ModelFile, inputs: Mapping[str, Array]) -> dict[str, Array]: ...
 
     def release(self, agent: Any) -> None: ...
 
-    async def probe(self, model: Any) -> bool | None:
+    async def probe(self, model: ModelFile) -> bool | None:
         """Whether the model treats rows one by one; None if no agent is free to tell."""
         ...
 
 
 class Batching:
-    """The runners, by model, and which models may have one."""
+    """The runners, by model and where its file lies, and which models may have one."""
 
     def __init__(self, settings: BatchSettings, pool: Pool) -> None:
         self._settings, self._pool = settings, pool
-        self._known: dict[str, bool] = {}
-        self._asking: set[str] = set()
-        self._runners: dict[str, BatchRunner] = {}
+        self._known: dict[Key, bool] = {}
+        self._asking: set[Key] = set()
+        self._runners: dict[tuple[Key, Path], BatchRunner] = {}
+        self._batches = self._batched = 0
+        """Of runners that are forgotten."""
 
-    def possible(self, model: Any) -> bool:
+    def possible(self, model: ModelFile) -> bool:
         return model.batchable and self._settings.most_requests > 1
 
-    def independent(self, cid: str) -> bool:
-        return self._known.get(cid, False)
+    def independent(self, key: Key) -> bool:
+        return self._known.get(key, False)
 
-    def asking(self, cid: str) -> bool:
-        return cid in self._asking
+    def asking(self, key: Key) -> bool:
+        return key in self._asking
 
-    def learn(self, cid: str, independent: bool) -> None:
-        while len(self._known) >= REMEMBERED:
-            forgotten = next(iter(self._known))
-            del self._known[forgotten]
-            self._runners.pop(forgotten, None)
-        self._known[cid] = independent
+    def learn(self, key: Key, independent: bool) -> None:
+        if key not in self._known and len(self._known) >= REMEMBERED:
+            del self._known[next(iter(self._known))]
+        self._known[key] = independent
 
-    def ask(self, model: Any, nursery: trio.Nursery | None) -> None:
+    def forget(self, cid: str) -> None:
+        """A model was removed. What waits in a runner is still run."""
+        for key in [k for k in self._known if k[0] == cid]:
+            del self._known[key]
+        for place in [(key, path) for key, path in self._runners if key[0] == cid]:
+            self._drop(place)
+
+    def _drop(self, place: tuple[Key, Path]) -> None:
+        runner = self._runners.pop(place)
+        self._batches += runner.batches
+        self._batched += runner.batched
+
+    def ask(self, model: ModelFile, nursery: trio.Nursery | None) -> None:
         """Finds it out beside the work, if it is not known."""
-        if nursery is not None and model.cid not in self._known and model.cid not in self._asking:
-            self._asking.add(model.cid)
+        if nursery is not None and model.key not in self._known and model.key not in self._asking:
+            self._asking.add(model.key)
             nursery.start_soon(self._ask, model)
 
-    async def _ask(self, model: Any) -> None:
+    async def _ask(self, model: ModelFile) -> None:
         try:
             found = await self._pool.probe(model)
             if found is not None:
-                self.learn(model.cid, found)
+                self.learn(model.key, found)
         except DimError:
-            self.learn(model.cid, False)
+            self.learn(model.key, False)
         finally:
-            self._asking.discard(model.cid)
+            self._asking.discard(model.key)
 
-    def runner(self, model: Any, nursery: trio.Nursery) -> BatchRunner:
-        found = self._runners.get(model.cid)
+    def runner(self, model: ModelFile, nursery: trio.Nursery) -> BatchRunner:
+        place = model.key, model.path
+        found = self._runners.get(place)
         if found is None:
-            found = self._runners[model.cid] = BatchRunner(
+            if len(self._runners) >= REMEMBERED:
+                self._drop(next(iter(self._runners)))
+            found = self._runners[place] = BatchRunner(
                 self._settings, nursery, acquire=partial(self._pool.acquire, model), release=self._pool.release,
                 run=lambda agent, inputs: self._pool.run_on(agent, model, inputs),
             )  # fmt: skip
@@ -242,7 +259,10 @@ class Batching:
 
     def statistics(self) -> dict[str, int]:
         runners = self._runners.values()
-        return {"batches": sum(r.batches for r in runners), "requests": sum(r.batched for r in runners)}
+        return {
+            "batches": self._batches + sum(r.batches for r in runners),
+            "requests": self._batched + sum(r.batched for r in runners),
+        }
 
 
 def _fail(request: _Request, error: DimError) -> None:

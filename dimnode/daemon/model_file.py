@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from dimnode.domain.model import Needs
+
+NO_NEEDS = Needs()
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +24,22 @@ class ModelFile:
     needs: Needs = field(default_factory=Needs)
     batchable: bool = False
     """Every input and output has the batch on axis 0, by its manifest."""
+    claims: str = field(init=False, repr=False)
+    """Stands for all of this that the manifest says, see `claims`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "claims", claims(self.format, self.size, self.about, self.needs))
+
+    @property
+    def key(self) -> Key:
+        return self.cid, self.claims
 
 
-def claims(model: ModelFile) -> str:
-    """Stands for what its manifest says of the model. It may be long, so only its hash is kept."""
-    return f"{model.format} {hash(model.about)}"
+Key = tuple[str, str]
+"""A model's CID, which stands for its bytes, and the claims of a manifest. Anybody may write a manifest for any bytes, so what has been found out
+under one, and the agents that have loaded the model as it says, are nothing to tasks under another."""
+
+
+def claims(format: str, size: int, about: str = "", needs: Needs = NO_NEEDS) -> str:
+    """Stands for what a manifest says of its model. That may be long, so only a digest is kept."""
+    return hashlib.sha256(msgspec.json.encode((format, size, about, needs))).hexdigest()

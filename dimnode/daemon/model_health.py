@@ -33,34 +33,45 @@ class _Rejection:
 
 
 class ModelHealth:
-    """By model CID. After each failure in a row the restart waits twice as long; after ``max_crashes`` the model
-    is refused for ``refuse_seconds``, then gets one more try. What a loader rejects is refused for as long at once, under what its
-    manifest claims: another manifest may say better."""
+    """After each failure in a row the restart waits twice as long; after ``max_crashes`` the model
+    is refused for ``refuse_seconds``, then gets one more try. Agents' deaths count by model CID. What a loader rejects is refused for as long
+    at once. That, and loads that an agent survived, count under what the manifest claims: another may say better, and anybody may write one."""
 
     def __init__(self, settings: AgentSettings, remember: int = 1024) -> None:
         self._settings = settings
         self._remember = remember
-        self._models: dict[str, _History] = {}
+        self._models: dict[tuple[str, str], _History] = {}
+        """By CID and claims; without claims: deaths."""
         self._longest: dict[str, float] = {}
         """Seconds of the longest run that ended well."""
         self._rejected: dict[tuple[str, str], _Rejection] = {}
 
-    def delay(self, model: str, now: float) -> float:
+    def delay(self, model: str, now: float, claims: str = "") -> float:
         """Seconds to wait before an agent for this model is started. Raises `ResourceExhausted` while it is refused."""
-        history = self._models.get(model)
+        return max(self._delay(key, now) for key in {(model, ""), (model, claims)})
+
+    def _delay(self, key: tuple[str, str], now: float) -> float:
+        history = self._models.get(key)
         if history is None:
             return 0.0
         if now < history.refused_until:
             raise ResourceExhausted(
-                f"this model crashed or hung {history.failures} times in a row and is refused for now: {history.reason}",
+                f"this model failed, crashed or hung {history.failures} times in a row and is refused for now: {history.reason}",
                 hint="Another node may be able to run it; check its memory needs.",
                 retry_after=history.refused_until - now,
             )
         return max(0.0, history.not_before - now)
 
     def crashed(self, model: str, reason: str, now: float) -> None:
-        self._trim(self._models, model)
-        history = self._models.setdefault(model, _History())
+        self._count((model, ""), reason, now)
+
+    def not_loaded(self, model: str, claims: str, reason: str, now: float) -> None:
+        """Its agent lives and says why."""
+        self._count((model, claims), reason, now)
+
+    def _count(self, key: tuple[str, str], reason: str, now: float) -> None:
+        self._trim(self._models, key)
+        history = self._models.setdefault(key, _History())
         history.failures += 1
         history.reason = reason
         pause = self._settings.backoff_first * 2 ** min(history.failures - 1, 30)
@@ -74,7 +85,7 @@ class ModelHealth:
             self.crashed(model, f"no answer after {seconds:.0f} s", now)
 
     def worked(self, model: str, seconds: float = 0.0) -> None:
-        self._models.pop(model, None)
+        self._models.pop((model, ""), None)
         self._trim(self._longest, model)
         self._longest[model] = max(seconds, self._longest.get(model, 0.0))
 
@@ -83,7 +94,9 @@ class ModelHealth:
         self._rejected[model, claims] = _Rejection(now + self._settings.refuse_seconds, reason)
 
     def accepted(self, model: str, claims: str) -> None:
+        """It was loaded."""
         self._rejected.pop((model, claims), None)
+        self._models.pop((model, claims), None)
 
     def check(self, model: str, claims: str, now: float) -> None:
         """Raises `FailedPrecondition` for a while after a rejection: loading it again would end as before."""
@@ -92,14 +105,15 @@ class ModelHealth:
             raise FailedPrecondition(known.reason)
 
     def forget(self, model: str) -> None:
-        self._models.pop(model, None)
         self._longest.pop(model, None)
+        for key in [k for k in self._models if k[0] == model]:
+            del self._models[key]
         for key in [k for k in self._rejected if k[0] == model]:
             del self._rejected[key]
 
     def refused(self, now: float) -> int:
         """Models that are refused now."""
-        refused = {m for m, h in self._models.items() if now < h.refused_until}
+        refused = {m for (m, _), h in self._models.items() if now < h.refused_until}
         return len(refused | {m for (m, _), r in self._rejected.items() if now < r.until})
 
     def _trim(self, table: dict[K, V], key: K) -> None:

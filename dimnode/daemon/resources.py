@@ -12,8 +12,10 @@ from pathlib import Path
 import psutil
 import trio
 
+from dimnode.core.needs import GPU_CONTEXT
 from dimnode.daemon import gpus
 from dimnode.daemon.gpus import Gpu
+from dimnode.daemon.grant import Grant
 from dimnode.domain.node import Capabilities
 from dimnode.errors import ResourceExhausted
 
@@ -95,20 +97,39 @@ def capabilities(
 
 
 class Reservations:
-    """Bytes promised to what is just starting, which no look at the machine has seen yet. It counts until the second look."""
+    """What was granted and no look at the machine has seen whole yet: a grant counts until the look after its load has ended, however long
+    that takes (importing a framework and reading a large model outlast several looks)."""
 
     def __init__(self) -> None:
-        self._before = self._now = 0
+        self._loading: list[_Reservation] = []
+        self._loaded: list[_Reservation] = []
 
     @property
-    def total(self) -> int:
-        return self._before + self._now
+    def memory(self) -> int:
+        """Bytes."""
+        return sum(r.memory for r in (*self._loading, *self._loaded))
 
-    def add(self, nbytes: int) -> None:
-        self._now += nbytes
+    def on_card(self, index: int) -> int:
+        """Bytes of this card."""
+        return sum(r.grant.gpu_memory + GPU_CONTEXT for r in (*self._loading, *self._loaded) if r.grant.gpu == index)
+
+    def add(self, grant: Grant, memory: int) -> None:
+        """``memory``: bytes that it will probably take, which is less than it may."""
+        self._loading.append(_Reservation(grant, memory))
+
+    def loaded(self, grant: Grant) -> None:
+        """Or given up. ``grant``: the very one that was added."""
+        self._loaded += [r for r in self._loading if r.grant is grant]
+        self._loading = [r for r in self._loading if r.grant is not grant]
 
     def looked(self) -> None:
-        self._before, self._now = self._now, 0
+        self._loaded.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class _Reservation:
+    grant: Grant
+    memory: int
 
 
 class ResourceMonitor:

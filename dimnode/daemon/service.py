@@ -23,6 +23,7 @@ from dimnode.daemon.cabinets import Cabinets
 from dimnode.daemon.execution import Execution
 from dimnode.daemon.gpus import Gpu
 from dimnode.daemon.model_cache import ModelCache
+from dimnode.daemon.model_file import Key, claims
 from dimnode.daemon.model_registration import ModelRegistration
 from dimnode.daemon.model_shelf import ModelShelf, Verify
 from dimnode.daemon.prewarmer import Known, Prewarmer, Stock
@@ -79,8 +80,9 @@ class Daemon:
         self._loaders = available_loaders()
         self._admission = Admission(settings, latest=lambda: self._resources.latest, built_for=cache(built_for))
         self._pool = AgentPool(
-            settings.agents, folder / "agents", private=folder, admit=self._admission.grant, on_change=lambda: self.on_change("models")
-        )
+            settings.agents, folder / "agents", private=folder, admit=self._admission.grant, loaded=self._admission.loaded,
+            on_change=lambda: self.on_change("models"),
+        )  # fmt: skip
         self._cache = ModelCache(
             store, folder / "models", max_bytes=settings.cache_bytes, fetch_timeout=settings.fetch_timeout,
             admit=self._no_disk, pinned=self._is_pinned, on_change=lambda: self.on_change("models"),
@@ -189,7 +191,7 @@ class Daemon:
     def _company(self, order: TaskOrder) -> Hashable | None:
         """Which tasks may share an inference: see `AgentPool.run`."""
         manifest = self._shelf.known(order.manifest_cid)
-        if order.cabinet is not None or manifest is None or not self._pool.batches(manifest.cid):
+        if order.cabinet is not None or manifest is None or not self._pool.batches(key_of(manifest)):
             return None
         return (order.model_cid, order.manifest_cid, order.principal)
 
@@ -396,13 +398,20 @@ class Daemon:
         s = self._settings
         reason = refusal(self._resources.latest, memory=0, disk=0, min_memory=s.min_free_memory, min_disk=s.min_free_disk)
         manifest = self._shelf.known(order.manifest_cid)
-        if reason is not None or manifest is None or self._pool.holds(manifest.cid):
+        if reason is not None or manifest is None or self._pool.holds(key_of(manifest)):
             return reason
         return self._admission.shortage(manifest.format, manifest.size, manifest.needs, self._pool.idle())
 
     def _no_disk(self, size: int) -> str | None:
         s = self._settings
         return refusal(self._resources.latest, memory=0, disk=size, min_memory=0, min_disk=s.min_free_disk)
+
+
+def key_of(manifest: ModelManifest) -> Key:
+    """That of the model's file, wherever it lies."""
+    if manifest.format == "builtin":
+        return manifest.cid, claims("builtin", manifest.size)
+    return manifest.cid, claims(manifest.format, manifest.size, model_about.of_manifest(manifest), manifest.needs)
 
 
 def batchable(manifest: ModelManifest) -> bool:

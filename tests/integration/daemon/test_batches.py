@@ -57,7 +57,7 @@ async def test_a_crowd_is_served_in_batches_and_everybody_gets_their_own_rows(tm
     async with running_pool(tmp_path, **ONE_AGENT) as pool:
         model = linear(tmp_path)
         await pool.warm_up(model)
-        assert pool.batches("linear")
+        assert pool.batches(model.key)
         sizes = [1 + i % 4 for i in range(40)]
         for i, y in enumerate(await crowd(pool, model, sizes, ["a"] * 40)):
             np.testing.assert_allclose(y, np.full((sizes[i], 4), i + 1, np.float32) @ WEIGHTS, rtol=1e-5)
@@ -75,7 +75,7 @@ async def test_clients_are_never_mixed_and_models_that_mix_rows_are_left_alone(t
         assert pool.statistics()["batching"]["batches"] == 0
         mixing = centred(tmp_path)
         await pool.warm_up(mixing)
-        assert not pool.batches("centred")
+        assert not pool.batches(mixing.key)
         for y in await crowd(pool, mixing, [2] * 6, ["a"] * 6):
             np.testing.assert_allclose(y, 0, atol=1e-6)
         assert pool.statistics()["batching"]["batches"] == 0
@@ -86,7 +86,7 @@ async def test_a_model_that_was_not_warmed_is_tried_after_its_first_run(tmp_path
         model = linear(tmp_path)
         await pool.run(model, {"x": np.ones((1, 4), np.float32)}, "a")
         with trio.fail_after(10):
-            while not pool.batches("linear"):
+            while not pool.batches(model.key):
                 await trio.sleep(0.01)
 
 
@@ -121,7 +121,7 @@ async def test_one_that_leaves_does_not_take_the_batch_along_and_the_last_one_en
     async with running_pool(tmp_path, **ONE_AGENT) as pool:
         path = slow_onnx(tmp_path / "slow.onnx", batch="N")
         model = ModelFile("slow", "onnx", path, 1, batchable=True)
-        pool._batching.learn("slow", True)
+        pool._batching.learn(model.key, True)
         scopes = [trio.CancelScope() for _ in range(3)]
 
         async def one(scope: trio.CancelScope) -> None:

@@ -43,7 +43,7 @@ async def test_so_is_one_whose_requests_run_in_batches(tmp_path: Path) -> None:
         await pool.warm_up(fast(tmp_path))
         path = slow_onnx(tmp_path / "s.onnx", batch="N")
         model = ModelFile("slow", "onnx", path, 1, batchable=True)
-        pool._batching.learn("slow", True)
+        pool._batching.learn(model.key, True)
         for _ in range(2):
             await hang(pool, model, "client")
         with trio.fail_after(10), pytest.raises(ResourceExhausted, match="hung 2 times in a row"):

@@ -100,13 +100,16 @@ async def test_what_was_granted_is_not_granted_twice_and_an_order_without_room_i
         await machine.seen(bench)
         await machine.seen(bench)
         assert bench.daemon.load().memory_free == 6 * GIB
-        bench.daemon._admission.grant("onnx", 1, second[0].needs, bench.daemon._pool.idle())
+        granted = bench.daemon._admission.grant("onnx", 1, second[0].needs, bench.daemon._pool.idle())
         assert bench.daemon.load().memory_free == 2 * GIB
         with pytest.raises(ResourceExhausted, match="not enough free memory"):
             await finish(bench.daemon, order(*second, {"x": X}))
         assert bench.daemon.stats()["counters"]["accepted"] == 0
         assert (await finish(bench.daemon, order(*first, {"x": X}, task="small"))).status == "completed"
         await machine.seen(bench)
+        await machine.seen(bench)
+        assert bench.daemon.load().memory_free == 2 * GIB, "it is still loading"
+        bench.daemon._admission.loaded(granted)
         await machine.seen(bench)
         assert (await finish(bench.daemon, order(*second, {"x": X}, task="now it shows"))).status == "completed"
 

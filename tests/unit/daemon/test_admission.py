@@ -38,10 +38,18 @@ class Machine:
         self.latest = Snapshot(64 * GIB, memory, 0.0, GIB, tuple(Gpu(f"card {i}", 16 * GIB, f) for i, f in enumerate(free)))
         settings = replace(SETTINGS, agents=replace(SETTINGS.agents, device=device))
         built_for = {"onnx": built, "pt2": built, "mlx": (), "builtin": ()}
+        self.granted: list[Grant] = []
         self.admission = Admission(settings, latest=lambda: self.latest, built_for=lambda format: built_for[format])
 
     def grant(self, needs: Needs = Needs(), *, format: str = "onnx", size: int = MIB, freed: Freed | None = None) -> Grant:  # noqa: B008 - frozen
-        return self.admission.grant(format, size, needs, freed or Freed())
+        granted = self.admission.grant(format, size, needs, freed or Freed())
+        self.granted.append(granted)
+        return granted
+
+    def all_loaded(self) -> None:
+        for grant in self.granted:
+            self.admission.loaded(grant)
+        self.admission.looked()
 
 
 def test_what_a_model_needs_is_what_its_manifest_says_or_a_guess() -> None:
@@ -64,8 +72,7 @@ def test_memory_is_granted_beside_the_reserve_and_what_is_promised() -> None:
     assert machine.admission.shortage("onnx", MIB, needs, Freed()) is not None
     assert machine.admission.shortage("onnx", MIB, needs, Freed(memory=GIB)) is None, "idle agents make room"
     machine.grant(needs, freed=Freed(memory=GIB))
-    machine.admission.looked()
-    machine.admission.looked()
+    machine.all_loaded()
     assert machine.admission.memory_free(Freed()) == 5 * GIB, "by now it shows in what is free"
 
 
@@ -82,8 +89,7 @@ def test_the_card_with_most_room_is_granted_and_what_is_promised_counts() -> Non
     with pytest.raises(NoGpuRoom, match="not enough free GPU memory: 2560 MiB needed"):
         machine.grant(NEEDY)
     assert machine.grant(NEEDY, freed=_freed(first)).gpu == 1
-    machine.admission.looked()
-    machine.admission.looked()
+    machine.all_loaded()
     assert machine.admission.gpu_free(Freed()) == (3 * GIB, 6 * GIB)
 
 
@@ -92,6 +98,35 @@ def _freed(*grants: Grant) -> Freed:
     for grant in grants:
         freed.add(0, grant)
     return freed
+
+
+def test_no_room_is_granted_twice_however_long_a_model_loads() -> None:
+    machine = Machine(24 * GIB, memory=21 * GIB)
+    machine.latest = replace(machine.latest, gpus=(Gpu("card", 24 * GIB, 24 * GIB),))
+    first = machine.grant(Needs(memory=16 * GIB, gpu_memory=16 * GIB))
+    for _ in range(5):
+        machine.admission.looked()
+    with pytest.raises(NoRoom, match="not enough free memory"):
+        machine.grant(Needs(memory=16 * GIB))
+    with pytest.raises(NoGpuRoom):
+        machine.grant(Needs(memory=GIB, gpu_memory=16 * GIB))
+    machine.admission.loaded(first)
+    machine.admission.looked()
+    assert machine.grant(Needs(memory=16 * GIB)).memory == 16 * GIB, "the look has it by now"
+
+
+def test_what_an_agent_was_granted_of_a_card_is_no_other_agents_though_it_does_not_use_it_yet() -> None:
+    machine = Machine()
+    machine.latest = replace(machine.latest, gpus=(Gpu("card", 24 * GIB, 22 * GIB),))  # one agent holds 2 GiB of it, and may take 16
+    theirs, mine = Grant(threads=1, memory=1, device="cuda", gpu=0, gpu_memory=16 * GIB), Needs(gpu_memory=16 * GIB)
+    freed = Freed()
+    freed.hold(theirs)
+    assert machine.admission.gpu_free(freed) == (24 * GIB - 16 * GIB - GPU_CONTEXT - GIB,)
+    with pytest.raises(NoGpuRoom):
+        machine.grant(mine, freed=freed)
+    freed.add(0, theirs)
+    assert machine.admission.gpu_free(freed) == (23 * GIB,), "no more comes back than the card has"
+    assert machine.grant(mine, freed=freed).gpu == 0
 
 
 def test_a_model_that_can_do_without_goes_to_the_cpu_if_the_cards_are_full() -> None:

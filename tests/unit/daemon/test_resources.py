@@ -7,31 +7,41 @@ from pathlib import Path
 
 import pytest
 
+from dimnode.core.needs import GPU_CONTEXT
 from dimnode.daemon.agent_watch import usage
 from dimnode.daemon.gpus import Gpu
+from dimnode.daemon.grant import Grant
 from dimnode.daemon.resources import Reservations, Snapshot, available_memory, capabilities, refusal
 
 
-def test_what_is_promised_counts_until_it_has_been_seen() -> None:
+def test_what_is_promised_counts_until_it_has_been_loaded_and_seen() -> None:
     promised = Reservations()
-    promised.add(100)
-    assert promised.total == 100
-    promised.looked()  # it may have been half loaded then
-    promised.add(10)
-    assert promised.total == 110
+    slow, quick = (
+        Grant(threads=1, memory=1, device="cuda", gpu=1, gpu_memory=7),
+        Grant(threads=1, memory=1, device="cuda", gpu=1, gpu_memory=7),
+    )
+    promised.add(slow, 100)
+    for _ in range(5):
+        promised.looked()  # it may have been half loaded then
+    promised.add(quick, 10)
+    promised.loaded(quick)
+    assert (promised.memory, promised.on_card(1), promised.on_card(0)) == (110, 2 * (7 + GPU_CONTEXT), 0)
     promised.looked()
+    assert (promised.memory, promised.on_card(1)) == (100, 7 + GPU_CONTEXT), "equal grants are not the same"
+    promised.loaded(slow)
+    assert promised.memory == 100
     promised.looked()
-    assert promised.total == 0
+    assert (promised.memory, promised.on_card(1)) == (0, 0)
 
 
 def test_two_that_start_together_do_not_take_the_same_memory() -> None:
     snapshot, promised = Snapshot(1000, 500, 0.0, 1000), Reservations()
     outcomes = []
     for _ in range(3):
-        reason = refusal(snapshot, memory=200 + promised.total, disk=0, min_memory=50, min_disk=0)
+        reason = refusal(snapshot, memory=200 + promised.memory, disk=0, min_memory=50, min_disk=0)
         outcomes.append(reason is None)
         if reason is None:
-            promised.add(200)
+            promised.add(Grant(threads=1, memory=400), 200)
     assert outcomes == [True, True, False]
 
 

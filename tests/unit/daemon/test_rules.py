@@ -87,6 +87,26 @@ def test_a_run_that_takes_out_of_all_proportion_counts_and_a_short_deadline_does
     assert health.delay("m", 11) == 0
 
 
+def test_a_load_that_fails_counts_for_what_was_claimed_and_a_death_for_every_manifest() -> None:
+    health = ModelHealth(AgentSettings(backoff_first=1, max_crashes=2, refuse_seconds=60))
+    for now in (0, 1):
+        health.not_loaded("m", "theirs", "too little memory", now)
+    with pytest.raises(ResourceExhausted, match=r"failed, crashed or hung 2 times in a row.*too little memory"):
+        health.delay("m", 2, "theirs")
+    assert (health.delay("m", 2, "mine"), health.delay("m", 2), health.refused(2)) == (0, 0, 1)
+    health.accepted("m", "mine")
+    health.worked("m")
+    with pytest.raises(ResourceExhausted):
+        health.delay("m", 2, "theirs")
+    health.accepted("m", "theirs")
+    assert health.delay("m", 2, "theirs") == 0
+    health.crashed("m", "SIGSEGV", 2)
+    assert (health.delay("m", 2, "theirs"), health.delay("m", 2, "mine")) == (1, 1)
+    health.not_loaded("m", "mine", "x", 2)
+    health.forget("m")
+    assert health.delay("m", 2, "mine") == 0
+
+
 def test_a_rejection_holds_for_what_was_claimed_and_for_a_while() -> None:
     health = ModelHealth(AgentSettings(refuse_seconds=60), remember=2)
     health.rejected("m", "golden pair 1", "it does not give its golden answer", 10)

@@ -159,9 +159,9 @@ async def test_so_it_is_when_the_pool_asks_by_itself(tmp_path: Path, said: str) 
     async with pool_of(tmp_path, probe=NONSENSE[said]) as pool:
         await pool.run(model, {"x": X}, "owner")
         with trio.fail_after(10):
-            while pool._batching.asking("m"):
+            while pool._batching.asking(model.key):
                 await trio.sleep(0.01)
-        assert not pool.batches("m")
+        assert not pool.batches(model.key)
         await blamed(pool, model)
 
 
@@ -169,7 +169,7 @@ async def test_so_it_is_when_the_pool_asks_by_itself(tmp_path: Path, said: str) 
 async def test_so_it_is_in_a_batch(tmp_path: Path, said: str) -> None:
     model = ModelFile("m", "onnx", tmp_path / "m", 1, batchable=True)
     async with pool_of(tmp_path, run=NONSENSE[said]) as pool:
-        pool._batching.learn("m", True)
+        pool._batching.learn(model.key, True)
         with trio.fail_after(10), pytest.raises(AgentCrashed, match="nonsense"):
             await pool.run(model, {"x": X}, "owner")
         await blamed(pool, model)

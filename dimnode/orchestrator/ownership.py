@@ -204,7 +204,7 @@ class Ownership:
     def _hold(self, job: str, ballot: Ballot, before: float) -> Held:
         now = self._clock.monotonic()
         held = self._held[job] = Held(job, ballot, now, before)
-        held.checkpoint = now + self._interval(job, before)
+        held.checkpoint = now + self._interval(before)
         return held
 
     def _owns(self, job: str, ballot: Ballot) -> bool:
@@ -245,7 +245,7 @@ class Ownership:
             due = [h for h in self._held.values() if h.checkpoint <= now]
             due = heapq.nsmallest(self._settings.checkpoints_at_once, due, key=lambda h: h.checkpoint)
             for held in due:
-                held.checkpoint = now + self._interval(held.job, held.elapsed(now))
+                held.checkpoint = now + self._interval(held.elapsed(now))
             entries = [(h.job, [self._status(h, now)]) for h in due if self.still(h)]
             if not entries:
                 continue
@@ -254,10 +254,8 @@ class Ownership:
             except DimError as e:  # fenced: its drive sees that; a full disk: next time
                 log.debug("jobs.age_not_written", jobs=len(entries), code=e.code.value)
 
-    def _interval(self, job: str, elapsed: float) -> float:
-        s = self._settings
-        core = self._table.view(job).core if self._table.holds(job) else None
-        return max(s.elapsed_checkpoint, s.elapsed_share * elapsed, s.elapsed_of_timeout * core.timeout if core is not None else 0.0)
+    def _interval(self, elapsed: float) -> float:
+        return max(self._settings.elapsed_checkpoint, self._settings.elapsed_share * elapsed)
 
     def _status(self, held: Held, now: float) -> StatusEntry:
         """The status that it has already, as of when it had it: nothing changes but its age."""

@@ -67,11 +67,9 @@ class OrchestratorSettings:
     """Seconds that a node which may run a task of a former owner is waited for, if this node does not know it yet."""
     probe_timeout: float = 2.0
     """Seconds without progress until a task's output counts as lost."""
-    elapsed_checkpoint: float = 5.0
+    elapsed_checkpoint: float = 10.0
     """Seconds of a job's life that may be forgotten when its owner dies, or ``elapsed_share`` of it if that is more."""
     elapsed_share: float = 0.25
-    elapsed_of_timeout: float = 0.01
-    """Or this share of its timeout: an hour's job need not be exact to seconds."""
     checkpoints_at_once: int = 64
     """Jobs whose age is written down in one second, at the most; the others wait their turn."""
     fetch_timeout: float = 30.0

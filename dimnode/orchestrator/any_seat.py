@@ -89,9 +89,8 @@ class AnySeat:
         await self._local.know_models(form)  # here, so that no other job waits for a manifest that does not come
         (seat,) = self._place([form])
         size = sum(t.nbytes for t in form.client_data.values())
-        if (
-            size > self._gathering.large or form.form.min_copies is not None or not _movable(form)
-        ):  # others would wait for what it waits for
+        alone = size > self._gathering.large or form.form.min_copies is not None or not _movable(form)
+        if alone:  # others would wait for what it waits for
             answer = (await self._accept(seat, [form if seat is None else _with_key(form)], principal))[0]
             if isinstance(answer, Exception):
                 raise answer
@@ -145,7 +144,8 @@ class AnySeat:
             if len(answers) == len(forms):
                 return await self._accept_refused(forms, answers, principal)
         except NetworkError as e:
-            self._silent[seat] = self._clock.monotonic() + self._settings.silent
+            now = self._clock.monotonic()
+            self._silent = {s: until for s, until in self._silent.items() if until > now} | {seat: now + self._settings.silent}
             log.info("jobs.not_handed_over", seat=seat, jobs=len(forms), reason=str(e))
         except DimError as e:
             if e.code not in _ELSEWHERE:

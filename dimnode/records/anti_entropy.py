@@ -22,7 +22,7 @@ from dimnode.core.records_sync import Agenda, OwedBlocks, Quarrels, Rounds, heir
 from dimnode.domain import codec
 from dimnode.errors import DimError, ResourceExhausted
 from dimnode.ports import Clock, JobDigest, Journal, NodeView, Registry
-from dimnode.records.blocks import blocks_here
+from dimnode.records.blocks import ask_to_keep, blocks_here
 from dimnode.records.exchange import ExchangeSettings, RecordExchange
 from dimnode.records.messages import (
     BLOCKS,
@@ -247,12 +247,12 @@ class AntiEntropy:
         if not cids:
             return True
         self._let_in(peer, job)
-        kept: set[str] = set()
-        for start in range(0, len(cids), self._settings.max_blocks):
-            part = tuple(cids[start : start + self._settings.max_blocks])
-            request = BlocksRequest(job=job, cids=part, providers=(self._network.peer_id,))
+
+        async def ask(request: BlocksRequest) -> BlocksAnswer:
             data = await self._network.request(peer, BLOCKS, codec.encode(request), timeout=self._settings.blocks_timeout)
-            kept.update(codec.decode(data, BlocksAnswer).kept)
+            return codec.decode(data, BlocksAnswer)
+
+        kept = await ask_to_keep(ask, self._network.peer_id, job, cids, self._settings.max_blocks)
         if lacking := set(cids) - kept:
             log.info("records.blocks_not_kept", peer=peer, job=job, blocks=len(lacking))
         return not lacking

@@ -9,7 +9,7 @@ import structlog
 from dimnode.core.job_record import Record
 from dimnode.core.job_view import view
 from dimnode.core.record_blocks import blocks_of, result_blocks, tensors_of
-from dimnode.records.messages import BlocksRequest
+from dimnode.records.messages import BlocksAnswer, BlocksRequest
 from p2p.ipfs.api import ContentError, ContentStore
 
 log = structlog.get_logger(__name__)
@@ -25,6 +25,16 @@ async def blocks_here(record: Record, store: ContentStore, timeout: float) -> li
     except ContentError as e:
         log.warning("records.result_unreadable", job=record.job, reason=str(e))
     return [cid for cid in dict.fromkeys(cids) if await store.has(cid)]
+
+
+async def ask_to_keep(
+    ask: Callable[[BlocksRequest], Awaitable[BlocksAnswer]], me: str, job: str, cids: Sequence[str], most: int
+) -> set[str]:
+    """Has a node, by ``ask``, fetch blocks from here and keep them, ``most`` of them in one request; those that it has now. Raises as ``ask``."""
+    kept: set[str] = set()
+    for start in range(0, len(cids), most):
+        kept.update((await ask(BlocksRequest(job=job, cids=tuple(cids[start : start + most]), providers=(me,)))).kept)
+    return kept
 
 
 async def keep_whole(record: Record, store: ContentStore, keep: KeepBlocks, providers: Sequence[str], timeout: float) -> bool:

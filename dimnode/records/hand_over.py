@@ -18,7 +18,7 @@ from dimnode.core.job_view import view
 from dimnode.domain import codec
 from dimnode.errors import DimError
 from dimnode.ports import JobDigest, Journal
-from dimnode.records.blocks import blocks_here
+from dimnode.records.blocks import ask_to_keep, blocks_here
 from dimnode.records.keepers import Keepers
 from dimnode.records.links import in_parts
 from dimnode.records.messages import (
@@ -242,13 +242,11 @@ class HandOver:
         if not cids:
             return True
         self._let_in(peer, record.job)
-        for start in range(0, len(cids), MAX_BLOCKS):
-            part = tuple(cids[start : start + MAX_BLOCKS])
-            request = BlocksRequest(job=record.job, cids=part, providers=(self._network.peer_id,))
-            answer = await self._ask(peer, BLOCKS, request, BlocksAnswer, self._settings.blocks_timeout)
-            if not set(part) <= set(answer.kept):
-                return False
-        return True
+
+        async def ask(request: BlocksRequest) -> BlocksAnswer:
+            return await self._ask(peer, BLOCKS, request, BlocksAnswer, self._settings.blocks_timeout)
+
+        return set(cids) <= await ask_to_keep(ask, self._network.peer_id, record.job, cids, MAX_BLOCKS)
 
     async def _ask(self, peer: str, method: str, request: Any, kind: type[T], timeout: float | None = None) -> T:
         s = self._settings

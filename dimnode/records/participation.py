@@ -7,7 +7,7 @@ task for, and the holders of seats (one of them may have taken the job over): th
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -127,21 +127,22 @@ class Participation:
 
     async def _known_here(self, peer: str, job: str) -> bool:
         """By what this node knows without asking anybody."""
-        if self._known.knows(peer, job):
-            return True
-        try:
-            found = peer in await self._participants(job)
-        except DimError as e:
-            log.warning("blocks.record_unreadable", job=job, reason=e.message)
-            return False
-        if found:
-            self._known.let_in(peer, job)
-        return found
+        return self._known.knows(peer, job) or await self._let_in_if(peer, job, self._is_named)
 
     async def _keeps(self, peer: str, job: str) -> bool:
         """Whether it shall have a copy of a record that is here."""
+        return self._shall_keep(job, peer) and await self._let_in_if(peer, job, self._is_here)
+
+    async def _is_named(self, peer: str, job: str) -> bool:
+        return peer in await self._participants(job)
+
+    async def _is_here(self, peer: str, job: str) -> bool:
+        del peer
+        return await self._table.exists(job)
+
+    async def _let_in_if(self, peer: str, job: str, look: Callable[[str, str], Awaitable[bool]]) -> bool:
         try:
-            found = self._shall_keep(job, peer) and await self._table.exists(job)
+            found = await look(peer, job)
         except DimError as e:
             log.warning("blocks.record_unreadable", job=job, reason=e.message)
             return False

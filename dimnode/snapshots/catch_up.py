@@ -58,7 +58,7 @@ class CatchUpSettings:
     watch: float = 30.0
     """Seconds between looks at whether this node was away."""
     late_seats: float = 30.0
-    """Seconds after the start in which seats that were not known then are read, too: each publishes what it has."""
+    """Seconds after the first seats were read in which others that show are read, too: each publishes what it has."""
     away: float = 120.0
     """Seconds of sleep (of the machine) after which a node catches up again."""
     batch: int = 64
@@ -127,20 +127,20 @@ class CatchUp:
         """Until cancelled: once after the start, and again when this machine has slept."""
         task_status.started()
         while True:
-            began = trio.current_time()
-            read = await self._until_read()
-            with trio.move_on_at(began + self._settings.late_seats):
-                await self._read_late(read)
+            await self._read_late(await self._until_read())
             await self._until_away()
 
     async def _read_late(self, read: set[str]) -> None:
-        """Who has just started hears of the seats one after the other."""
-        while True:
+        """Who has just started hears of the seats one after the other. Only the waiting for them ends after a while, not the reading."""
+        until = trio.current_time() + self._settings.late_seats
+        waiting = trio.CancelScope()
+        while not waiting.cancelled_caught:
             since = self._elector.changed()
             if late := [s.peer for s in self._elector.seats() if s.peer != self._me and s.peer not in read]:
                 read.update(late)
                 await self.catch_up(late)
-            await self._elector.wait_changed(since)
+            with trio.move_on_at(until) as waiting:
+                await self._elector.wait_changed(since)
 
     async def _until_away(self) -> None:
         before = self._clock.monotonic()

@@ -69,6 +69,8 @@ class AgentProcess:
         self.pid = pid
         self.model = ""
         """CID of the model it holds."""
+        self.claims = ""
+        """Those of the manifest by which it loads the model, see `dimnode.daemon.model_file`."""
         self.calls = 0
         self.idle_since = 0.0
         self.confinement = Confinement()

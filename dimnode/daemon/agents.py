@@ -80,8 +80,6 @@ class AgentPool:
         self._idle: list[AgentProcess] = []  # longest idle first
         self._busy: set[AgentProcess] = set()
         self._starting: list[Starting] = []
-        self._claims: dict[AgentProcess, str] = {}
-        """Those of the manifest by which each agent loads its model."""
         self._short: set[Key] = set()
         """Models of which no further agent could be started for want of room, since the last look at it: theirs are waited for."""
         self._room = trio.lowlevel.ParkingLot()
@@ -204,8 +202,9 @@ class AgentPool:
     def _has(self, key: Key) -> bool:
         return any(self._key(a) == key for a in self._living())
 
-    def _key(self, agent: AgentProcess) -> Key:
-        return agent.model, self._claims[agent]
+    @staticmethod
+    def _key(agent: AgentProcess) -> Key:
+        return agent.model, agent.claims
 
     @property
     def confinement(self) -> Confinement:
@@ -407,8 +406,7 @@ class AgentPool:
         agent = await self._frameworks.start_agent(options_for(self._settings, model, grant, libraries=self._libraries, scratch=scratch))
         self._started += 1
         self._confinement = agent.confinement
-        agent.model, agent.grant = model.cid, grant
-        self._claims[agent] = model.claims
+        agent.model, agent.claims, agent.grant = model.cid, model.claims, grant
         return agent
 
     def idle(self) -> Freed:
@@ -470,7 +468,6 @@ class AgentPool:
 
     def _end(self, agent: AgentProcess) -> None:
         self._killed += 1
-        self._claims.pop(agent, None)
         agent.kill()
         if self._nursery is not None:
             self._nursery.start_soon(agent.reap)

@@ -25,6 +25,7 @@ from dimnode.config import Config, require_served
 from dimnode.core.election_types import Start
 from dimnode.core.load_sharing import LoadSharing
 from dimnode.core.rate_limit import RateLimiter
+from dimnode.core.record_gate import EntryRules
 from dimnode.daemon import gpus
 from dimnode.daemon.service import Change, Daemon
 from dimnode.domain.node import Heartbeat, Load
@@ -62,7 +63,7 @@ from dimnode.swarm.models import SwarmModels
 from dimnode.swarm.registry import SwarmRegistry
 from dimnode.swarm.relay import Relay
 from p2p.dht.dht import SwarmDht
-from p2p.identity import Identity
+from p2p.identity import Identity, verify
 from p2p.ipfs.store import Store
 from p2p.network import Libp2pNetwork
 
@@ -142,6 +143,7 @@ class Node:
         self.store = store
         self.bridge = bridge
         self.settings = Settings(config)
+        self.rules = EntryRules(verify, member.swarm, frozenset(config.election.allow))
         self.boot = secrets.token_hex(8)
         self.name = config.node.name or f"{socket.gethostname()}-{identity.peer_id[-6:]}"
         self.started = self.clock.monotonic()
@@ -165,7 +167,7 @@ class Node:
         self.electorates = electorates
         self.elector = self._elector("join" if member.bootstrap else "lan" if config.swarm.mdns or met_before else "alone")
         self.keeping = Keeping(
-            swarm=member.swarm,
+            rules=self.rules,
             network=network,
             journal=journal,
             signer=identity,
@@ -187,6 +189,7 @@ class Node:
         self.state = StateManager(
             swarm=member.swarm,
             protocol=PROTOCOL_VERSION,
+            rules=self.rules,
             network=network,
             journal=journal,
             table=self.keeping.table,
@@ -397,6 +400,7 @@ class Node:
         settings = self.settings.orchestrator()
         return build_orchestrator(
             swarm=self.member.swarm,
+            rules=self.rules,
             boot=self.boot,
             signer=self.identity,
             table=self.keeping.table,

@@ -167,6 +167,7 @@ class Settings:
             retries=c.jobs.retries,
             max_spec_bytes=c.jobs.max_spec_bytes,
             inline_bytes=c.jobs.inline_bytes,
+            retention=RetentionRule(retention=c.jobs.retention),
             warm_ahead=c.orchestrator.warm_ahead,
             max_active_jobs=c.orchestrator.max_jobs,
             fetch_timeout=c.ipfs.fetch_timeout,

@@ -79,7 +79,10 @@ class ElectionSection(Section):
         description='"available": each side of a partition elects and works on. "majority": only a side that reaches most of the electorate. The same on every node.',
     )
     eligible: bool = Field(default=True, description="Whether this node may hold a seat.")
-    allow: PeerIds = Field(default=(), description="Peer ids whose seats count. Empty: everyone in the swarm.")
+    allow: PeerIds = Field(
+        default=(),
+        description="Peer ids whose seats, and whose decisions over jobs, count. Empty: everyone's in the swarm. The same on every node.",
+    )
     electorate: PeerIds = Field(
         default=(),
         description='The voters of version 1 of the electorate of mode "majority", where the operator\'s key is made. Empty: that node alone. Afterwards `dimnode electorate` changes it.',

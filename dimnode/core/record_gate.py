@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterable
+from dataclasses import dataclass, field
 
 from dimnode.core.ballots import leaps
 from dimnode.core.job_record import FINAL, EntryRefused, Record, Verify, check_entry
@@ -10,19 +11,43 @@ from dimnode.domain import codec
 from dimnode.domain.record import Attempt, Ballot, Body, Claim, Core, OutcomeEntry, SignedEntry, Unknown
 
 
-class RecordGate:
-    """``swarm``: its name, of which job ids are made; None: that is not checked (cores that are not of this swarm, in tests)."""
+class NotADecider(EntryRefused):
+    """A decision by a node that may not decide: left out, whatever else comes with it."""
 
-    def __init__(self, verify: Verify, swarm: str | None = None) -> None:
-        self._verify = verify
-        self._swarm = swarm
+
+@dataclass(frozen=True, slots=True)
+class EntryRules:
+    """Whose entries this node believes, and what of them."""
+
+    verify: Verify
+    swarm: str | None = None
+    """Its name, of which job ids are made; None: that is not checked (cores that are not of this swarm, in tests)."""
+    deciders: frozenset[str] = field(default_factory=frozenset[str])
+    """Peers that may decide over jobs (``election.allow``); empty: every member. The others run tasks, and say how those went."""
+
+    def check(self, entry: SignedEntry) -> Body | Unknown:
+        """The decoded body of an entry that is fit to be stored. Raises `EntryRefused`, `NotADecider` among them."""
+        if not self.may_decide(entry.author) and not isinstance(_body(entry), (Core, Attempt, Unknown)):
+            raise NotADecider(f"a decision by {entry.author}, who may not decide here")
+        return check_entry(entry, self.verify, swarm=self.swarm)
+
+    def may_decide(self, peer: str) -> bool:
+        return not self.deciders or peer in self.deciders
+
+
+class RecordGate:
+    def __init__(self, rules: EntryRules) -> None:
+        self._rules = rules
+
+    def may_decide(self, peer: str) -> bool:
+        return self._rules.may_decide(peer)
 
     def check(self, job: str, entry: SignedEntry, record: Record | None, unwritten: Container[str] = ()) -> bool:
         """Whether the entry is one to store; what the record has, or would not keep, is not looked at, but for what is only in
         memory, ``unwritten`` (ids). Raises `EntryRefused`."""
         if record is not None and ((entry.id in record and entry.id not in unwritten) or not record.keeps(_body(entry))):
             return False
-        body = check_entry(entry, self._verify, swarm=self._swarm)
+        body = self._rules.check(entry)
         if body.job != job:
             raise EntryRefused(f"entry of {body.job} in the record of {job}")
         if not isinstance(body, (Core, Unknown)) and leaps(body.ballot, highest_n(record)):

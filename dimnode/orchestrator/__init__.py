@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dimnode.core.job_record import Verify
+from dimnode.core.record_gate import EntryRules
 from dimnode.orchestrator.admission import Admission
 from dimnode.orchestrator.coordinator import Coordinator
 from dimnode.orchestrator.ownership import Seats, Sync, no_seats, no_sync
@@ -16,13 +16,13 @@ from dimnode.orchestrator.values import Compute, Values, in_thread
 from dimnode.orchestrator.warming import WarmAhead
 from dimnode.ports import Clock, DaemonClient, Models, Registry, Signer
 from dimnode.records.table import RecordTable
-from p2p.identity import verify as verify_with_peer_id
 from p2p.ipfs.api import ContentStore
 
 
 def build_orchestrator(
     *,
     swarm: str,
+    rules: EntryRules,
     boot: str,
     signer: Signer,
     table: RecordTable,
@@ -35,7 +35,6 @@ def build_orchestrator(
     ask: Ask,
     sync: Sync = no_sync,
     seats: Seats = no_seats,
-    verify: Verify = verify_with_peer_id,
     compute: Compute = in_thread,
 ) -> Orchestrator:
     """One term's orchestrator on the node's records, wired. ``boot`` makes this start's ballots. ``ask`` asks nodes how the
@@ -43,13 +42,13 @@ def build_orchestrator(
     the live ones, as (peer, boot)."""
     values = Values(store, settings.inline_bytes, settings.fetch_timeout, compute, settings.probe_timeout)
     selector = Selector(registry, models)
-    calls = TaskCalls(table, client, selector, settings, verify)
+    calls = TaskCalls(table, client, selector, settings, rules)
     runner = TaskRunner(table, calls, models, selector, values, clock, settings)
     coordinator = Coordinator(
         table, runner, selector, models, registry, store, values, clock, settings, compute, WarmAhead(client, models, selector, settings)
     )
     admission = Admission(swarm, registry, models, selector, values, clock, settings)
-    inquiry = Inquiry(table, ask, settings, verify)
+    inquiry = Inquiry(table, ask, settings, rules)
     return Orchestrator(
         signer.peer_id, boot, table, admission, coordinator, selector, store, clock, settings, inquiry, sync=sync, seats=seats
     )

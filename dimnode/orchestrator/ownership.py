@@ -122,11 +122,14 @@ class Ownership:
         return view.owner is not None and view.owner.peer == self._me
 
     def _claimable(self, view: JobView, handed_by: str = "") -> bool:
-        """A record without a claim is not accepted yet. ``handed_by``: an owner with a live seat that gives it away."""
+        """A record without a claim is not accepted yet, and one that is an orphan never runs. ``handed_by``: an owner with a live seat
+        that gives it away."""
         if view.terminal or view.core is None or view.owner is None:
             return False
         owner = (view.owner.peer, view.owner.boot)
-        return owner == (self._me, self._boot) or view.owner.peer == handed_by or owner not in self._seats()
+        if owner == (self._me, self._boot) or view.owner.peer == handed_by:
+            return True
+        return owner not in self._seats() and not self._settings.retention.orphaned(view, self._clock.wall())
 
     # --- taking ---
 

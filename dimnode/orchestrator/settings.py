@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dimnode.core.pace import PaceSettings
+from dimnode.core.retention import RetentionRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,8 @@ class OrchestratorSettings:
     """Seconds for one of them."""
     max_tasks_per_job: int = 64
     """Tasks of one job that are dispatched at once."""
+    retention: RetentionRule = field(default_factory=RetentionRule)
+    """Unfinished records that are orphans by it are not taken over."""
     claims_at_once: int = 256
     """Unfinished jobs that are claimed in one transaction, and asked for in one request, when they are taken over."""
     claim_retry: float = 5.0

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import structlog
 import trio
 
-from dimnode.core.job_record import EntryRefused, Record, Verify, check_entry
+from dimnode.core.job_record import EntryRefused, Record
+from dimnode.core.record_gate import EntryRules
 from dimnode.domain import codec
 from dimnode.domain.record import Assign, Attempt, Ballot, SignedEntry, Void
 from dimnode.domain.task import TaskReport
@@ -16,7 +17,6 @@ from dimnode.orchestrator.settings import OrchestratorSettings
 from dimnode.records.messages import ATTEMPTS, AttemptsAnswer, AttemptsRequest
 from dimnode.records.table import RecordTable
 from p2p.api import Network, NetworkError
-from p2p.identity import verify as verify_with_peer_id
 
 log = structlog.get_logger(__name__)
 
@@ -60,11 +60,11 @@ def ask_over(network: Network, timeout: float) -> Ask:
 
 
 class Inquiry:
-    def __init__(self, table: RecordTable, ask: Ask, settings: OrchestratorSettings, verify: Verify = verify_with_peer_id) -> None:
+    def __init__(self, table: RecordTable, ask: Ask, settings: OrchestratorSettings, rules: EntryRules) -> None:
         self._table = table
         self._ask = ask
         self._settings = settings
-        self._verify = verify
+        self._rules = rules
 
     async def run(self, claimed: Mapping[str, Ballot]) -> dict[str, Findings]:
         """One round for all of these jobs, at most ``inquiry_timeout`` seconds. Attempts that come are in their records
@@ -104,7 +104,7 @@ class Inquiry:
             if not self._table.holds(job) or entry.id in self._table.record(job):
                 continue
             try:
-                body = check_entry(entry, self._verify)
+                body = self._rules.check(entry)
             except EntryRefused as e:
                 log.warning("takeover.attempt_refused", job=job, node=node, reason=str(e))
                 continue

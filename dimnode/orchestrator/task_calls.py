@@ -13,8 +13,9 @@ from contextlib import aclosing
 import structlog
 import trio
 
-from dimnode.core.job_record import EntryRefused, Verify, check_entry
+from dimnode.core.job_record import EntryRefused
 from dimnode.core.job_view import AttemptFact
+from dimnode.core.record_gate import EntryRules
 from dimnode.domain.record import Assign, Attempt, Ballot, SignedEntry
 from dimnode.domain.task import TaskOrder
 from dimnode.errors import Code, DimError, Unavailable
@@ -24,7 +25,6 @@ from dimnode.orchestrator.work import Work
 from dimnode.ports import DaemonClient
 from dimnode.records.table import RecordTable
 from p2p.groups import leaves
-from p2p.identity import verify as verify_with_peer_id
 
 log = structlog.get_logger(__name__)
 
@@ -50,13 +50,13 @@ class TaskCalls:
         client: DaemonClient,
         selector: Selector,
         settings: OrchestratorSettings,
-        verify: Verify = verify_with_peer_id,
+        rules: EntryRules,
     ) -> None:
         self._table = table
         self._client = client
         self._selector = selector
         self._settings = settings
-        self._verify = verify
+        self._rules = rules
 
     async def follow(self, work: Work, node: str, order: TaskOrder, call: Call, unwanted: Callable[[], bool]) -> SignedEntry:
         """The signed attempt. A node that is seen to die, or that is silent past the deadline, is `Unavailable`. When
@@ -119,7 +119,7 @@ class TaskCalls:
         """The attempt, however it ended, now in the job's record. Raises `Unavailable` for an answer that is of no use."""
         name = self._selector.name(node)
         try:
-            body = check_entry(entry, self._verify)
+            body = self._rules.check(entry)
         except EntryRefused as e:
             raise Unavailable(f"node {name} answered with an unusable receipt: {e}") from e
         if not isinstance(body, Attempt) or (body.job, body.task, body.attempt, body.task_key, body.node) != (

@@ -14,8 +14,8 @@ import structlog
 import trio
 
 from dimnode.core.electorate import others_needed
-from dimnode.core.job_record import Verify
 from dimnode.core.job_view import view
+from dimnode.core.record_gate import EntryRules
 from dimnode.core.records_sync import missing
 from dimnode.domain import codec
 from dimnode.errors import DimError
@@ -33,14 +33,14 @@ REMEMBERED = 10_000
 
 class Acknowledgements:
     def __init__(
-        self, network: Network, table: RecordTable, clock: Clock, voters: Callable[[], Collection[str]], timeout: float, verify: Verify
+        self, network: Network, table: RecordTable, clock: Clock, voters: Callable[[], Collection[str]], timeout: float, rules: EntryRules
     ) -> None:
         """``timeout``: seconds for the voters' answers."""
         self._me = network.peer_id
         self._table = table
         self._voters = voters
         self._timeout = timeout
-        self._exchange = RecordExchange(network, table, clock, ExchangeSettings(request_timeout=timeout), swarm=None, verify=verify)
+        self._exchange = RecordExchange(network, table, clock, ExchangeSettings(request_timeout=timeout), rules=rules)
         self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     async def counts(self, job: str) -> bool:

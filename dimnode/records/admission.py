@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import trio
 
 from dimnode.core.job_record import EntryRefused, Record, RecordFull, check_room
-from dimnode.core.record_gate import RecordGate
+from dimnode.core.record_gate import NotADecider, RecordGate
 from dimnode.domain.record import SignedEntry
 
 AT_ONCE = 8
@@ -30,8 +30,8 @@ class Admitted:
 async def admit(
     gate: RecordGate, job: str, entries: Sequence[SignedEntry], record: Record | None, *, whole: bool, unwritten: Container[str] = ()
 ) -> Admitted:
-    """``whole``: an owner's decisions belong together, all or none. Else the sound ones are taken: a copy may hold what
-    another version of DIM let in. ``unwritten``: ids of what the record has in memory only."""
+    """``whole``: an owner's decisions belong together, all or none, but for decisions that the record has from who may not decide
+    any more. Else the sound ones are taken: a copy may hold what another version of DIM let in. ``unwritten``: ids of what the record has in memory only."""
     new: dict[str, SignedEntry] = {}
     refused, reason = 0, ""
     await trio.lowlevel.checkpoint()
@@ -42,6 +42,8 @@ async def admit(
             if gate.check(job, entry, record, unwritten):
                 new[entry.id] = entry
         except EntryRefused as e:
+            if whole and isinstance(e, NotADecider):
+                continue
             if whole:
                 return Admitted((), len(entries), str(e))
             refused, reason = refused + 1, reason or str(e)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import structlog
 
-from dimnode.core.job_record import EntryRefused, Verify, check_entry
+from dimnode.core.job_record import EntryRefused
+from dimnode.core.record_gate import EntryRules
 from dimnode.domain.record import SignedEntry
 from dimnode.errors import DimError
 from dimnode.records.table import RecordTable
@@ -14,12 +15,12 @@ from dimnode.records.table import RecordTable
 log = structlog.get_logger(__name__)
 
 
-def checked(job: str, entries: Sequence[SignedEntry], verify: Verify) -> list[SignedEntry]:
-    """Those that are signed by their authors and about this job."""
+def checked(job: str, entries: Sequence[SignedEntry], rules: EntryRules) -> list[SignedEntry]:
+    """Those that are sound and about this job."""
     out: list[SignedEntry] = []
     for entry in entries:
         try:
-            if check_entry(entry, verify).job == job:
+            if rules.check(entry).job == job:
                 out.append(entry)
         except EntryRefused as e:
             log.warning("copies.bad_entry", job=job, reason=str(e))

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 import structlog
 import trio
 
-from dimnode.core.job_record import Record, Verify
+from dimnode.core.job_record import Record
 from dimnode.core.job_view import JobView
 from dimnode.core.recent_changes import Changes
+from dimnode.core.record_gate import EntryRules
 from dimnode.core.records_sync import Agenda, OwedBlocks, Quarrels, Rounds, heirs, missing
 from dimnode.domain import codec
 from dimnode.errors import DimError, ResourceExhausted
@@ -37,7 +38,6 @@ from dimnode.records.messages import (
 )
 from dimnode.records.table import RecordTable
 from p2p.api import Network, NetworkError, Unreachable
-from p2p.identity import verify as verify_with_peer_id
 from p2p.ipfs.api import ContentError, ContentStore
 
 log = structlog.get_logger(__name__)
@@ -88,8 +88,7 @@ class AntiEntropy:
         settings: AntiEntropySettings | None = None,
         *,
         responsible: Callable[[str], Collection[str]],
-        swarm: str | None,
-        verify: Verify = verify_with_peer_id,
+        rules: EntryRules,
         rng: random.Random | None = None,
         let_in: Callable[[str, str], None] = lambda _peer, _job: None,
     ) -> None:
@@ -103,7 +102,7 @@ class AntiEntropy:
         self._responsible = responsible
         self._let_in = let_in
         self._rng = rng or random.Random()  # noqa: S311 - no secret
-        self._exchange = RecordExchange(network, table, clock, s.exchange, swarm=swarm, verify=verify)
+        self._exchange = RecordExchange(network, table, clock, s.exchange, rules=rules)
         self._rounds = Rounds(self._rng)
         self._agenda = Agenda(s.items, s.quiet)
         self._quarrels = Quarrels(s.quarrel_first, s.quarrel_longest)

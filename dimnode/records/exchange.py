@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 import structlog
 
-from dimnode.core.job_record import Record, Verify
+from dimnode.core.job_record import Record
 from dimnode.core.job_view import view
-from dimnode.core.record_gate import RecordGate
+from dimnode.core.record_gate import EntryRules, RecordGate
 from dimnode.core.records_sync import portions
 from dimnode.core.retention import RetentionRule
 from dimnode.domain import codec
@@ -21,7 +21,6 @@ from dimnode.records.admission import admit
 from dimnode.records.messages import FETCH, STORE, FetchAnswer, FetchRequest, JobEntries, StoreAnswer, StoreRequest
 from dimnode.records.table import RecordTable
 from p2p.api import Network
-from p2p.identity import verify as verify_with_peer_id
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -52,14 +51,13 @@ class RecordExchange:
         clock: Clock,
         settings: ExchangeSettings | None = None,
         *,
-        swarm: str | None,
-        verify: Verify = verify_with_peer_id,
+        rules: EntryRules,
     ) -> None:
         self._network = network
         self._table = table
         self._clock = clock
         self._settings = settings or ExchangeSettings()
-        self._gate = RecordGate(verify, swarm)
+        self._gate = RecordGate(rules)
         self.counts: Counter[str] = Counter()
         """Entries ``taken``, ``refused`` and ``sent``."""
 

@@ -14,7 +14,8 @@ import structlog
 import trio
 
 from dimnode.core.hint_index import Heard, HintIndex
-from dimnode.core.job_record import DIGEST_BYTES, Verify
+from dimnode.core.job_record import DIGEST_BYTES
+from dimnode.core.record_gate import EntryRules
 from dimnode.domain import codec
 from dimnode.errors import DimError
 from dimnode.ports import Clock
@@ -22,7 +23,6 @@ from dimnode.records.exchange import ExchangeSettings, RecordExchange
 from dimnode.records.messages import HINTS, Hint, Hints, JobEntries
 from dimnode.records.table import RecordTable
 from p2p.api import GossipMessage, Network, NetworkError
-from p2p.identity import verify as verify_with_peer_id
 
 log = structlog.get_logger(__name__)
 MAX_BYTES = 200 * 1024
@@ -58,14 +58,13 @@ class HintGossip:
         clock: Clock,
         settings: HintSettings | None = None,
         *,
-        swarm: str | None,
-        verify: Verify = verify_with_peer_id,
+        rules: EntryRules,
     ) -> None:
         self._network = network
         self._table = table
         self._clock = clock
         self._settings = s = settings or HintSettings()
-        self._exchange = RecordExchange(network, table, clock, s.exchange, swarm=swarm, verify=verify)
+        self._exchange = RecordExchange(network, table, clock, s.exchange, rules=rules)
         self._index = HintIndex(s.index, s.grace)
         self._inbox = network.subscribe(HINTS, self._validate, s.inbox)
         self._behind = trio.Event()

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import structlog
 import trio
 
-from dimnode.core.job_record import Record, Verify
+from dimnode.core.job_record import Record
 from dimnode.core.job_view import view
-from dimnode.core.record_gate import RecordGate, begins, decided_under, end_of, proof_of
+from dimnode.core.record_gate import EntryRules, RecordGate, begins, decided_under, end_of, proof_of
 from dimnode.core.retention import RetentionRule
 from dimnode.domain import codec
 from dimnode.domain.record import SignedEntry
@@ -42,7 +42,6 @@ from dimnode.records.messages import (
 )
 from dimnode.records.table import Merged, RecordTable
 from p2p.api import Network, RemoteFault
-from p2p.identity import verify as verify_with_peer_id
 from p2p.ipfs.api import ContentError, ContentStore, DiskFull
 
 log = structlog.get_logger(__name__)
@@ -82,7 +81,7 @@ def anyone(peer: str) -> bool:
 
 class RecordHolder:
     """Serves from its making on. ``accepts``: whose records this node keeps (custody); ``free``: bytes left on the disk of
-    the blocks; ``swarm``: its name, to check that a job's id is made of what its core says (None: not checked)."""
+    the blocks."""
 
     def __init__(
         self,
@@ -93,8 +92,7 @@ class RecordHolder:
         clock: Clock,
         settings: HolderSettings | None = None,
         *,
-        swarm: str | None,
-        verify: Verify = verify_with_peer_id,
+        rules: EntryRules,
         accepts: Callable[[str], bool] = anyone,
         free: Callable[[], int] | None = None,
     ) -> None:
@@ -103,7 +101,7 @@ class RecordHolder:
         self._store = store
         self._clock = clock
         self._settings = s = settings or HolderSettings()
-        self._gate = RecordGate(verify, swarm)
+        self._gate = RecordGate(rules)
         self._accepts = accepts
         self._free = free
         self._fetching = trio.CapacityLimiter(s.blocks_at_once)
@@ -151,6 +149,8 @@ class RecordHolder:
         """What may be stored of it, or why nothing."""
         if record is None and not begins(sent.entries):
             return StoreResult(job=sent.job, status="incomplete")
+        if not merge and not self._gate.may_decide(peer):
+            return StoreResult(job=sent.job, status="refused", reason="this node is not among those that may decide here")
         admitted = await admit(self._gate, sent.job, sent.entries, record, whole=not merge, unwritten=self._table.unwritten(sent.job))
         if admitted.reason:
             log.warning("records.refused", peer=peer, job=sent.job, entries=admitted.refused, reason=admitted.reason)

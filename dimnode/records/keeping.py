@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import trio
 
-from dimnode.core.job_record import Verify
+from dimnode.core.record_gate import EntryRules
 from dimnode.ports import Clock, Elector, Journal, Registry, Signer
 from dimnode.records.anti_entropy import AntiEntropy, AntiEntropySettings
 from dimnode.records.hints import HintGossip, HintSettings
@@ -24,7 +24,6 @@ from dimnode.records.retention import Retention, RetentionSettings
 from dimnode.records.search import RecordSearch, SearchSettings
 from dimnode.records.table import RecordTable, TableSettings
 from p2p.api import Network
-from p2p.identity import verify as verify_with_peer_id
 from p2p.ipfs.api import ContentStore
 
 
@@ -57,7 +56,7 @@ class Keeping:
     def __init__(
         self,
         *,
-        swarm: str,
+        rules: EntryRules,
         network: Network,
         journal: Journal,
         signer: Signer,
@@ -68,7 +67,6 @@ class Keeping:
         tasks: Tasks,
         driver: Callable[[], Driver | None],
         settings: KeepingSettings,
-        verify: Verify = verify_with_peer_id,
         free: Callable[[], int] | None = None,
         rng: random.Random | None = None,
         voters: Callable[[], Collection[str]] = tuple,
@@ -78,27 +76,37 @@ class Keeping:
         self._elector = elector
         self._voters = voters
         self.table = RecordTable(journal, signer, settings=s.table)
-        self._holder = RecordHolder(network, self.table, journal, store, clock, s.holder, swarm=swarm, verify=verify, free=free)
+        self._holder = RecordHolder(network, self.table, journal, store, clock, s.holder, rules=rules, free=free)
         self.participation = Participation(
             network, self.table, journal, elector, clock, s.participation,
             shall_keep=self._shall_keep,
         )  # fmt: skip
         self.replicator = Replicator(
             network, self.table, journal, registry, store, clock, s.replicator,
-            verify=verify, voters=voters, let_in=self.participation.let_in,
+            rules=rules, voters=voters, let_in=self.participation.let_in,
         )  # fmt: skip
         self.table.copies = self.replicator
         self._anti_entropy = AntiEntropy(
             network, self.table, journal, registry, store, clock, s.anti_entropy,
-            responsible=self.replicator.responsible, swarm=swarm, verify=verify, rng=rng, let_in=self.participation.let_in,
+            responsible=self.replicator.responsible, rules=rules, rng=rng, let_in=self.participation.let_in,
         )  # fmt: skip
-        self.hints = HintGossip(network, self.table, clock, s.hints, swarm=swarm, verify=verify)
-        self._retention = Retention(self.table, journal, store, registry, signer, clock, s.retention, boot=elector.boot)
+        self.hints = HintGossip(network, self.table, clock, s.hints, rules=rules)
+        self._retention = Retention(
+            self.table,
+            journal,
+            store,
+            registry,
+            signer,
+            clock,
+            s.retention,
+            boot=elector.boot,
+            may_decide=rules.may_decide(network.peer_id),
+        )
         self._maker = BlockMaker(self.table, journal, store, s.making)
-        self.search = RecordSearch(network, self.table, registry, s.search, verify)
-        self.offers = JobOffers(network, self.table, elector, clock, driver, s.offers, verify)
+        self.search = RecordSearch(network, self.table, registry, s.search, rules=rules)
+        self.offers = JobOffers(network, self.table, elector, clock, driver, s.offers, rules=rules)
         self._results = ResultOffers(network, elector, clock, tasks, s.offers)
-        Questions(network, self.table, tasks, driver, s.questions, verify, swarm=swarm)
+        Questions(network, self.table, tasks, driver, s.questions, rules=rules)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled. Started once the journal's unfinished records are in memory."""

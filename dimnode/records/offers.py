@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import structlog
 import trio
 
-from dimnode.core.job_record import EntryRefused, Record, Verify, check_entry, check_room
+from dimnode.core.job_record import EntryRefused, Record, check_room
 from dimnode.core.job_view import JobView
 from dimnode.core.offers import Offering, OfferSettings, Turn
+from dimnode.core.record_gate import EntryRules
 from dimnode.domain import codec
 from dimnode.domain.record import Claim, Core, SignedEntry
 from dimnode.errors import DimError
@@ -23,7 +24,6 @@ from dimnode.records.links import in_parts
 from dimnode.records.messages import OFFER, RESULTS, JobEntries, OfferAnswer, OfferRequest, ResultsAnswer, ResultsRequest
 from dimnode.records.table import RecordTable
 from p2p.api import Network, NetworkError
-from p2p.identity import verify as verify_with_peer_id
 
 log = structlog.get_logger(__name__)
 
@@ -79,7 +79,8 @@ class JobOffers:
         clock: Clock,
         driver: Callable[[], Driver | None],
         settings: OffersSettings | None = None,
-        verify: Verify = verify_with_peer_id,
+        *,
+        rules: EntryRules,
     ) -> None:
         """``driver``: the orchestrator while one is alive here."""
         self._network = network
@@ -88,7 +89,7 @@ class JobOffers:
         self._clock = clock
         self._driver = driver
         self._settings = settings or OffersSettings()
-        self._verify = verify
+        self._rules = rules
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled."""
@@ -190,7 +191,7 @@ class JobOffers:
         try:
             if self._table.holds(known.job):
                 new = [e for e in known.entries if e.id not in self._table.record(known.job)]
-                if all(check_entry(e, self._verify).job == known.job for e in new):
+                if all(self._rules.check(e).job == known.job for e in new):
                     check_room(self._table.record(known.job), new)
                     await self._table.merge(known.job, new)
         except (EntryRefused, DimError) as e:

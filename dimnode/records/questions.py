@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -10,10 +11,11 @@ import structlog
 import trio
 
 from dimnode.core.ballots import leaps
-from dimnode.core.job_record import EntryRefused, Record, Verify, check_entry, check_room
+from dimnode.core.job_record import EntryRefused, Record, check_room
 from dimnode.core.job_view import view
+from dimnode.core.record_gate import EntryRules, NotADecider
 from dimnode.domain import codec
-from dimnode.domain.record import Attempt, Ballot, Claim, OutcomeEntry, SignedEntry
+from dimnode.domain.record import Attempt, Ballot, Body, Claim, OutcomeEntry, SignedEntry, Unknown
 from dimnode.domain.task import TaskReport
 from dimnode.errors import Code, DimError, Fenced
 from dimnode.records.messages import (
@@ -31,7 +33,6 @@ from dimnode.records.messages import (
 from dimnode.records.offers import Driver
 from dimnode.records.table import RecordTable
 from p2p.api import Network, RemoteFault
-from p2p.identity import verify as verify_with_peer_id
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -62,18 +63,16 @@ class Questions:
         daemon: Reporter,
         driver: Callable[[], Driver | None],
         settings: QuestionsSettings | None = None,
-        verify: Verify = verify_with_peer_id,
         *,
-        swarm: str | None = None,
+        rules: EntryRules,
     ) -> None:
-        """``driver``: the orchestrator while one is alive here. ``swarm``: its name, if job ids are to be checked."""
+        """``driver``: the orchestrator while one is alive here."""
         self._me = network.peer_id
         self._table = table
         self._daemon = daemon
         self._driver = driver
         self._settings = s = settings or QuestionsSettings()
-        self._verify = verify
-        self._swarm = swarm
+        self._rules = rules
         network.serve(OFFER, self._answering(OfferRequest, self._offer), s.offers_at_once)
         network.serve(ATTEMPTS, self._answering(AttemptsRequest, self._attempts), s.reports_at_once)
         network.serve(RESULTS, self._answering(ResultsRequest, self._results), s.results_at_once)
@@ -122,12 +121,16 @@ class Questions:
         return OfferAnswer(taken=tuple(taken), known=tuple(known))
 
     async def _fit(self, job: str, entries: Iterable[SignedEntry]) -> list[SignedEntry] | None:
-        """The new ones, checked; None if any may not enter the record."""
+        """The new ones, checked, without decisions of who may not decide; None if any other may not enter the record."""
         await trio.lowlevel.checkpoint()
         record = self._table.record(job) if self._table.holds(job) else None
-        new = [e for e in entries if record is None or e.id not in record]
+        new: list[SignedEntry] = []
+        bodies: list[Body | Unknown] = []
         try:
-            bodies = [check_entry(e, self._verify, swarm=self._swarm) for e in new]
+            for entry in (e for e in entries if record is None or e.id not in record):
+                with suppress(NotADecider):
+                    bodies.append(self._rules.check(entry))
+                    new.append(entry)
             if any(b.job != job for b in bodies):
                 raise EntryRefused("an entry is another job's")
             highest = view(record).epoch if record is not None else 0

@@ -16,7 +16,8 @@ import trio
 
 from dimnode.core.electorate import others_needed
 from dimnode.core.job_copies import JobCopies
-from dimnode.core.job_record import FINAL, Verify
+from dimnode.core.job_record import FINAL
+from dimnode.core.record_gate import EntryRules
 from dimnode.domain.record import Ballot, Claim, Core, OutcomeEntry, SignedEntry
 from dimnode.ports import Clock, Copied, Journal, Registry, Written
 from dimnode.records.acknowledgements import Acknowledgements
@@ -28,7 +29,6 @@ from dimnode.records.links import Link, LinkSettings
 from dimnode.records.messages import StoreResult
 from dimnode.records.table import RecordTable
 from p2p.api import Network
-from p2p.identity import verify as verify_with_peer_id
 from p2p.ipfs.api import ContentStore
 
 log = structlog.get_logger(__name__)
@@ -94,7 +94,7 @@ class Replicator:
         clock: Clock,
         settings: ReplicatorSettings | None = None,
         *,
-        verify: Verify = verify_with_peer_id,
+        rules: EntryRules,
         voters: Callable[[], Collection[str]] = tuple,
         let_in: Callable[[str, str], None] = lambda _peer, _job: None,
     ) -> None:
@@ -105,10 +105,10 @@ class Replicator:
         self._registry = registry
         self._clock = clock
         self._settings = s = settings or ReplicatorSettings()
-        self._verify = verify
+        self._rules = rules
         self._links: dict[str, Link] = {}
         self._voters = voters
-        self._ends = Acknowledgements(network, table, clock, voters, s.patience, verify)
+        self._ends = Acknowledgements(network, table, clock, voters, s.patience, rules)
         self._keepers = Keepers(network, registry, s.copies_on, self._links, clock.monotonic, voters)
         self._let_in = let_in
         self._hand_over = HandOver(network, table, journal, store, self._keepers, s.hand_over, let_in)
@@ -345,7 +345,7 @@ class Replicator:
         """Somebody ended the job while this node could not hear of it: it stops."""
         if job not in self._jobs:
             return
-        ends = [e for e in checked(job, entries, self._verify) if isinstance(b := e.body(), OutcomeEntry) and b.status in FINAL]
+        ends = [e for e in checked(job, entries, self._rules) if isinstance(b := e.body(), OutcomeEntry) and b.status in FINAL]
         if ends:
             log.info("copies.ended_elsewhere", job=job, peer=peer)
             self._learned.add(job, ends)
@@ -400,7 +400,7 @@ class Replicator:
 
     def _fenced(self, job: str, state: _Job, peer: str, result: StoreResult) -> bool:
         """Whether somebody else's claim is told that fences this node's: then this node is not the owner any more."""
-        proof = checked(job, result.entries, self._verify)
+        proof = checked(job, result.entries, self._rules)
         claims = [b.ballot for e in proof if isinstance(b := e.body(), Claim)]
         mine = max((b for e in state.last if e.author == self._network.peer_id and (b := getattr(e.body(), "ballot", None))), default=None)
         ballot = max((*claims, result.ballot or Ballot(-1, "", "")))

@@ -33,7 +33,7 @@ class RetentionSettings:
 
 
 class Retention:
-    """``boot``: this node's boot id, part of the ballot under which an orphan expires."""
+    """``boot``: this node's boot id, part of the ballot under which an orphan expires; ``may_decide``: whether others would take that from it."""
 
     def __init__(
         self,
@@ -46,6 +46,7 @@ class Retention:
         settings: RetentionSettings | None = None,
         *,
         boot: str,
+        may_decide: bool = True,
     ) -> None:
         self._table = table
         self._journal = journal
@@ -55,6 +56,7 @@ class Retention:
         self._clock = clock
         self._settings = settings or RetentionSettings()
         self._boot = boot
+        self._may_decide = may_decide
         self._cursors = {True: "", False: ""}
         """Where the walk through whole records, and through parts, goes on."""
         self._unknown: set[str] = set()
@@ -78,7 +80,10 @@ class Retention:
 
     async def expire_orphans(self) -> int:
         """Unfinished records that are too old and nobody's end, in the record itself: it is told like any other end, and
-        nobody drives the job again. Returns how many. For a node that was away: before it resumes anything."""
+        nobody drives the job again. Returns how many. For a node that was away: before it resumes anything. Who may not decide
+        leaves it to those that may, which do not drive it either."""
+        if not self._may_decide:
+            return 0
         now = self._clock.wall()
         orphans = [v for v in self._table.active_views() if self._settings.rule.orphaned(v, now) and not self._owned(v)]
         part = orphans[: self._settings.records]

@@ -12,7 +12,8 @@ from enum import Enum
 import structlog
 import trio
 
-from dimnode.core.job_record import EntryRefused, Verify, check_entry
+from dimnode.core.job_record import EntryRefused
+from dimnode.core.record_gate import EntryRules
 from dimnode.core.rendezvous import rendezvous
 from dimnode.domain import codec
 from dimnode.domain.record import SignedEntry
@@ -20,7 +21,6 @@ from dimnode.ports import Registry
 from dimnode.records.messages import FETCH, FetchAnswer, FetchRequest
 from dimnode.records.table import RecordTable
 from p2p.api import Network, NetworkError
-from p2p.identity import verify as verify_with_peer_id
 
 log = structlog.get_logger(__name__)
 
@@ -50,13 +50,14 @@ class RecordSearch:
         table: RecordTable,
         registry: Registry,
         settings: SearchSettings | None = None,
-        verify: Verify = verify_with_peer_id,
+        *,
+        rules: EntryRules,
     ) -> None:
         self._network = network
         self._table = table
         self._registry = registry
         self._settings = settings or SearchSettings()
-        self._verify = verify
+        self._rules = rules
 
     async def __call__(self, job: str) -> Found:
         """Raises what `RecordTable.merge` raises."""
@@ -92,7 +93,7 @@ class RecordSearch:
         fit: list[SignedEntry] = []
         for entry in entries:
             try:
-                if check_entry(entry, self._verify).job == job:
+                if self._rules.check(entry).job == job:
                     fit.append(entry)
             except EntryRefused as e:
                 log.warning("records.entry_refused", job=job, reason=str(e))

@@ -8,7 +8,7 @@ from typing import Any
 
 import trio
 
-from dimnode.core.job_record import Verify
+from dimnode.core.record_gate import EntryRules
 from dimnode.ports import Clock, Elector, Journal, Signer
 from dimnode.records.blocks import KeepBlocks
 from dimnode.records.exchange import ExchangeSettings, RecordExchange
@@ -21,7 +21,6 @@ from dimnode.snapshots.writer import SnapshotWriter, WriterSettings
 from p2p.api import Network
 from p2p.dht.api import Dht
 from p2p.identity import Identity
-from p2p.identity import verify as verify_with_peer_id
 from p2p.ipfs.api import ContentStore
 
 
@@ -43,6 +42,7 @@ class StateManager:
         *,
         swarm: str,
         protocol: int,
+        rules: EntryRules,
         network: Network,
         journal: Journal,
         table: RecordTable,
@@ -54,16 +54,17 @@ class StateManager:
         key: Identity,
         keep_blocks: KeepBlocks,
         settings: StateSettings | None = None,
-        verify: Verify = verify_with_peer_id,
         outlet: Outlet | None = None,
         dht: Dht | None = None,
     ) -> None:
         s = settings or StateSettings()
-        self.names = SwarmNames(network, registry, journal, clock, s.names, swarm=swarm, signer=signer, key=key, verify=verify, dht=dht)
+        self.names = SwarmNames(
+            network, registry, journal, clock, s.names, swarm=swarm, signer=signer, key=key, verify=rules.verify, dht=dht
+        )
         self.writer = SnapshotWriter(store, journal, clock, s.writer)
         self.publisher = SnapshotPublisher(self.writer, self.names, table, registry, elector, clock, s.publisher, outlet=outlet)
-        self.resolver = Resolver(store, self.names, registry, elector, s.resolver, swarm=swarm, protocol=protocol, verify=verify)
-        exchange = RecordExchange(network, table, clock, s.exchange, swarm=swarm, verify=verify)
+        self.resolver = Resolver(store, self.names, registry, elector, s.resolver, swarm=swarm, protocol=protocol, rules=rules)
+        exchange = RecordExchange(network, table, clock, s.exchange, rules=rules)
         self.catch_up = CatchUp(
             store, journal, table, exchange, self.names, registry, elector, clock, s.catch_up,
             me=network.peer_id, swarm=swarm, keep_blocks=keep_blocks,

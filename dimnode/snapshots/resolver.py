@@ -14,9 +14,9 @@ from typing import Any
 
 import trio
 
-from dimnode.core.job_record import EntryRefused, Record, Verify
+from dimnode.core.job_record import EntryRefused, Record
 from dimnode.core.job_view import view
-from dimnode.core.record_gate import RecordGate
+from dimnode.core.record_gate import EntryRules, RecordGate
 from dimnode.errors import InvalidArgument, NotFound, Unavailable
 from dimnode.orchestrator.documents import job_document
 from dimnode.ports import Elector, NodeView, Registry
@@ -26,7 +26,6 @@ from dimnode.snapshots.name_book import Named
 from dimnode.snapshots.names import SwarmNames
 from dimnode.snapshots.reader import Published, open_published
 from dimnode.swarm.views import node_document
-from p2p.identity import verify as verify_with_peer_id
 from p2p.ipfs.api import ContentError, ContentStore
 
 MOST = 10_000
@@ -54,7 +53,7 @@ class Resolver:
         *,
         swarm: str,
         protocol: int,
-        verify: Verify = verify_with_peer_id,
+        rules: EntryRules,
     ) -> None:
         self._store = store
         self._names = names
@@ -63,8 +62,8 @@ class Resolver:
         self._swarm = swarm
         self._protocol = protocol
         self._registry = registry
-        self._verify = verify
-        self._gate = RecordGate(verify, swarm)
+        self._verify = rules.verify
+        self._gate = RecordGate(rules)
 
     def _name_of(self, peer: str) -> str:
         found = self._registry.find(peer)

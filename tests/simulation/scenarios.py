@@ -12,16 +12,20 @@ from dataclasses import replace
 import trio
 
 from dimnode.core.election_types import ElectionSettings
+from dimnode.domain.record import Ballot, Body, Claim, OutcomeEntry
 from tests.simulation.users import Job
 from tests.simulation.walk import heal_and_check
 from tests.simulation.world import World, WorldSettings
-from tests.support.simulated_node import NodeSettings
+from tests.support.entries import signed
+from tests.support.simulated_node import NodeSettings, SimulatedNode
 
 Scenario = tuple[Callable[[World], Awaitable[None]], WorldSettings]
 SCENARIOS: dict[str, Scenario] = {}
 FIVE = WorldSettings(nodes=5)
 SLOW = replace(FIVE, node=NodeSettings(run_seconds=(3.0, 5.0), run_failures=0.0))
 """Tasks take long enough to have things happen meanwhile."""
+LISTED = replace(SLOW, node=replace(SLOW.node, election=ElectionSettings(allow=frozenset("abc"))))
+"""Only three of the five may orchestrate."""
 
 
 MAJORITY = replace(SLOW, node=replace(SLOW.node, election=ElectionSettings(mode="majority")))
@@ -231,6 +235,32 @@ async def every_worker_of_a_job_restarts(world: World) -> None:
     world.restart(*(n for n in world.computers if n != owner))
     await _ends(world, job, 60)
     await heal_and_check(world)
+
+
+@scenario(LISTED)
+async def a_member_that_may_not_decide_decides(world: World) -> None:
+    """It claims the job, cancels it and says that it ended, all in its own copy, which it compares with everybody's. Its disk is
+    left out of what has to converge."""
+    job = await _begin(world)
+    liar = next(n for n in ("d", "e") if n != world.owner(job))
+    node = world.computers[liar].node
+    assert node is not None
+    ballot = Ballot(world.claims(job) + 1, liar, "b")
+    record = world.computers[world.owner(job)].disk.journal.records[job.id]
+    forged: list[Body] = [Claim(job=job.id, ballot=ballot), OutcomeEntry(job=job.id, ballot=ballot, status="cancelled", at=0.0)]
+    await node.records.merge(job.id, [*record.entries(), *(signed(body, liar) for body in forged)])
+    await world.until("others have refused it", lambda: any(_refused(n) for name, n in world.nodes().items() if name != liar), 60)
+    await _ends(world, job, 60)
+    if job.shown != ["completed"]:
+        world.fail(f"{job.key} ({job.id}) was shown as {job.shown}: the member was believed")
+    world.destroy(liar)
+    await heal_and_check(world)
+
+
+def _refused(node: SimulatedNode) -> int:
+    """Entries of others' that it did not let in."""
+    told = node.keeping.statistics()
+    return sum(told[part].get("refused", 0) for part in ("held", "compared", "hints"))
 
 
 @scenario(MAJORITY)

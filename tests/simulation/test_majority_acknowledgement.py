@@ -12,7 +12,7 @@ from dimnode.errors import Unavailable
 from dimnode.records.acknowledgements import Acknowledgements
 from dimnode.records.replicator import ReplicatorSettings
 from tests.support.copies import an_owner, new_job
-from tests.support.entries import claim, core, fake_verify, outcome
+from tests.support.entries import RULES, claim, core, outcome
 from tests.support.record_nodes import record_swarm
 
 FIVE = ("owner", "a", "b", "c", "d")
@@ -92,7 +92,7 @@ async def test_a_copy_shows_an_end_only_when_most_of_the_voters_have_it_and_hand
     async with record_swarm("abc") as swarm:
         a, b = swarm.nodes["a"], swarm.nodes["b"]
         await a.table.merge("j", [core("j"), claim(1, "z", job="j"), outcome(1, "completed", "z", job="j")])
-        ends = Acknowledgements(a.network, a.table, TrioClock(), lambda: ("a", "b", "c", "d", "e"), 2.0, fake_verify)
+        ends = Acknowledgements(a.network, a.table, TrioClock(), lambda: ("a", "b", "c", "d", "e"), 2.0, RULES)
         swarm.hub.partition(["a", "b"], ["c"])
         assert not await ends.counts("j"), "two of five"
         swarm.hub.heal()

@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from dimnode.records.search import Found, RecordSearch, SearchSettings
 from tests.support import entries as e
-from tests.support.entries import fake_verify
+from tests.support.entries import RULES
 from tests.support.record_nodes import RecordSwarm, record_swarm
 
 PEERS = [f"p{i}" for i in range(6)]
@@ -25,7 +25,7 @@ async def swarm(autojump_clock: MockClock) -> AsyncIterator[RecordSwarm]:
 
 async def look(swarm: RecordSwarm, job: str = e.JOB) -> Found:
     here = swarm.nodes["p0"]
-    search = RecordSearch(here.network, here.table, swarm.members, SearchSettings(at_once=2), fake_verify)  # type: ignore[arg-type]
+    search = RecordSearch(here.network, here.table, swarm.members, SearchSettings(at_once=2), rules=RULES)  # type: ignore[arg-type]
     began = trio.current_time()
     found = await search(job)
     assert trio.current_time() - began < 10

@@ -389,6 +389,15 @@ async def test_a_journal_that_returns_too_late_brings_nothing_back(autojump_cloc
         assert [await n.journal.load(e.JOB) for n in swarm.nodes.values()] == [()] * 3
 
 
+async def test_who_may_not_decide_leaves_orphans_to_those_that_may(autojump_clock: MockClock) -> None:
+    async with record_swarm([], rule=RULE) as swarm:
+        for peer in ("listed", "other"):
+            node = await swarm.add(peer, deciders={"listed"})
+            await node.table.merge(e.JOB, [e.core(), e.claim(1, "gone")])
+        assert [await n.retention.expire_orphans() for n in swarm.nodes.values()] == [1, 0]
+        assert swarm.nodes["other"].table.view(e.JOB).status == "scheduling"
+
+
 async def test_orphans_are_few_at_a_time_and_not_those_of_an_owner_that_is_there(autojump_clock: MockClock) -> None:
     async with record_swarm(["p0", "p1"], retention=RetentionSettings(records=3), rule=RULE) as swarm:
         node = swarm.nodes["p1"]

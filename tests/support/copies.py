@@ -34,7 +34,7 @@ from dimnode.state.memory_journal import MemoryJournal
 from p2p.api import RemoteFault
 from p2p.ipfs.memory import MemoryStore
 from p2p.memory import MemoryHub
-from tests.support.entries import FakeSigner, claim, core, fake_verify
+from tests.support.entries import RULES, FakeSigner, claim, core
 from tests.support.swarm import heartbeat
 
 
@@ -171,7 +171,7 @@ class Owner:
             self.store,
             TrioClock(),
             settings,
-            verify=fake_verify,
+            rules=RULES,
             voters=lambda: voters,
         )
         self.table.copies = self.replicator

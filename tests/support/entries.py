@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from dimnode.core.record_gate import EntryRules
 from dimnode.domain import codec
 from dimnode.domain.record import (
     SIGNING_PREFIX,
@@ -32,6 +33,9 @@ def fake_sign(author: str, data: bytes) -> bytes:
 
 def fake_verify(author: str, data: bytes, signature: bytes) -> bool:
     return signature == fake_sign(author, data)
+
+
+RULES = EntryRules(fake_verify)
 
 
 class FakeSigner:

@@ -12,6 +12,7 @@ import numpy as np
 import trio
 
 from dimnode.clock import TrioClock
+from dimnode.core.record_gate import EntryRules
 from dimnode.domain.model import ModelManifest, ModelRef, TensorSpec
 from dimnode.domain.node import CabinetInfo, Capabilities, Heartbeat, Load, NodeState
 from dimnode.domain.record import Attempt, Ballot, ErrorInfo, Receipt
@@ -25,7 +26,7 @@ from dimnode.records.table import RecordTable, TableSettings
 from dimnode.security.signing import sign_entry
 from dimnode.state.memory_journal import MemoryJournal
 from dimnode.swarm.models import SwarmModels
-from p2p.identity import Identity
+from p2p.identity import Identity, verify
 from p2p.ipfs.memory import MemoryStore
 from patterns.reduce import reduce_outputs
 from tests.support.fake_daemon import FakeDaemon, answer
@@ -294,6 +295,7 @@ class FakeSwarm:
     ) -> Orchestrator:
         return build_orchestrator(
             swarm="test",
+            rules=EntryRules(verify),
             boot=boot,
             signer=identity(name),
             table=table or RecordTable(journal, identity(name), settings=keep),

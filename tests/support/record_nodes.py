@@ -12,6 +12,7 @@ import trio
 
 from dimnode.clock import TrioClock
 from dimnode.core.job_record import Record
+from dimnode.core.record_gate import EntryRules
 from dimnode.core.retention import RetentionRule
 from dimnode.domain import codec
 from dimnode.domain.node import NodeState
@@ -69,6 +70,7 @@ class RecordNode:
         rule = kw.get("rule") or FOR_EVER
         self.chosen: dict[str, Collection[str]] = {}
         """Job -> the nodes that shall hold it, of jobs that this node owns."""
+        rules = EntryRules(fake_verify, kw.get("swarm"), frozenset(kw.get("deciders", ())))
         self.holder = RecordHolder(
             self.network,
             self.table,
@@ -76,8 +78,7 @@ class RecordNode:
             self.store,
             self.clock,
             replace(kw.get("holder") or HolderSettings(), retention=rule),
-            swarm=kw.get("swarm"),
-            verify=fake_verify,
+            rules=rules,
             accepts=kw.get("accepts") or (lambda _: True),
             free=kw.get("free"),
         )
@@ -92,13 +93,10 @@ class RecordNode:
             self.clock,
             settings,
             responsible=lambda job: self.chosen.get(job, ()),
-            swarm=kw.get("swarm"),
-            verify=fake_verify,
+            rules=rules,
             rng=random.Random(peer),
         )
-        self.hints = HintGossip(
-            self.network, self.table, self.clock, kw.get("hints") or HintSettings(), swarm=kw.get("swarm"), verify=fake_verify
-        )
+        self.hints = HintGossip(self.network, self.table, self.clock, kw.get("hints") or HintSettings(), rules=rules)
         self.retention = Retention(
             self.table,
             self.journal,
@@ -108,6 +106,7 @@ class RecordNode:
             self.clock,
             replace(kw.get("retention") or RetentionSettings(), rule=rule),
             boot="b",
+            may_decide=rules.may_decide(peer),
         )
         self.scope = trio.CancelScope()
 

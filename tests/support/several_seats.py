@@ -10,6 +10,7 @@ from typing import Any
 import trio
 
 from dimnode.clock import TrioClock
+from dimnode.core.record_gate import EntryRules
 from dimnode.domain.job_form import JobForm
 from dimnode.domain.node import Seat
 from dimnode.domain.record import Attempt, Ballot, Claim, Core, SignedEntry, Unknown
@@ -22,8 +23,11 @@ from dimnode.records.questions import Questions
 from dimnode.records.table import RecordTable
 from dimnode.state.memory_journal import MemoryDisk, MemoryJournal
 from dimnode.swarm.models import SwarmModels
+from p2p.identity import verify
 from p2p.memory import MemoryHub
 from tests.support.orchestration import FakeSwarm, identity, in_place
+
+RULES = EntryRules(verify)
 
 
 class Journal(MemoryJournal):
@@ -135,8 +139,8 @@ class SeatNode:
         self.town.hub.connect_all()
         self.table = RecordTable(self.journal, self.identity, Copies(self))
         elector: Any = Elector(self.town, self)
-        self.offers = JobOffers(self.network, self.table, elector, TrioClock(), lambda: self.orchestrator)
-        Questions(self.network, self.table, self, lambda: self.orchestrator)
+        self.offers = JobOffers(self.network, self.table, elector, TrioClock(), lambda: self.orchestrator, rules=RULES)
+        Questions(self.network, self.table, self, lambda: self.orchestrator, rules=RULES)
         self.scope = life = trio.CancelScope()
         try:
             with life:
@@ -173,6 +177,7 @@ class SeatNode:
 
         return build_orchestrator(
             swarm="test",
+            rules=RULES,
             boot=self.boot,
             signer=self.identity,
             table=self.table,

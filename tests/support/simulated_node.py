@@ -20,6 +20,7 @@ from dimnode.core.election import ElectionSettings
 from dimnode.core.electorate import first
 from dimnode.core.load_sharing import LoadSharing
 from dimnode.core.membership import MembershipSettings
+from dimnode.core.record_gate import EntryRules
 from dimnode.daemon.settings import DaemonSettings
 from dimnode.daemon.tasks import Tasks
 from dimnode.domain.node import Capabilities, Heartbeat, Load
@@ -124,8 +125,9 @@ class SimulatedNode:
         self.lists = Electorates(self.network, self.journal, clock, swarm=SWARM, operator=OPERATOR, verify=fake_verify)
         by_majority = s.election.mode == "majority"
         self.elector = self._majority(s) if by_majority else self._available(s, alone)
+        self.rules = rules = EntryRules(fake_verify, SWARM, s.election.allow)
         self.keeping = Keeping(
-            swarm=SWARM,
+            rules=rules,
             network=self.network,
             journal=self.journal,
             signer=self.signer,
@@ -136,7 +138,6 @@ class SimulatedNode:
             tasks=self.tasks,
             driver=lambda: self.leadership.orchestrator,
             settings=s.keeping,
-            verify=fake_verify,
             rng=random.Random(site.rng.random()),
             voters=self.lists.voters if by_majority else tuple,
         )
@@ -235,6 +236,7 @@ class SimulatedNode:
     def _orchestrator(self) -> Orchestrator:
         return build_orchestrator(
             swarm=SWARM,
+            rules=self.rules,
             boot=self.boot,
             signer=self.signer,
             table=self.records,
@@ -247,7 +249,6 @@ class SimulatedNode:
             sync=self.keeping.sync,
             ask=ask_over(self.network, self.site.settings.orchestrator.inquiry_timeout),
             seats=lambda: frozenset((s.peer, s.boot) for s in self.elector.seats()),
-            verify=fake_verify,
             compute=in_place,
         )
 

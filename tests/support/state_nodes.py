@@ -11,6 +11,7 @@ from typing import Any
 import trio
 
 from dimnode.core.election import ElectionSettings
+from dimnode.core.record_gate import EntryRules
 from dimnode.core.retention import RetentionRule
 from dimnode.domain import codec
 from dimnode.domain.ids import job_id
@@ -88,7 +89,13 @@ class StateNode(SwarmNode):
         self.store = kw.get("store") or MemoryStore(peer, blocks, may_serve=door.may_serve)
         self.table = RecordTable(self.journal, FakeSigner(peer))
         self.holder = RecordHolder(
-            self.network, self.table, self.journal, self.store, self.clock, HolderSettings(retention=rule), swarm=SWARM, verify=fake_verify
+            self.network,
+            self.table,
+            self.journal,
+            self.store,
+            self.clock,
+            HolderSettings(retention=rule),
+            rules=EntryRules(fake_verify, SWARM),
         )
         self.anti_entropy = AntiEntropy(
             self.network,
@@ -99,8 +106,7 @@ class StateNode(SwarmNode):
             self.clock,
             AntiEntropySettings(interval=1.0, exchange=ExchangeSettings(retention=rule)),
             responsible=lambda _: (),
-            swarm=SWARM,
-            verify=fake_verify,
+            rules=EntryRules(fake_verify, SWARM),
             let_in=lambda peer, job: self.participation.let_in(peer, job),
         )
         self.participation = door.participation = Participation(
@@ -110,6 +116,7 @@ class StateNode(SwarmNode):
         self.state = StateManager(
             swarm=SWARM,
             protocol=1,
+            rules=EntryRules(fake_verify, SWARM),
             network=self.network,
             journal=self.journal,
             table=self.table,
@@ -121,7 +128,6 @@ class StateNode(SwarmNode):
             key=kw.get("key", key_of(peer)),
             keep_blocks=self.holder.keep_blocks,
             settings=replace(settings, exchange=ExchangeSettings(retention=rule)),
-            verify=fake_verify,
             outlet=kw.get("outlet"),
             dht=MemoryDht(kw["dht"], peer, {NAMESPACE: NameKind(SWARM, self.clock.wall, fake_verify)}) if "dht" in kw else None,
         )

@@ -9,7 +9,7 @@ import pytest
 
 from dimnode.core.job_record import EntryRefused, Record
 from dimnode.core.recent_changes import RecentChanges
-from dimnode.core.record_gate import RecordGate, begins, decided_under, highest_n, proof_of
+from dimnode.core.record_gate import EntryRules, NotADecider, RecordGate, begins, decided_under, highest_n, proof_of
 from dimnode.core.records_sync import Agenda, Quarrels, Rounds, heirs, missing, portions
 from dimnode.core.rendezvous import rendezvous
 from dimnode.domain.record import SignedEntry
@@ -186,7 +186,7 @@ def test_portions_fit_and_lose_nothing() -> None:
 
 # --- the gate ------------------------------------------------------------------------------------
 
-GATE = RecordGate(e.fake_verify)
+GATE = RecordGate(EntryRules(e.fake_verify))
 
 
 def test_only_sound_and_new_entries_of_the_job_pass_the_gate() -> None:
@@ -207,6 +207,18 @@ def test_ballots_that_leap_do_not_pass() -> None:
     for bad in (e.claim(6 + (1 << 20)), e.outcome(6 + (1 << 20), "cancelled"), e.attempt(1 << 40)):
         with pytest.raises(EntryRefused, match="leaps"):
             GATE.check(e.JOB, bad, record)
+
+
+def test_only_those_on_the_list_decide_and_the_others_say_how_their_own_tasks_went() -> None:
+    gate = RecordGate(EntryRules(e.fake_verify, deciders=frozenset({"p"})))
+    assert (gate.may_decide("p"), gate.may_decide("q"), GATE.may_decide("q")) == (True, False, True)
+    record = Record(e.JOB, [e.core(), e.claim(5)])
+    for fine in (e.assign(5), e.attempt(5, node="q"), e.raw("q", type="novelty", job=e.JOB), e.outcome(6, "completed")):
+        assert gate.check(e.JOB, fine, record)
+    for bad in (e.claim(1, "q"), e.assign(1, peer="q"), e.outcome(1, "cancelled", "q"), e.seal(0, peer="q"), e.plan(0, "q")):
+        assert GATE.check(e.JOB, bad, record), "without a list"
+        with pytest.raises(NotADecider):
+            gate.check(e.JOB, bad, record)
 
 
 def test_what_compaction_drops_is_not_even_verified() -> None:

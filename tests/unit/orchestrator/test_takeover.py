@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from dimnode.core.retention import RetentionRule
 from dimnode.domain import codec
 from dimnode.domain.record import Assign, Attempt, Ballot, Claim, Core, PlanEntry, SealEntry, StatusEntry
 from dimnode.domain.task import TaskOrder
@@ -186,6 +187,23 @@ async def test_a_record_without_a_claim_is_nobodys_business(autojump_clock: Mock
         await trio.sleep(60)
         assert all(node.table.view(job).owner is None for node in here.living())
         assert await api(here.nodes["p"]).take_over([job]) == set()
+
+
+async def test_an_orphan_is_not_taken_over_by_whom_it_is_offered_to(autojump_clock: MockClock) -> None:
+    """It was on a node that was away for longer than unfinished jobs are kept, and that may not end it itself."""
+    swarm = FakeSwarm([FakeNode("a", behave=held_by(trio.Event()))])
+    await double_model(swarm)
+    async with town(swarm, ["p", "q"]) as here:
+        job, first = await submitted(here, timeout=20)
+        entries = first.table.record(job).entries()
+    for away, taken in ((5, {job}), (40, set[str]())):
+        async with town(swarm, ["q", "r"], retention=RetentionRule(retention=10.0)) as here:
+            await trio.sleep(away)
+            for node in here.living():
+                await node.table.merge(job, entries)
+            assert await api(here.nodes["q"]).take_over([job]) == taken
+            await trio.sleep(10)
+            assert {j for n in here.living() for j in api(n).owned()} == taken
 
 
 async def test_a_job_whose_owner_lives_is_not_taken_whoever_offers_it(autojump_clock: MockClock) -> None:

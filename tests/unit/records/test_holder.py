@@ -209,6 +209,27 @@ async def test_custody(swarm: RecordSwarm, owner: RecordNode, autojump_clock: Mo
     assert (await swarm.nodes["q"].ask("picky", COMPARE, ask, CompareAnswer)).want == ("job-z",)
 
 
+async def test_who_may_not_decide_is_refused_and_fences_nobody(swarm: RecordSwarm, owner: RecordNode, autojump_clock: MockClock) -> None:
+    strict = await swarm.add("strict", deciders={"p"})
+    refused = await swarm.nodes["q"].store_at("strict", e.JOB, e.core(), e.claim(9, "q"))
+    assert (refused.status, "may decide" in refused.reason) == ("refused", True)
+    assert (await owner.store_at("strict", e.JOB, *START)).status == "stored"
+    assert (await swarm.nodes["q"].store_at("strict", e.JOB, e.claim(9, "q"), merge=True)).status == "refused"
+    assert (await owner.store_at("strict", e.JOB, e.assign(1))).status == "stored", "nothing has fenced it"
+    assert strict.table.view(e.JOB).owner == e.ballot(1)
+
+
+async def test_who_takes_a_job_over_from_one_that_may_not_decide_any_more_has_its_copies(
+    swarm: RecordSwarm, owner: RecordNode, autojump_clock: MockClock
+) -> None:
+    """The operator took q off the list while it drove the job."""
+    strict = await swarm.add("strict", deciders={"p"})
+    record = (e.core(), e.claim(1, "q"), e.assign(1, peer="q"), e.claim(2, "p"), e.assign(2, attempt=2))
+    assert (await owner.store_at("strict", e.JOB, *record)).status == "stored"
+    assert strict.table.record(e.JOB).ids() == {x.id for x in record if x.author != "q"}
+    assert (await owner.store_at("strict", e.JOB, *record)).status == "stored", "again, with nothing new"
+
+
 @pytest.mark.parametrize("method", [STORE, COMPARE, FETCH, BLOCKS])
 async def test_garbage_is_refused(owner: RecordNode, method: str, autojump_clock: MockClock) -> None:
     rng = random.Random(2)

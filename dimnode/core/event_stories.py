@@ -21,6 +21,9 @@ NAMES: Mapping[NodeState, str] = {"suspect": "suspected", "dead": "died"}
 @dataclass(slots=True)
 class _Told:
     epoch: int
+    at: float
+    """When it was last looked at, wall clock."""
+    ended: bool = False
     events: set[str] = field(default_factory=set[str])
 
 
@@ -43,13 +46,24 @@ class JobStory:
             return []
         told = self._told.get(view.job)
         if told is None or told.epoch < view.epoch:
-            told = self._told[view.job] = _Told(view.epoch)
+            told = self._told[view.job] = _Told(view.epoch, now)
+        told.at, told.ended = now, view.outcome is not None
         self._told.move_to_end(view.job)
-        while len(self._told) > self._most:
-            self._told.popitem(last=False)
+        self._forget(now)
         new = {name: at for name, at in happened.items() if name not in told.events}
         told.events.update(new)
         return [Event(event=name, at=max(0.0, at), job=view.job, epoch=view.epoch) for name, at in new.items() if now - at <= self._max_age]
+
+    def _forget(self, now: float) -> None:
+        """Ends longer ago than ``max_age`` are not told again in any case."""
+        while len(self._told) > self._most:
+            self._told.popitem(last=False)
+        while (job := next(iter(self._told))) and now - (oldest := self._told[job]).at > self._max_age:
+            if oldest.ended:
+                del self._told[job]
+            else:
+                oldest.at = now
+                self._told.move_to_end(job)
 
     def _mine(self, view: JobView) -> dict[str, float]:
         happened: dict[str, float] = {}

@@ -6,6 +6,7 @@ little later, asks the owner. What bursts of hints lose, anti-entropy finds.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,8 +42,8 @@ class HintSettings:
     """Hints in one message."""
     inbox: int = 256
     """Messages that wait; the oldest is dropped."""
-    index: int = 100_000
-    """Jobs whose owners are remembered."""
+    index: int = 10_000
+    """Jobs whose owners are remembered; who looks for another one asks around."""
     grace: float = 2.0
     """A copy here may be behind what was hinted for so long before the owner is asked."""
     fetch: int = 128
@@ -130,9 +131,9 @@ class HintGossip:
     def _hear(self, message: GossipMessage) -> None:
         if message.author == self._network.peer_id:
             return
-        now = self._clock.monotonic()
+        now, author = self._clock.monotonic(), sys.intern(message.author)
         for hint in _read(message.data) or ():
-            news = self._index.hear(hint.job, Heard(message.author, hint.epoch, hint.digest, hint.terminal))
+            news = self._index.hear(hint.job, Heard(author, hint.epoch, hint.digest, hint.terminal))
             self._counts["heard"] += news
             if not self._table.holds(hint.job):
                 continue

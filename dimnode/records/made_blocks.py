@@ -181,6 +181,9 @@ class BlockMaker:
                         log.info("blocks.no_block", job=record.job, reason=str(e))
                         continue
                     self._made += 1
+        if not self._table.unfinished(record.job):
+            self._formed.pop(record.job, None)
+            return
         self._formed[record.job] = None
         self._formed.move_to_end(record.job)
         while len(self._formed) > self._settings.remembered:

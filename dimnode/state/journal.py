@@ -46,7 +46,7 @@ class JournalSettings:
     """Seconds to wait for another process that holds the file (a backup, say)."""
     check_bytes: int = 256 * 1024 * 1024
     """A file up to this size is checked for damage when it is opened; a larger one when it is read."""
-    remembered_ballots: int = 10_000
+    remembered_ballots: int = 2_000
     """Jobs whose highest ballot is known without a look at the disk."""
     max_pages: int | None = None
     """Bound of the file in SQLite pages (4 KiB); None: the disk's."""

@@ -39,6 +39,17 @@ def test_a_whole_job_in_order_and_each_state_once() -> None:
     assert told(teller, *FULL) == []
 
 
+def test_jobs_that_ended_are_forgotten_when_nothing_of_them_would_be_told_any_more() -> None:
+    teller = story(max_age=60.0)
+    told(teller, *FULL, now=10.0)
+    told(teller, core(job="job-long"), claim(1, job="job-long"), now=11.0, job="job-long")
+    assert len(teller) == 2
+    told(teller, core(job="job-new"), claim(1, job="job-new"), now=100.0, job="job-new")
+    assert len(teller) == 2, "one that goes on is remembered"
+    assert told(teller, *FULL, now=100.0) == []
+    assert len(teller) == 3
+
+
 def test_what_happened_between_two_looks_is_told_together() -> None:
     assert [e[0] for e in told(story(), *FULL)] == ["accepted", "fetching", "running", "aggregating", "completed"]
 

@@ -57,6 +57,8 @@ class JobDigest:
     """It has an outcome that counts: no later claim has undone it."""
     at: float
     """Wall clock of this node when the record last grew here: for retention."""
+    owner: str = ""
+    """Peer id of the highest claim; empty if there is none."""
 
 
 class Journal(Protocol):

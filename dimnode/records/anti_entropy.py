@@ -133,6 +133,24 @@ class AntiEntropy:
             if full:
                 raise full[0]
 
+    async def bring(self, peer: str, jobs: Sequence[str]) -> bool:
+        """Compares these records with a peer that shall have them, out of turn; it gets what it lacks. Whether it answered."""
+        states = {v.heartbeat.peer_id: v for v in self._registry.nodes()}
+        try:
+            for start in range(0, len(jobs), self._settings.items):
+                digests = await self._journal.digests_of(jobs[start : start + self._settings.items])
+                items = [CompareItem(job=job, digest=d.digest, keep=self._keep(job, peer, states)) for job, d in digests.items()]
+                await self._compare(peer, items)
+        except (NetworkError, codec.CodecError, DimError) as e:
+            log.debug("records.not_brought", peer=peer, jobs=len(jobs), reason=str(e))
+            return False
+        await self._pay(peer)
+        return True
+
+    def heirs(self, job: str) -> Collection[str]:
+        """Who shall hold the record of a job whose owner is not there."""
+        return self._heirs(job, {v.heartbeat.peer_id: v for v in self._registry.nodes()})
+
     def statistics(self) -> Mapping[str, int]:
         """``rounds``, ``failed`` ones, records ``compared``; entries ``taken``, ``refused`` and ``sent``."""
         return dict(self._counts + self._exchange.counts)

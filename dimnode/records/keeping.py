@@ -20,6 +20,7 @@ from dimnode.records.offers import Driver, JobOffers, KeptResults, OffersSetting
 from dimnode.records.participation import Participation, ParticipationSettings
 from dimnode.records.questions import Questions, QuestionsSettings, Reporter
 from dimnode.records.replicator import Replicator, ReplicatorSettings
+from dimnode.records.restoration import Restoration, RestorationSettings
 from dimnode.records.retention import Retention, RetentionSettings
 from dimnode.records.search import RecordSearch, SearchSettings
 from dimnode.records.table import RecordTable, TableSettings
@@ -38,6 +39,7 @@ class KeepingSettings:
     replicator: ReplicatorSettings = field(default_factory=ReplicatorSettings)
     anti_entropy: AntiEntropySettings = field(default_factory=AntiEntropySettings)
     hints: HintSettings = field(default_factory=HintSettings)
+    restoration: RestorationSettings = field(default_factory=RestorationSettings)
     retention: RetentionSettings = field(default_factory=RetentionSettings)
     sync_timeout: float = 2.0
     """Seconds to learn what others know of jobs, before they are claimed."""
@@ -90,6 +92,10 @@ class Keeping:
             network, self.table, journal, registry, store, clock, s.anti_entropy,
             responsible=self.replicator.responsible, rules=rules, rng=rng, let_in=self.participation.let_in,
         )  # fmt: skip
+        self._restoration = Restoration(
+            network.peer_id, journal, registry, clock, s.restoration,
+            heirs=self._anti_entropy.heirs, bring=self._anti_entropy.bring,
+        )  # fmt: skip
         self.hints = HintGossip(network, self.table, clock, s.hints, rules=rules)
         self._retention = Retention(
             self.table,
@@ -116,7 +122,7 @@ class Keeping:
         async with trio.open_nursery() as nursery:
             for part in (
                 self.replicator.run, self._anti_entropy.run, self.hints.run, self._retention.run, self.offers.run, self._results.run,
-                self._maker.run,
+                self._maker.run, self._restoration.run,
             ):  # fmt: skip
                 await nursery.start(part)
             task_status.started()
@@ -147,6 +153,7 @@ class Keeping:
             "copies": self.replicator.statistics(),
             "held": self._holder.statistics(),
             "compared": self._anti_entropy.statistics(),
+            "restored": self._restoration.statistics(),
             "hints": self.hints.statistics(),
             "retention": self._retention.statistics(),
             "blocks": self.participation.statistics(),

@@ -11,7 +11,7 @@ import trio
 
 from dimnode.clock import TrioClock
 from dimnode.core.job_record import RANK, Record
-from dimnode.domain.record import Ballot, Core, OutcomeEntry, SignedEntry
+from dimnode.domain.record import Ballot, Claim, Core, OutcomeEntry, SignedEntry
 from dimnode.errors import DimError, ResourceExhausted, Unavailable
 from dimnode.ports import JobDigest
 from dimnode.state import rows
@@ -140,7 +140,8 @@ class MemoryJournal:
 
     def _digest(self, job: str) -> JobDigest:
         record = self.disk.records[job]
-        return JobDigest(job, record.digest, _finished(record), self.disk.at[job])
+        claim = rows.best_key(body.ballot for _, body in record.items() if isinstance(body, Claim))
+        return JobDigest(job, record.digest, _finished(record), self.disk.at[job], rows.ballot_of(claim).peer if claim else "")
 
     async def forget(self, jobs: Sequence[str]) -> None:
         await self._write(lambda: self._forget(jobs))

@@ -143,6 +143,28 @@ async def test_records_whose_owner_is_gone_get_heirs_with_their_blocks(autojump_
         assert await holders(nodes, e.JOB, record) == shall
 
 
+async def test_in_a_large_swarm_the_last_copy_does_not_wait_until_everybody_has_been_met(autojump_clock: MockClock) -> None:
+    """To meet everybody takes ten minutes here."""
+    names = [f"p{i}" for i in range(60)]
+    async with record_swarm(names, "anti_entropy", "restoration", anti_entropy=AntiEntropySettings(interval=10.0)) as swarm:
+        nodes, jobs = swarm.nodes, [f"job-{i}" for i in range(30)]
+        records = {job: [e.core(job), e.claim(1, "p0", job=job), e.outcome(1, "completed", "p0", job=job)] for job in jobs}
+        await trio.sleep(40)  # after a start there is one walk in any case
+        for job, record in records.items():
+            for peer in ("p0", "p1"):
+                await nodes[peer].table.merge(job, record)
+        swarm.crash("p0")
+        crashed = trio.current_time()
+
+        async def inherited() -> bool:
+            found = [await holders(nodes, job, records[job]) for job in jobs]
+            return all(set(heirs(job, nodes, 1)) <= has for job, has in zip(jobs, found, strict=True))
+
+        await until(inherited, 60)
+        assert trio.current_time() - crashed > 29, "it might have come back"
+        assert nodes["p1"].restoration.statistics()["looked_at"] >= len(jobs)
+
+
 async def _pinned(node: RecordNode, cid: str) -> bool:
     return cid in await node.store.pins() and await node.store.has(cid)
 

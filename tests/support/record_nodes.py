@@ -22,6 +22,7 @@ from dimnode.records.anti_entropy import AntiEntropy, AntiEntropySettings
 from dimnode.records.hints import HintGossip, HintSettings
 from dimnode.records.holder import HolderSettings, RecordHolder
 from dimnode.records.messages import STORE, JobEntries, StoreAnswer, StoreRequest, StoreResult
+from dimnode.records.restoration import Restoration
 from dimnode.records.retention import Retention, RetentionSettings
 from dimnode.records.table import RecordTable, TableSettings
 from dimnode.state.memory_journal import MemoryDisk, MemoryJournal
@@ -96,6 +97,9 @@ class RecordNode:
             rules=rules,
             rng=random.Random(peer),
         )
+        self.restoration = Restoration(
+            peer, self.journal, members, self.clock, kw.get("restoration"), heirs=self.anti_entropy.heirs, bring=self.anti_entropy.bring
+        )
         self.hints = HintGossip(self.network, self.table, self.clock, kw.get("hints") or HintSettings(), rules=rules)
         self.retention = Retention(
             self.table,
@@ -167,7 +171,7 @@ class RecordSwarm:
 async def record_swarm(
     peers: Sequence[str], *parts: str, loss: float = 0.0, delay: tuple[float, float] = (0.001, 0.02), **kw: Any
 ) -> AsyncGenerator[RecordSwarm]:
-    """``parts``: which loops run: ``anti_entropy``, ``hints``, ``retention``."""
+    """``parts``: which loops run: ``anti_entropy``, ``restoration``, ``hints``, ``retention``."""
     async with MemoryHub(seed=3, loss=loss, delay=delay) as hub, trio.open_nursery() as nursery:
         swarm = RecordSwarm(hub, nursery, parts, **kw)
         for peer in peers:

@@ -11,6 +11,7 @@ import msgspec
 import trio
 
 from dimnode.daemon.files import write_atomically
+from dimnode.daemon.model_file import Said
 from dimnode.daemon.store_errors import store_errors
 from dimnode.domain import codec
 from dimnode.domain.model import ModelManifest, ModelRef, TensorSpec
@@ -49,6 +50,8 @@ class ModelShelf:
         self._builtin: dict[str, ModelRef] = {}
         self._paths: dict[str, Path] = {}
         self._manifests: dict[str, ModelManifest] = {}
+        self._said: dict[str, Said] = {}
+        """Of those manifests."""
         self._lock = trio.Lock()
 
     async def open(self) -> None:
@@ -106,6 +109,15 @@ class ModelShelf:
     def known(self, manifest_cid: str) -> ModelManifest | None:
         """The manifest, if this node has it at hand."""
         return self._manifests.get(manifest_cid)
+
+    def said(self, manifest_cid: str, manifest: ModelManifest) -> Said:
+        """What this manifest, of that CID, says of its model."""
+        found = self._said.get(manifest_cid)
+        if found is None:
+            found = Said.by(manifest)
+            if manifest_cid in self._manifests:
+                self._said[manifest_cid] = found
+        return found
 
     async def fetched(self, manifest: ModelManifest, manifest_cid: str) -> None:
         """A model has come from elsewhere: it is listed as long as the cache has it."""
@@ -174,7 +186,9 @@ class ModelShelf:
 
     def _keep(self, manifest_cid: str, manifest: ModelManifest) -> None:
         while len(self._manifests) >= self._remember:
-            del self._manifests[next(iter(self._manifests))]
+            oldest = next(iter(self._manifests))
+            del self._manifests[oldest]
+            self._said.pop(oldest, None)
         self._manifests[manifest_cid] = manifest
 
     async def _write(self) -> None:

@@ -16,14 +16,13 @@ from typing import Any, Literal
 import msgspec
 import trio
 
-from dimnode.daemon import cabinet_policy, model_about
+from dimnode.daemon import cabinet_policy
 from dimnode.daemon.admission import Admission
 from dimnode.daemon.agents import AgentPool, ModelFile
 from dimnode.daemon.cabinets import Cabinets
 from dimnode.daemon.execution import Execution
 from dimnode.daemon.gpus import Gpu
 from dimnode.daemon.model_cache import ModelCache
-from dimnode.daemon.model_file import Key, claims
 from dimnode.daemon.model_registration import ModelRegistration
 from dimnode.daemon.model_shelf import ModelShelf, Verify
 from dimnode.daemon.prewarmer import Known, Prewarmer, Stock
@@ -191,7 +190,7 @@ class Daemon:
     def _company(self, order: TaskOrder) -> Hashable | None:
         """Which tasks may share an inference: see `AgentPool.run`."""
         manifest = self._shelf.known(order.manifest_cid)
-        if order.cabinet is not None or manifest is None or not self._pool.batches(key_of(manifest)):
+        if order.cabinet is not None or manifest is None or not self._pool.batches(self._shelf.said(order.manifest_cid, manifest).key):
             return None
         return (order.model_cid, order.manifest_cid, order.principal)
 
@@ -249,13 +248,14 @@ class Daemon:
         self._registration.check_size(manifest.size)
         async with self._cache.use(manifest.cid, manifest.format, manifest.size, providers) as path:
             await self._shelf.fetched(manifest, manifest_cid)
+            said = self._shelf.said(manifest_cid, manifest)
             yield ModelFile(
                 manifest.cid,
                 manifest.format,
                 path,
                 manifest.size,
                 batchable=batchable(manifest),
-                about=model_about.of_manifest(manifest),
+                about=said.about,
                 needs=manifest.needs,
             )
 
@@ -398,20 +398,13 @@ class Daemon:
         s = self._settings
         reason = refusal(self._resources.latest, memory=0, disk=0, min_memory=s.min_free_memory, min_disk=s.min_free_disk)
         manifest = self._shelf.known(order.manifest_cid)
-        if reason is not None or manifest is None or self._pool.holds(key_of(manifest)):
+        if reason is not None or manifest is None or self._pool.holds(self._shelf.said(order.manifest_cid, manifest).key):
             return reason
         return self._admission.shortage(manifest.format, manifest.size, manifest.needs, self._pool.idle())
 
     def _no_disk(self, size: int) -> str | None:
         s = self._settings
         return refusal(self._resources.latest, memory=0, disk=size, min_memory=0, min_disk=s.min_free_disk)
-
-
-def key_of(manifest: ModelManifest) -> Key:
-    """That of the model's file, wherever it lies."""
-    if manifest.format == "builtin":
-        return manifest.cid, claims("builtin", manifest.size)
-    return manifest.cid, claims(manifest.format, manifest.size, model_about.of_manifest(manifest), manifest.needs)
 
 
 def batchable(manifest: ModelManifest) -> bool:

@@ -31,7 +31,10 @@ def cast(array: Array, dtype: str, what: str) -> Array:
         return array
     if STRING in (have, dtype):
         raise _bad(what, have, dtype)
-    target = np.dtype(dtype)
+    try:
+        target = np.dtype(dtype)
+    except TypeError as e:  # anybody may write a manifest
+        raise InvalidArgument(f"{what} is of a type {dtype!r} by the model's manifest, which is none") from e
     if target.kind == "f" and array.dtype.kind in _FLOATS:
         return _to_float(array, target, what)
     if target.kind in "iu" and array.dtype.kind in _FLOATS:

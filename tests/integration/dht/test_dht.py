@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -67,19 +67,25 @@ class Swarm:
             await trio.sleep_forever()
 
 
-@pytest.fixture
-async def swarm(tmp_path: Path) -> AsyncIterator[Swarm]:
-    """0 - 1 - 2 - 3"""
+@asynccontextmanager
+async def line(folder: Path, count: int, settings: DhtSettings = SHORT) -> AsyncGenerator[Swarm]:
+    """0 - 1 - 2 - ..., each connected to the next, and aware of where that one listens."""
     async with AsyncExitStack() as stack:
-        networks = [await stack.enter_async_context(opened(n, dial=NOBODY_BY_ITSELF)) for n in range(1, 5)]
+        networks = [await stack.enter_async_context(opened(n, dial=NOBODY_BY_ITSELF)) for n in range(1, count + 1)]
         for a, b in pairwise(networks):
             await a.connect(b.addresses()[0])
-        dhts = [SwarmDht(network, {"numbers": Numbers()}, SHORT) for network in networks]
+        dhts = [SwarmDht(network, {"numbers": Numbers()}, settings) for network in networks]
         async with trio.open_nursery() as nursery:
             for dht in dhts:
                 await nursery.start(dht.run)
-            yield Swarm(networks, dhts, tmp_path, nursery)
+            yield Swarm(networks, dhts, folder, nursery)
             nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def swarm(tmp_path: Path) -> AsyncIterator[Swarm]:
+    async with line(tmp_path, 4) as made:
+        yield made
 
 
 async def test_what_nobody_near_has_is_found_and_fetched(swarm: Swarm):
@@ -93,6 +99,22 @@ async def test_what_nobody_near_has_is_found_and_fetched(swarm: Swarm):
     assert await asker.get_bytes(cid, timeout=5) == data, "leaves, which are not announced, come from who had the root"
     assert swarm.dhts[0].statistics()["found"] == 1
     assert swarm.dhts[0].statistics()["searched"] == 1, "and nobody was asked about them"
+
+
+async def test_it_works_with_more_nodes_than_a_bucket_of_a_routing_table_holds(tmp_path: Path):
+    """The search goes from one to the next twenty times: nobody knows more than its neighbours when it begins."""
+    async with line(tmp_path, 26, DhtSettings(timeout=60.0, answer_timeout=10.0)) as swarm:
+        for before, after in pairwise(swarm.networks):
+            after.add_address(before.peer_id, before.addresses())  # as its heartbeat tells
+        holder, asker = await swarm.store(25), await swarm.store(0)
+        data = pattern(3 * CHUNK)
+        cid = await holder.add_bytes(data, durable=False)
+        assert await swarm.dhts[25].provide(cid) >= 1
+        assert await asker.get_bytes(cid, timeout=60) == data
+        await swarm.dhts[3].put("numbers", "n", b"n=1")
+        assert await swarm.dhts[22].get("numbers", "n") == b"n=1"
+        connected = [len(network.peers()) for network in swarm.networks]
+        assert max(connected) < 25, "nobody has met everybody"
 
 
 async def test_a_private_block_is_not_looked_for(swarm: Swarm):

@@ -127,6 +127,11 @@ def test_a_rejection_holds_for_what_was_claimed_and_for_a_while() -> None:
     health.check("a", "", 10)
 
 
+def test_a_type_that_is_none_is_the_manifests_fault() -> None:
+    with pytest.raises(InvalidArgument, match="'float17' by the model's manifest"):
+        cast(np.zeros(2), "float17", "x")
+
+
 @pytest.mark.parametrize(
     ("values", "dtype"),
     [([1, 2], "float32"), ([1.0, 2.0], "int64"), ([True, False], "float32"), ([0, 1], "bool"), ([1.5], "float16"),

@@ -79,9 +79,17 @@ def document(f: Findings) -> dict[str, Any]:
     gone = [d for d in out["faults"] if d["kind"] in ("kill", "stop") and d["held_seat"]]
     for kind in ("kill", "stop"):
         out[f"new_orchestrator_after_{kind}"] = spread(d["replaced_after"] for d in gone if d["kind"] == kind and d["replaced_after"])
+    kills = [d for d in gone if d["kind"] == "kill" and d["replaced_after"]]
+    out["new_orchestrator_after_kill_alone"] = spread(d["replaced_after"] for d in kills if alone(d, out["faults"]))
     out["not_replaced"] = [d["what"] for d in gone if d["replaced_after"] is None and not d["others_sufficed"]]
     out["failures"] = failures(out)
     return out
+
+
+def alone(fault: dict[str, Any], faults: Sequence[dict[str, Any]]) -> bool:
+    """Whether nothing else was wrong from this fault's beginning until the orchestrator was replaced."""
+    begin, end = fault["at"], fault["at"] + fault["replaced_after"]
+    return not any(d is not fault and d["at"] < end and d["at"] + d["lasted"] > begin for d in faults)
 
 
 def failures(out: dict[str, Any]) -> list[str]:
@@ -150,6 +158,7 @@ def show(out: dict[str, Any], console: Console) -> None:
         ("all ended after the last healing, s", f"{jobs['settled_after']:.1f}"),
         ("executions, of them repeated", f"{repeated['tasks'] + repeated['repeated']}, {repeated['repeated']}"),
         ("new orchestrator after a kill, s", _spread(out["new_orchestrator_after_kill"])),
+        ("  while nothing else was wrong", _spread(out["new_orchestrator_after_kill_alone"])),
         ("new orchestrator after a clean stop, s", _spread(out["new_orchestrator_after_stop"])),
         ("  stops with work left while another ailed", str(out["stops_with_work_left"])),
         ("longest pause of a watching client, s", _spread(out["watching"]["longest_pause"])),

@@ -12,7 +12,7 @@ from dimnode.errors import NotFound, Unavailable
 from tools.chaos import account
 from tools.chaos.account import judge, settle
 from tools.chaos.jobs import Job, Maker, same
-from tools.chaos.report import failures, spread
+from tools.chaos.report import alone, failures, spread
 
 Y = {"y": np.array([1.0, 2.0])}
 
@@ -147,6 +147,14 @@ def test_the_run_fails_for_each_of_its_reasons() -> None:
 def test_spread() -> None:
     assert spread([]) == {"count": 0, "p50": 0.0, "p99": 0.0, "max": 0.0}
     assert spread(float(n) for n in range(101)) == {"count": 101, "p50": 50.0, "p99": 99.0, "max": 100.0}
+
+
+def test_a_fault_is_alone_if_no_other_one_is_in_force_until_the_orchestrator_is_replaced() -> None:
+    kill = {"at": 10.0, "lasted": 4.0, "replaced_after": 2.0}
+    before, meanwhile, after = ({"at": at, "lasted": 5.0} for at in (4.0, 11.0, 12.5))
+    assert alone(kill, [before, kill, after])
+    assert not alone(kill, [kill, meanwhile])
+    assert not alone(kill, [{"at": 4.0, "lasted": 6.5}, kill])
 
 
 def test_the_same_seed_makes_the_same_jobs_of_all_kinds() -> None:

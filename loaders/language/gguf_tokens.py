@@ -1,14 +1,16 @@
-"""Tokenizers of GGUF files: byte-level BPE, whose vocabulary and merges the header has; how a text is cut before is known by a name."""
+"""Tokenizers of GGUF files: byte-level BPE, whose vocabulary and merges the header has (how a text is cut before is known by a name),
+and SentencePiece's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from loaders.language.gguf_sentencepiece import CONTROL, read_sentencepiece
 from loaders.language.parts import refuse
 
-_CONTROL = 3
-"""Kind of a token that is no text."""
+SENTENCEPIECE = "llama"
+"""What ``tokenizer.ggml.model`` says then."""
 _LLAMA_3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 """As Llama 3's tokenizer.json has it: numbers by three digits."""
 _CUTS = ("default", "gpt-2", "smollm", "llama-bpe")
@@ -18,6 +20,8 @@ def read_tokenizer(values: Mapping[str, Any], tokens: list[str]) -> Any:
     """A `tokenizers.Tokenizer`. Raises `ModelRejected`."""
     from tokenizers import AddedToken, Tokenizer, decoders, models
 
+    if values.get("tokenizer.ggml.model") == SENTENCEPIECE:
+        return read_sentencepiece(values, tokens)
     kind, how = values.get("tokenizer.ggml.model"), values.get("tokenizer.ggml.pre", "default")
     merges, kinds = values.get("tokenizer.ggml.merges"), values.get("tokenizer.ggml.token_type")
     if kind != "gpt2" or how not in _CUTS or not isinstance(merges, list):
@@ -32,7 +36,7 @@ def read_tokenizer(values: Mapping[str, Any], tokens: list[str]) -> Any:
     tokenizer.pre_tokenizer = _cut(how)  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(kinds, list) and len(kinds) == len(tokens):
-        tokenizer.add_special_tokens([AddedToken(t, special=True) for t, k in zip(tokens, kinds, strict=True) if k == _CONTROL])
+        tokenizer.add_special_tokens([AddedToken(t, special=True) for t, k in zip(tokens, kinds, strict=True) if k == CONTROL])
     return tokenizer
 
 
@@ -56,9 +60,10 @@ def special_tokens(values: Mapping[str, Any], tokens: list[str]) -> dict[str, st
 
 
 def first_token(values: Mapping[str, Any], tokens: list[str]) -> int | None:
-    """The token that the author wants in front of every text; Llama 3's say nothing and mean it. Raises `ModelRejected`."""
+    """The token that the author wants in front of every text; Llama 3's, and SentencePiece's, say nothing and mean it. Raises `ModelRejected`."""
     number = values.get("tokenizer.ggml.bos_token_id")
-    wanted = values.get("tokenizer.ggml.add_bos_token", values.get("tokenizer.ggml.pre") == "llama-bpe")
+    silent = values.get("tokenizer.ggml.pre") == "llama-bpe" or values.get("tokenizer.ggml.model") == SENTENCEPIECE
+    wanted = values.get("tokenizer.ggml.add_bos_token", silent)
     if wanted is not True or type(number) is not int:
         return None
     if not 0 <= number < len(tokens):

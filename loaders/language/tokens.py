@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from loaders.language.parts import MAX_TEXT, refuse
+
+_BROKEN = "\ufffd"
+"""Stands for bytes that are no character, or none yet."""
+_PATIENCE = 64
+"""Tokens that may wait for a character to be whole. It takes four bytes at the most."""
 
 
 def read_tokenizer(data: bytes) -> Any:
@@ -21,25 +25,44 @@ def read_tokenizer(data: bytes) -> Any:
 
 
 class TextStream:
-    """Tokens of one text, turned into pieces whose sum is the text. A piece ends with a whole character."""
+    """Tokens of one text, turned into pieces whose sum is the text. A piece ends with a whole character.
+
+    Tokenizers that spell in bytes decode a run of bytes as a whole, so that one more can make nonsense of what was a character before.
+    (`tokenizers.decoders.DecodeStream` fails there.) What was told stays told, and the rest counts on its own.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
         self._ids: list[int] = []
+        """Those of the last piece, and those that have not made one yet."""
+        self._told = 0
+        """How many are of the last piece."""
         self.text = ""
         """The pieces so far."""
 
     def push(self, token: int) -> str:
         """The piece that this token completes; often empty."""
         self._ids.append(token)
-        piece = self._stream.step(self._tokenizer, token) or ""
+        piece = self._rest()
+        if len(self._ids) - self._told < _PATIENCE and (not piece or piece.endswith(_BROKEN)):
+            return ""
+        del self._ids[: self._told]
+        self._told = len(self._ids)
         self.text += piece
         return piece
 
     def end(self) -> str:
         """The last piece: bytes that never became a character."""
-        whole = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        rest = whole[len(self.text) :] if whole.startswith(self.text) else ""
+        rest = self._rest()
+        self._ids.clear()
+        self._told = 0
         self.text += rest
         return rest
+
+    def _rest(self) -> str:
+        before = self._decode(self._ids[: self._told])
+        whole = self._decode(self._ids)
+        return whole[len(before) :] if whole.startswith(before) else self._decode(self._ids[self._told :])
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)

@@ -10,6 +10,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, quants
 from gguf.constants import GGML_QUANT_SIZES
 
 from tests.support.language_models import CONFIG, tokenizer
+from tests.support.sentencepieces import Pieces
 
 HALVES = {
     "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2),
@@ -43,9 +44,9 @@ def values(raw: np.ndarray, kind: str) -> np.ndarray:
 
 def write(
     path: Path, tensors: dict[str, tuple[np.ndarray, str]], *, bos: bool | None = None, template: str | None = None, cut: str = "gpt-2",
-    scaling: str | None = None,
+    scaling: str | None = None, pieces: Pieces | None = None,
 ) -> Path:  # fmt: skip
-    """A network of the `llama` family. ``tensors``: GGUF's name -> (bytes of rows, or floats; the type). ``cut``: how texts are cut."""
+    """A network of the `llama` family. ``tensors``: GGUF's name -> (bytes of rows, or floats; the type). ``cut``: how texts are cut. ``pieces``: SentencePiece's, instead of byte-level BPE."""
     config = {**CONFIG, **CHANGES}
     writer = GGUFWriter(path, "llama")
     writer.add_block_count(config["num_hidden_layers"])
@@ -57,13 +58,19 @@ def write(
     writer.add_layer_norm_rms_eps(1e-5)
     words = tokenizer()
     names = [words.id_to_token(i) for i in range(words.get_vocab_size())]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(cut)
+    if pieces is None:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(cut)
+        writer.add_token_list(names)
+        writer.add_token_types([3 if n.startswith("<|") else 1 for n in names])
+        writer.add_token_merges([" ".join(m) for m in merges(words)])
+    else:
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list(pieces.tokens)
+        writer.add_token_scores(pieces.scores)
+        writer.add_token_types(pieces.kinds)
     if scaling is not None:
         writer.add_string("llama.rope.scaling.type", scaling)
-    writer.add_token_list(names)
-    writer.add_token_types([3 if n.startswith("<|") else 1 for n in names])
-    writer.add_token_merges([" ".join(m) for m in merges(words)])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(0)
     if bos is not None:

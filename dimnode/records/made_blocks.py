@@ -23,7 +23,7 @@ from dimnode.domain.record import Attempt, SignedEntry
 from dimnode.errors import DimError
 from dimnode.ports import Journal
 from dimnode.records.table import RecordTable
-from p2p.ipfs.api import BadCid, BlockCorrupt, BlockMissing, ContentError, ContentStore, TooLarge
+from p2p.ipfs.api import BadCid, BlockCorrupt, ContentError, ContentStore, TooLarge
 from p2p.ipfs.cid import DAG_CBOR, compute
 
 log = structlog.get_logger(__name__)
@@ -174,7 +174,7 @@ class BlockMaker:
         store = self._store.private_to(record.job)
         async with aclosing(self._blocks(record)) as blocks:
             async for cid, data in blocks:
-                if not await self._shared(store, cid):
+                if not await self._store.has(cid):
                     try:
                         await store.put_dag_bytes(data, durable=False)
                     except (TooLarge, ValueError) as e:  # never will be a block
@@ -188,16 +188,6 @@ class BlockMaker:
         self._formed.move_to_end(record.job)
         while len(self._formed) > self._settings.remembered:
             self._formed.popitem(last=False)
-
-    async def _shared(self, store: ContentStore, cid: str) -> bool:
-        """Whether it is here already. Then it is this job's too: two jobs may have one form, and each gives it to its own members."""
-        if not await self._store.has(cid):
-            return False
-        try:
-            await store.get_dag_bytes(cid, timeout=0.0)  # to read it is what tells the store so
-        except (BlockMissing, BlockCorrupt):
-            return False
-        return True
 
     async def _blocks(self, record: Record) -> AsyncGenerator[tuple[str, bytes], None]:
         seen = view(record)

@@ -67,7 +67,7 @@ def joins(tokens: Sequence[str], scores: Sequence[float], kinds: Sequence[int]) 
 def _numbers(found: Any, count: int) -> list[float]:
     """One for each token. Raises `ModelRejected`."""
     if isinstance(found, list) and len(found) == count:  # pyright: ignore[reportUnknownArgumentType]
-        numbers = [n for n in found if isinstance(n, (int, float)) and math.isfinite(n)]  # pyright: ignore[reportUnknownVariableType]
+        numbers = [float(n) for n in found if isinstance(n, (int, float)) and math.isfinite(n)]  # pyright: ignore[reportUnknownVariableType]
         if len(numbers) == count:
             return numbers
     raise refuse("its tokens have no scores, or no kinds")

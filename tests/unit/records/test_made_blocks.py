@@ -21,8 +21,8 @@ from p2p.ipfs.memory import MemoryExchange, MemoryStore
 from tests.support import entries as e
 
 
-def core(job: str, form: str = "") -> SignedEntry:
-    spec = codec.encode({"job": form or job})
+def core(job: str, **form: Any) -> SignedEntry:
+    spec = codec.encode({"job": job, **form})
     return e.signed(
         Core(job=job, spec_cid=cid_of(spec), spec=spec, pattern="chained", priority="normal", principal="me", submitted=1.0, timeout=60)
     )
@@ -201,48 +201,3 @@ async def test_they_are_the_jobs_and_nobody_elses(autojump_clock: MockClock) -> 
         with pytest.raises(BlockMissing):
             await stranger.get_dag(spec_of(accepted), timeout=1)
     assert asked == [("b", ["j"])]
-
-
-@pytest.mark.parametrize("later", [False, True])
-async def test_what_two_jobs_have_in_common_is_for_the_members_of_both(autojump_clock: MockClock, later: bool) -> None:
-    """``later``: the second one is met when all records are looked at."""
-    asked: list[list[str]] = []
-
-    async def may_serve(_: str, audiences: Any) -> bool:
-        await trio.lowlevel.checkpoint()
-        asked.append(sorted(audiences))
-        return True
-
-    hub = MemoryExchange()
-    holder, member = Holder(MemoryStore("a", hub, may_serve=may_serve)), MemoryStore("b", hub)
-    forms = [core(job, "the same form") for job in "jk"]
-    assert spec_of(forms[0]) == spec_of(forms[1])
-    async with holder.running():
-        await trio.sleep(1)
-        await holder.table.merge("j", [forms[0], e.claim(1, job="j")])
-        await trio.sleep(1)
-        if not later:
-            await holder.table.merge("k", [forms[1], e.claim(1, job="k")])
-            await trio.sleep(1)
-    if later:
-        await holder.table.merge("k", [forms[1], e.claim(1, job="k")])
-        async with holder.running():
-            await trio.sleep(1)
-    await member.get_dag(spec_of(forms[1]), timeout=1)
-    assert asked == [["j", "k"]]
-
-
-async def test_what_is_everybodys_stays_so(autojump_clock: MockClock) -> None:
-    async def may_serve(*_: Any) -> bool:
-        raise AssertionError("nobody is asked")
-
-    hub = MemoryExchange()
-    holder, stranger = Holder(MemoryStore("a", hub, may_serve=may_serve)), MemoryStore("b", hub)
-    accepted = core("j")
-    body = accepted.body()
-    assert isinstance(body, Core)
-    await holder.store.put_dag_bytes(body.spec)
-    async with holder.running():
-        await holder.table.merge("j", [accepted, e.claim(1, job="j")])
-        await trio.sleep(1)
-    assert await stranger.get_dag_bytes(spec_of(accepted), timeout=1) == body.spec

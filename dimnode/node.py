@@ -143,7 +143,7 @@ class Node:
         self.store = store
         self.bridge = bridge
         self.settings = Settings(config)
-        self.rules = EntryRules(verify, member.swarm, frozenset(config.election.allow))
+        self.rules = EntryRules(verify, member.swarm, self.settings.deciders())
         self.boot = secrets.token_hex(8)
         self.name = config.node.name or f"{socket.gethostname()}-{identity.peer_id[-6:]}"
         self.started = self.clock.monotonic()

@@ -58,7 +58,7 @@ class JobDigest:
     at: float
     """Wall clock of this node when the record last grew here: for retention."""
     owner: str = ""
-    """Peer id of the highest claim; empty if there is none."""
+    """Peer id of the highest claim; empty if there is none, or no more."""
 
 
 class Journal(Protocol):

@@ -160,6 +160,11 @@ class Settings:
     def rate_limit(self) -> RateLimitSettings:
         return RateLimitSettings(rate=self._config.limits.rate, burst=self._config.limits.burst)
 
+    def deciders(self) -> frozenset[str]:
+        """Whose decisions over jobs are believed; empty: everybody's."""
+        e = self._config.election
+        return frozenset((*e.allow, *e.former)) if e.allow else frozenset()
+
     def orchestrator(self) -> OrchestratorSettings:
         c = self._config
         return OrchestratorSettings(

@@ -83,6 +83,10 @@ class ElectionSection(Section):
         default=(),
         description="Peer ids whose seats, and whose decisions over jobs, count. Empty: everyone's in the swarm. The same on every node.",
     )
+    former: PeerIds = Field(
+        default=(),
+        description="Peer ids that were in `allow`: what they decided is believed, and they hold no seats. Only with `allow`. The same on every node.",
+    )
     electorate: PeerIds = Field(
         default=(),
         description='The voters of version 1 of the electorate of mode "majority", where the operator\'s key is made. Empty: that node alone. Afterwards `dimnode electorate` changes it.',
@@ -100,6 +104,8 @@ class ElectionSection(Section):
     def _ordered(self) -> ElectionSection:
         if self.silence < 2 * self.beat:
             raise ValueError("silence must be at least twice beat")
+        if self.former and not self.allow:
+            raise ValueError("former needs allow: without a list everybody decides")
         if self.lease < 3 * self.renew:
             raise ValueError("lease must be at least three times renew")
         return self

@@ -12,7 +12,7 @@ from dimnode.domain.record import Attempt, Ballot, Body, Claim, Core, OutcomeEnt
 
 
 class NotADecider(EntryRefused):
-    """A decision by a node that may not decide: left out, whatever else comes with it."""
+    """A decision by a node that may not decide. Nothing that comes with it is taken either: without it, it would say something else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,13 @@ class EntryRules:
     swarm: str | None = None
     """Its name, of which job ids are made; None: that is not checked (cores that are not of this swarm, in tests)."""
     deciders: frozenset[str] = field(default_factory=frozenset[str])
-    """Peers that may decide over jobs (``election.allow``); empty: every member. The others run tasks, and say how those went."""
+    """Peers that may decide over jobs, or might once (``election.allow`` and ``election.former``); empty: every member. The others run
+    tasks, and say how those went."""
 
     def check(self, entry: SignedEntry) -> Body | Unknown:
         """The decoded body of an entry that is fit to be stored. Raises `EntryRefused`, `NotADecider` among them."""
-        if not self.may_decide(entry.author) and not isinstance(_body(entry), (Core, Attempt, Unknown)):
-            raise NotADecider(f"a decision by {entry.author}, who may not decide here")
+        if not self.may_decide(entry.author) and not isinstance(_body(entry), (Attempt, Unknown)):
+            raise NotADecider(f"a decision by {entry.author}, which is neither in election.allow nor in election.former")
         return check_entry(entry, self.verify, swarm=self.swarm)
 
     def may_decide(self, peer: str) -> bool:

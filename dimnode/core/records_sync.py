@@ -116,7 +116,7 @@ class Quarrels:
 
     def add(self, peer: str, job: str, now: float) -> None:
         until, pause = self._pauses.get((peer, job), (float("-inf"), 0.0))
-        pause = min(2 * pause, self._longest) if now < until + 2 * pause else self._first
+        pause = min(2 * pause, self._longest) if now < until + max(2 * pause, self._longest) else self._first
         self._pauses[peer, job] = (now + pause, pause)
         self._pauses.move_to_end((peer, job))
         while len(self._pauses) > self._most:

@@ -8,18 +8,21 @@ back by then has its disk with it, and nothing was moved in vain.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 
 @dataclass(frozen=True, slots=True)
 class RestoringRule:
     after: float = 30.0
-    """Seconds for which a node has to be gone, and after a start."""
+    """Seconds since a node was last seen alive, if it is gone then, and since the start."""
     tries: int = 8
     """For one record and one heir, before it is left to anti-entropy's ordinary rounds."""
     most: int = 2_048
     """Records that wait for one of their heirs; beyond that the walk does."""
+    at_once: int = 32
+    """That one heir is given before others have their turn: as many as it is given the blocks of at once."""
 
 
 class Restoring:
@@ -27,53 +30,59 @@ class Restoring:
 
     def __init__(self, rule: RestoringRule, now: float) -> None:
         self._rule = rule
+        self._last: dict[str, float] = {"": now}
+        """When each member was last seen alive; the first is for whoever went before this node started."""
         self._there: frozenset[str] = frozenset()
-        self._gone: dict[str, float] = {"": now}
-        """Since when; the first is for whoever went before this node started."""
         self._again = False
         self._owed: OrderedDict[str, dict[str, int]] = OrderedDict()
         """Heir -> job -> tries that are left."""
         self.cursor: str | None = None
         """Job id after which the walk's next page starts; None: there is none under way."""
 
-    def observe(self, there: Collection[str], now: float) -> None:
-        """The members that are there, suspected ones too."""
-        for peer in self._there.difference(there):
-            self._gone.setdefault(peer, now)
-        for peer in there:
-            self._gone.pop(peer, None)
+    def observe(self, alive: Collection[str], there: Collection[str], now: float) -> None:
+        """``there``: members that may be alive, suspected ones among them."""
         self._there = frozenset(there)
-        for peer in self._owed.keys() - self._there:
-            del self._owed[peer]  # it is gone now: that begins a walk, too
-        due = [peer for peer, since in self._gone.items() if now - since >= self._rule.after]
+        self._last.update(dict.fromkeys(alive, now))
+        due = [peer for peer, last in self._last.items() if peer not in self._there and now - last >= self._rule.after]
         for peer in due:
-            del self._gone[peer]
+            del self._last[peer]
+            self._owed.pop(peer, None)
         if due and self.cursor is None:
             self.cursor = ""
         elif due:
             self._again = True
 
-    def turned(self, owners: dict[str, str], asked: int, heirs: Callable[[str], Collection[str]], me: str) -> None:
-        """The page after `cursor`: job -> peer id of its owner, in order of the jobs; fewer than ``asked``: that was the end."""
-        for job, owner in owners.items():
-            if owner and owner not in self._there:
-                for peer in heirs(job):
-                    if peer != me:
-                        self._owed.setdefault(peer, {})[job] = self._rule.tries
-        self.cursor = next(reversed(owners)) if len(owners) == asked else ("" if self._again else None)
+    def gone(self, peer: str) -> bool:
+        return peer not in self._there
+
+    def turned(self, page: Sequence[str], asked: int, heirs: Mapping[str, Collection[str]]) -> None:
+        """The page after `cursor`, in order; fewer than ``asked``: that was the end. ``heirs``: of those whose owners are gone, without
+        this node."""
+        for job, peers in heirs.items():
+            for peer in peers:
+                self._owed.setdefault(peer, {})[job] = self._rule.tries
+        self.cursor = page[-1] if page and len(page) == asked else ("" if self._again else None)
         self._again = self._again and self.cursor != ""
 
     def room(self) -> bool:
         """Whether another page may be looked at."""
         return self.cursor is not None and sum(map(len, self._owed.values())) < self._rule.most
 
-    def next(self) -> tuple[str, Mapping[str, int]] | None:
-        """An heir and what to bring it, taken off the list: job -> tries that are left."""
-        return self._owed.popitem(last=False) if self._owed else None
+    def next(self, busy: Collection[str]) -> str | None:
+        """An heir that is there, and not ``busy``, and is owed something."""
+        return next((p for p in self._owed if p in self._there and p not in busy), None)
+
+    def take(self, peer: str) -> Mapping[str, int]:
+        """What to bring it now, taken off the list: job -> tries that are left."""
+        jobs = self._owed.pop(peer, {}) if peer in self._there else dict[str, int]()
+        now = dict(islice(jobs.items(), self._rule.at_once))
+        if later := {job: left for job, left in jobs.items() if job not in now}:
+            self._owed[peer] = later
+        return now
 
     def failed(self, peer: str, jobs: Mapping[str, int]) -> None:
-        """These did not get there: they have another turn, after the others."""
+        """These did not get there: they have another turn, after all others of that heir."""
         again = {job: left - 1 for job, left in jobs.items() if left > 1}
         if again:
-            self._owed[peer] = {**again, **self._owed.get(peer, {})}
+            self._owed[peer] = {**self._owed.get(peer, {}), **again}
             self._owed.move_to_end(peer)

@@ -30,8 +30,8 @@ class Admitted:
 async def admit(
     gate: RecordGate, job: str, entries: Sequence[SignedEntry], record: Record | None, *, whole: bool, unwritten: Container[str] = ()
 ) -> Admitted:
-    """``whole``: an owner's decisions belong together, all or none, but for decisions that the record has from who may not decide
-    any more. Else the sound ones are taken: a copy may hold what another version of DIM let in. ``unwritten``: ids of what the record has in memory only."""
+    """``whole``: an owner's decisions belong together, all or none. Else the sound ones are taken: a copy may hold what another
+    version of DIM let in. A decision by who may not decide spoils all. ``unwritten``: ids of what the record has in memory only."""
     new: dict[str, SignedEntry] = {}
     refused, reason = 0, ""
     await trio.lowlevel.checkpoint()
@@ -42,9 +42,7 @@ async def admit(
             if gate.check(job, entry, record, unwritten):
                 new[entry.id] = entry
         except EntryRefused as e:
-            if whole and isinstance(e, NotADecider):
-                continue
-            if whole:
+            if whole or isinstance(e, NotADecider):
                 return Admitted((), len(entries), str(e))
             refused, reason = refused + 1, reason or str(e)
     try:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import structlog
 
-from dimnode.core.job_record import EntryRefused
-from dimnode.core.record_gate import EntryRules
-from dimnode.domain.record import SignedEntry
+from dimnode.core.ballots import leaps
+from dimnode.core.job_record import EntryRefused, Record
+from dimnode.core.record_gate import EntryRules, highest_n
+from dimnode.domain.record import Ballot, Claim, SignedEntry
 from dimnode.errors import DimError
+from dimnode.records.messages import StoreResult
 from dimnode.records.table import RecordTable
 
 log = structlog.get_logger(__name__)
@@ -25,6 +27,16 @@ def checked(job: str, entries: Sequence[SignedEntry], rules: EntryRules) -> list
         except EntryRefused as e:
             log.warning("copies.bad_entry", job=job, reason=str(e))
     return out
+
+
+def fence_of(job: str, result: StoreResult, record: Record | None, rules: EntryRules) -> Ballot | None:
+    """The highest ballot that an answer tells to be above this node's; None if it tells none that there can be. Claims are signed; a ballot
+    that comes without one is believed only of who may decide. ``record``: as it is here."""
+    found = [b.ballot for e in checked(job, result.entries, rules) if isinstance(b := e.body(), Claim)]
+    told = result.ballot
+    if told is not None and rules.may_decide(told.peer) and not leaps(told, highest_n(record)):
+        found.append(told)
+    return max(found, default=None)
 
 
 class Learned:

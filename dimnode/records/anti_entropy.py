@@ -107,6 +107,7 @@ class AntiEntropy:
         self._agenda = Agenda(s.items, s.quiet)
         self._quarrels = Quarrels(s.quarrel_first, s.quarrel_longest)
         self._owed = OwedBlocks()
+        self._paying: set[str] = set()
         self._counts: Counter[str] = Counter()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -133,8 +134,9 @@ class AntiEntropy:
             if full:
                 raise full[0]
 
-    async def bring(self, peer: str, jobs: Sequence[str]) -> bool:
-        """Compares these records with a peer that shall have them, out of turn; it gets what it lacks. Whether it answered."""
+    async def bring(self, peer: str, jobs: Sequence[str]) -> Collection[str]:
+        """Compares these records with a peer that shall have them, out of turn; it gets what it lacks, with the blocks. Returns those
+        that it did not get."""
         states = {v.heartbeat.peer_id: v for v in self._registry.nodes()}
         try:
             for start in range(0, len(jobs), self._settings.items):
@@ -143,9 +145,10 @@ class AntiEntropy:
                 await self._compare(peer, items)
         except (NetworkError, codec.CodecError, DimError) as e:
             log.debug("records.not_brought", peer=peer, jobs=len(jobs), reason=str(e))
-            return False
+            return jobs
         await self._pay(peer)
-        return True
+        now = self._clock.monotonic()
+        return [job for job in jobs if self._quarrels.holds(peer, job, now)]
 
     def heirs(self, job: str) -> Collection[str]:
         """Who shall hold the record of a job whose owner is not there."""
@@ -183,8 +186,15 @@ class AntiEntropy:
 
     async def _pay(self, peer: str) -> None:
         """Blocks of the records that the peer got from here, now or at an earlier meeting. One that does not work is in nobody's way."""
-        if not (jobs := self._owed.of(peer)):
+        if peer in self._paying or not (jobs := self._owed.of(peer)):
             return
+        self._paying.add(peer)
+        try:
+            await self._pay_all(peer, jobs)
+        finally:
+            self._paying.discard(peer)
+
+    async def _pay_all(self, peer: str, jobs: Sequence[str]) -> None:
         until = trio.current_time() + self._settings.giving
         try:
             records = await self._journal.load_many(jobs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -13,9 +12,9 @@ import trio
 from dimnode.core.ballots import leaps
 from dimnode.core.job_record import EntryRefused, Record, check_room
 from dimnode.core.job_view import view
-from dimnode.core.record_gate import EntryRules, NotADecider
+from dimnode.core.record_gate import EntryRules
 from dimnode.domain import codec
-from dimnode.domain.record import Attempt, Ballot, Body, Claim, OutcomeEntry, SignedEntry, Unknown
+from dimnode.domain.record import Attempt, Ballot, Claim, OutcomeEntry, SignedEntry
 from dimnode.domain.task import TaskReport
 from dimnode.errors import Code, DimError, Fenced
 from dimnode.records.messages import (
@@ -121,16 +120,12 @@ class Questions:
         return OfferAnswer(taken=tuple(taken), known=tuple(known))
 
     async def _fit(self, job: str, entries: Iterable[SignedEntry]) -> list[SignedEntry] | None:
-        """The new ones, checked, without decisions of who may not decide; None if any other may not enter the record."""
+        """The new ones, checked; None if any may not enter the record."""
         await trio.lowlevel.checkpoint()
         record = self._table.record(job) if self._table.holds(job) else None
-        new: list[SignedEntry] = []
-        bodies: list[Body | Unknown] = []
+        new = [e for e in entries if record is None or e.id not in record]
         try:
-            for entry in (e for e in entries if record is None or e.id not in record):
-                with suppress(NotADecider):
-                    bodies.append(self._rules.check(entry))
-                    new.append(entry)
+            bodies = [self._rules.check(e) for e in new]
             if any(b.job != job for b in bodies):
                 raise EntryRefused("an entry is another job's")
             highest = view(record).epoch if record is not None else 0
@@ -160,7 +155,10 @@ class Questions:
     # --- ATTEMPTS
 
     async def _attempts(self, peer: str, request: AttemptsRequest) -> AttemptsAnswer:
+        """To ask under a ballot is to fence all lower ones here."""
         self._bounded(len(request.jobs))
+        if not self._rules.may_decide(peer):
+            raise RemoteFault(Code.PERMISSION_DENIED.value, "this node may not take jobs over here")
         reports: list[TaskReport | None] = []
         size = 0
         for job, ballot in request.jobs:

@@ -18,10 +18,10 @@ from dimnode.core.electorate import others_needed
 from dimnode.core.job_copies import JobCopies
 from dimnode.core.job_record import FINAL
 from dimnode.core.record_gate import EntryRules
-from dimnode.domain.record import Ballot, Claim, Core, OutcomeEntry, SignedEntry
+from dimnode.domain.record import Ballot, Core, OutcomeEntry, SignedEntry
 from dimnode.ports import Clock, Copied, Journal, Registry, Written
 from dimnode.records.acknowledgements import Acknowledgements
-from dimnode.records.answers import Learned, checked
+from dimnode.records.answers import Learned, checked, fence_of
 from dimnode.records.asks import Ask, Waiter
 from dimnode.records.hand_over import HandOver, HandOverSettings
 from dimnode.records.keepers import Keepers
@@ -357,15 +357,15 @@ class Replicator:
             return
         pause_until = self._clock.monotonic() + self._settings.refused_pause
         match result.status if result is not None else "lost":
-            case "fenced" if result is not None:
-                if self._fenced(job, state, peer, result):
+            case "fenced" if result is not None and (fence := self._fence(job, result)) is not None:
+                if self._fenced(job, state, peer, fence, checked(job, result.entries, self._rules)):
                     return
                 state.copies.lost(peer)  # of what this node wrote before it claimed the job anew
                 self._look_at([job])
                 return
             case "incomplete":
                 state.copies.incomplete(peer, pause_until)
-            case "refused":
+            case "refused" | "fenced":
                 log.warning("copies.refused", peer=peer, job=job, reason=result.reason if result is not None else "")
                 state.copies.refused(peer, pause_until)
             case _:
@@ -398,12 +398,12 @@ class Replicator:
 
     # --- fences
 
-    def _fenced(self, job: str, state: _Job, peer: str, result: StoreResult) -> bool:
-        """Whether somebody else's claim is told that fences this node's: then this node is not the owner any more."""
-        proof = checked(job, result.entries, self._rules)
-        claims = [b.ballot for e in proof if isinstance(b := e.body(), Claim)]
+    def _fence(self, job: str, result: StoreResult) -> Ballot | None:
+        return fence_of(job, result, self._table.record(job) if self._table.holds(job) else None, self._rules)
+
+    def _fenced(self, job: str, state: _Job, peer: str, ballot: Ballot, proof: Sequence[SignedEntry]) -> bool:
+        """Whether that fences this node's claim: then this node is not the owner any more."""
         mine = max((b for e in state.last if e.author == self._network.peer_id and (b := getattr(e.body(), "ballot", None))), default=None)
-        ballot = max((*claims, result.ballot or Ballot(-1, "", "")))
         if mine is not None and (ballot == mine or (ballot < mine and not state.accepting)):
             return False
         log.info("copies.fenced", job=job, peer=peer, owner=ballot.peer, epoch=ballot.n)

@@ -22,12 +22,14 @@ class RestorationSettings:
     """Seconds between two pages."""
     page: int = 256
     """Records in one."""
+    heirs_at_once: int = 4
+    """That are given something at the same time: one that is slow is in nobody's way."""
     rule: RestoringRule = field(default_factory=RestoringRule)
 
 
 class Restoration:
-    """``heirs`` tells who shall hold a job's record, ``bring`` compares records with a peer, which gets what it lacks, and says
-    whether that worked."""
+    """``heirs`` tells who shall hold a job's record, ``bring`` compares records with a peer, which gets what it lacks with its blocks, and
+    returns those that it did not get."""
 
     def __init__(
         self,
@@ -38,7 +40,7 @@ class Restoration:
         settings: RestorationSettings | None = None,
         *,
         heirs: Callable[[str], Collection[str]],
-        bring: Callable[[str, Sequence[str]], Awaitable[bool]],
+        bring: Callable[[str, Sequence[str]], Awaitable[Collection[str]]],
     ) -> None:
         self._me = me
         self._journal = journal
@@ -48,23 +50,30 @@ class Restoration:
         self._heirs = heirs
         self._bring = bring
         self._restoring = Restoring(s.rule, clock.monotonic())
+        self._busy: set[str] = set()
+        """Heirs that are being given something."""
         self._counts: Counter[str] = Counter()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled."""
         task_status.started()
-        while True:
-            await trio.sleep(self._settings.interval)
-            there = {v.heartbeat.peer_id for v in self._registry.nodes() if v.state in ("alive", "suspect")}
-            self._restoring.observe(there | {self._me}, self._clock.monotonic())
-            try:
-                await self._look()
-            except DimError as e:
-                log.warning("records.not_restored", reason=e.message)
-            await self._hand_out()
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.sleep(self._settings.interval)
+                states = {v.heartbeat.peer_id: v.state for v in self._registry.nodes()} | {self._me: "alive"}
+                alive = [p for p, state in states.items() if state == "alive"]
+                there = [p for p, state in states.items() if state in ("alive", "suspect")]
+                self._restoring.observe(alive, there, self._clock.monotonic())
+                try:
+                    await self._look()
+                except DimError as e:
+                    log.warning("records.not_restored", reason=e.message)
+                while len(self._busy) < self._settings.heirs_at_once and (heir := self._restoring.next(self._busy)) is not None:
+                    self._busy.add(heir)
+                    nursery.start_soon(self._give, heir)
 
     def statistics(self) -> Mapping[str, int]:
-        """Records ``looked_at`` after nodes were gone, and ``offered`` to heirs; requests that ``failed``."""
+        """Records ``looked_at`` after nodes were gone, ``offered`` to heirs, and those that ``failed`` for now."""
         return dict(self._counts)
 
     async def _look(self) -> None:
@@ -73,17 +82,24 @@ class Restoration:
         if cursor is None or not self._restoring.room():
             return
         page = await self._journal.digests(cursor, self._settings.page)
+        heirs: dict[str, Collection[str]] = {}
+        for digest in page:
+            if digest.owner and self._restoring.gone(digest.owner):
+                heirs[digest.job] = [p for p in self._heirs(digest.job) if p != self._me]
+                await trio.lowlevel.checkpoint()
         self._counts["looked_at"] += len(page)
-        self._restoring.turned({d.job: d.owner for d in page}, self._settings.page, self._heirs, self._me)
+        self._restoring.turned([d.job for d in page], self._settings.page, heirs)
 
-    async def _hand_out(self) -> None:
-        """To each heir what it is owed, once."""
-        met: dict[str, Mapping[str, int]] = {}
-        while (due := self._restoring.next()) is not None:
-            peer, jobs = due
-            self._counts["offered"] += len(jobs)
-            if not await self._bring(peer, list(jobs)):
-                met[peer] = jobs
-        for peer, jobs in met.items():
-            self._counts["failed"] += 1
-            self._restoring.failed(peer, jobs)
+    async def _give(self, peer: str) -> None:
+        """What it is owed now, until something does not work: then it has another turn with the next page."""
+        try:
+            lacking: set[str] = set()
+            while not lacking and (jobs := self._restoring.take(peer)):
+                began = trio.current_time()
+                lacking = set(await self._bring(peer, list(jobs)))
+                self._counts["offered"] += len(jobs)
+                self._counts["failed"] += len(lacking)
+                self._restoring.failed(peer, {job: left for job, left in jobs.items() if job in lacking})
+                await trio.sleep(trio.current_time() - began)  # half of the time is for others
+        finally:
+            self._busy.discard(peer)

@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from dimnode.core.job_record import EntryRefused
-from dimnode.core.record_gate import EntryRules
+from dimnode.core.record_gate import EntryRules, NotADecider
 from dimnode.core.rendezvous import rendezvous
 from dimnode.domain import codec
 from dimnode.domain.record import SignedEntry
@@ -95,6 +95,9 @@ class RecordSearch:
             try:
                 if self._rules.check(entry).job == job:
                     fit.append(entry)
+            except NotADecider as e:
+                log.warning("records.answer_refused", job=job, reason=str(e))
+                return []
             except EntryRefused as e:
                 log.warning("records.entry_refused", job=job, reason=str(e))
         return fit

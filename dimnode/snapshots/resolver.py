@@ -16,7 +16,7 @@ import trio
 
 from dimnode.core.job_record import EntryRefused, Record
 from dimnode.core.job_view import view
-from dimnode.core.record_gate import EntryRules, RecordGate
+from dimnode.core.record_gate import EntryRules, NotADecider, RecordGate
 from dimnode.errors import InvalidArgument, NotFound, Unavailable
 from dimnode.orchestrator.documents import job_document
 from dimnode.ports import Elector, NodeView, Registry
@@ -145,12 +145,17 @@ class Resolver:
         return {"path": JOBS + job, "seats": self._documents(seats), "job": document}
 
     def _merge(self, record: Record, entries: Sequence[Any]) -> None:
+        good: list[Any] = []
         for entry in entries:
             try:
                 if self._gate.check(record.job, entry, record):
-                    record.add(entry)
+                    good.append(entry)
+            except NotADecider:
+                return  # what else it has would tell something else without that
             except EntryRefused:
                 continue  # what a seat made up is left out
+        for entry in good:
+            record.add(entry)
 
     async def _states(self, seat: _Seat, after: str) -> AsyncGenerator[JobSummary, None]:
         with seat.tolerate():
@@ -192,7 +197,8 @@ class Resolver:
     def _former(self, seats: Sequence[str]) -> list[str]:
         """Whose names were heard, and members that are gone, whose names the DHT may have."""
         gone = [v.heartbeat.peer_id for v in self._registry.nodes() if v.state != "alive"]
-        return [p for p in dict.fromkeys([*self._names.heard_of(), *gone]) if p not in seats][: self._settings.others]
+        known = dict.fromkeys([*self._names.heard_of(), *gone])
+        return [p for p in known if p not in seats and self._gate.may_decide(p)][: self._settings.others]
 
     async def _readable(self, peers: Sequence[str], problem: str) -> tuple[list[_Seat], str]:
         named = await self._names.resolve(peers)

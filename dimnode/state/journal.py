@@ -30,7 +30,7 @@ from dimnode.state.bulk import Append, append_all
 T = TypeVar("T")
 Op = Callable[[sqlite3.Connection], Any] | Append
 
-_DIGESTS = "SELECT job, digest, finished, at, claim FROM jobs WHERE"
+_DIGESTS = "SELECT job, digest, finished, at, claim, final FROM jobs WHERE"
 _WHOLE = f"(core IS NOT NULL OR final = {rows.DELETED:d})"
 _NO_ROOM = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM})
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
@@ -381,8 +381,8 @@ def _select_all(connection: sqlite3.Connection, asked: Sequence[_Asked]) -> None
             each.found = _dim_error(e)
 
 
-def _digest(job: str, digest: int, finished: int, at: float, claim: bytes) -> JobDigest:
-    owner = rows.ballot_of(claim).peer if claim else ""
+def _digest(job: str, digest: int, finished: int, at: float, claim: bytes, final: int) -> JobDigest:
+    owner = rows.ballot_of(claim).peer if claim and final != rows.DELETED else ""
     return JobDigest(job, digest.to_bytes(8, "big", signed=True), bool(finished), at, owner)
 
 

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import trio
 
 from dimnode.core.election_types import ElectionSettings
+from dimnode.domain import codec
 from dimnode.domain.record import Ballot, Body, Claim, OutcomeEntry
+from dimnode.records.messages import ATTEMPTS, AttemptsRequest
+from p2p.api import NetworkError
 from tests.simulation.users import Job
 from tests.simulation.walk import heal_and_check
 from tests.simulation.world import World, WorldSettings
@@ -248,6 +252,11 @@ async def a_member_that_may_not_decide_decides(world: World) -> None:
     ballot = Ballot(world.claims(job) + 1, liar, "b")
     record = world.computers[world.owner(job)].disk.journal.records[job.id]
     forged: list[Body] = [Claim(job=job.id, ballot=ballot), OutcomeEntry(job=job.id, ballot=ballot, status="cancelled", at=0.0)]
+    for other in world.nodes():
+        if other != liar:  # to ask under a ballot is to fence
+            with suppress(NetworkError):
+                request = AttemptsRequest(jobs=((job.id, Ballot(ballot.n + 1000, liar, "b")),))
+                await node.network.request(other, ATTEMPTS, codec.encode(request), timeout=1.0)
     await node.records.merge(job.id, [*record.entries(), *(signed(body, liar) for body in forged)])
     await world.until("others have refused it", lambda: any(_refused(n) for name, n in world.nodes().items() if name != liar), 60)
     await _ends(world, job, 60)

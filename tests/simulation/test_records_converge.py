@@ -415,9 +415,15 @@ async def test_who_may_not_decide_leaves_orphans_to_those_that_may(autojump_cloc
     async with record_swarm([], rule=RULE) as swarm:
         for peer in ("listed", "other"):
             node = await swarm.add(peer, deciders={"listed"})
-            await node.table.merge(e.JOB, [e.core(), e.claim(1, "gone")])
-        assert [await n.retention.expire_orphans() for n in swarm.nodes.values()] == [1, 0]
-        assert swarm.nodes["other"].table.view(e.JOB).status == "scheduling"
+            await node.table.merge(e.JOB, [_submitted(e.JOB), e.claim(1, "gone")])
+        listed, other = swarm.nodes.values()
+        await trio.sleep(8 * DAY)
+        assert await listed.retention.expire_orphans() == 1
+        assert await other.retention.expire_orphans() == 0
+        assert other.table.view(e.JOB).status == "scheduling"
+        assert await other.retention.forget_orphans() == 1, "those that may end it have long done so"
+        assert await listed.retention.forget_orphans() == 0
+        assert not other.table.holds(e.JOB)
 
 
 async def test_orphans_are_few_at_a_time_and_not_those_of_an_owner_that_is_there(autojump_clock: MockClock) -> None:

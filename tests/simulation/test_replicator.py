@@ -244,6 +244,17 @@ async def test_a_job_that_another_seat_accepted_first_is_fenced_by_a_lower_claim
         assert copied.fenced is None, "an owner is fenced by higher claims only"
 
 
+async def test_a_fence_that_there_cannot_be_stops_nobody(autojump_clock: MockClock) -> None:
+    async with an_owner("ab") as owner:
+        for h in owner.holders.values():
+            h.fences["j"] = (Ballot(1 << 40, "liar", "b"), ())
+        (copied,) = await owner.replicator.write([new_job("j")])
+        assert (copied.fenced, copied.others) == (None, 0)
+        sent = sum(len(h.requests) for h in owner.holders.values())
+        await trio.sleep(50)
+        assert sum(len(h.requests) for h in owner.holders.values()) <= sent + 4, "it is not asked again and again"
+
+
 async def test_a_fence_that_proves_nothing_stops_nobody(autojump_clock: MockClock) -> None:
     async with an_owner("ab") as owner:
         ballot = Ballot(1, "owner", "b")

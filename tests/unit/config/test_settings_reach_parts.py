@@ -40,6 +40,7 @@ OTHER: dict[str, Any] = {
     "daemon.agent_threads": 77,
     "swarm.allow": ["12D3KooWAUp4xKZycTUQEMxfRGky8xyu7MsDS68HmF3BHibS6to3"],
     "election.allow": ["12D3KooWAUp4xKZycTUQEMxfRGky8xyu7MsDS68HmF3BHibS6to3"],
+    "election.former": ["12D3KooWRm8J3iL796zPFi2EtGGtUJn58AG67gcRzQ4FENEemvpr"],
     "jobs.copies_on": ["12D3KooWAUp4xKZycTUQEMxfRGky8xyu7MsDS68HmF3BHibS6to3"],
     "p2p.listen": ["/ip4/127.0.0.1/tcp/4999"],
     "p2p.announce": ["/ip4/127.0.0.1/tcp/4999"],
@@ -54,7 +55,7 @@ OTHER: dict[str, Any] = {
 def parts(config: Config) -> str:
     s = Settings(config)
     made = (
-        s.network(MEMBER), s.store(), s.channels(), s.certificates(), s.relay(), s.registry(), s.daemon(), s.membership(), s.election(),
+        s.network(MEMBER), s.store(), s.channels(), s.certificates(), s.relay(), s.registry(), s.daemon(), s.membership(), s.election(), s.deciders(),
         s.lists(), s.kubo(), s.garbage(), s.rate_limit(), s.orchestrator(), s.leadership(), s.keeping(), s.state(), s.events(MEMBER.key), s.dht(), s.providing(), s.ready_timeout(), s.load_interval(), config.node.drain,
     )  # fmt: skip
     return repr(made)
@@ -68,5 +69,6 @@ def test_each_setting_changes_what_some_part_is_given(key: str) -> None:
     assert value is not None, f"say in OTHER what else {key} may be"
     if key in ("swarm.heartbeat", "swarm.suspect"):  # these must stay in order
         value = default + 0.5
-    changed = load_config(environ={}, flags={key: value})
-    assert parts(changed) != parts(load_config(environ={}))
+    needs = {"election.allow": OTHER["swarm.allow"]} if key == "election.former" else {}
+    changed = load_config(environ={}, flags={**needs, key: value})
+    assert parts(changed) != parts(load_config(environ={}, flags=needs))

@@ -12,7 +12,7 @@ from dimnode.core.recent_changes import RecentChanges
 from dimnode.core.record_gate import EntryRules, NotADecider, RecordGate, begins, decided_under, highest_n, proof_of
 from dimnode.core.records_sync import Agenda, Quarrels, Rounds, heirs, missing, portions
 from dimnode.core.rendezvous import rendezvous
-from dimnode.domain.record import SignedEntry
+from dimnode.domain.record import Core, SignedEntry
 from tests.support import entries as e
 
 # --- the agenda ----------------------------------------------------------------------------------
@@ -124,6 +124,16 @@ def test_copies_that_stay_different_are_left_alone_longer_and_longer() -> None:
     assert not quarrels.holds("p", "job-1", now + 110)
 
 
+def test_a_quarrel_with_somebody_who_is_seldom_met_is_left_alone_for_longer_each_time_too() -> None:
+    quarrels = Quarrels(5.0, 300.0)
+    exchanges = 0
+    for now in range(0, 3600, 100):
+        if not quarrels.holds("p", "job-1", float(now)):
+            exchanges += 1
+            quarrels.add("p", "job-1", float(now))
+    assert exchanges < 18, "of 36 meetings"
+
+
 def test_everybody_is_met_once_in_a_round_whoever_comes_and_goes() -> None:
     rounds = Rounds(random.Random(3))
     assert rounds.next(()) is None
@@ -209,13 +219,20 @@ def test_ballots_that_leap_do_not_pass() -> None:
             GATE.check(e.JOB, bad, record)
 
 
+def _core_by(peer: str) -> SignedEntry:
+    """Another form of the same job: whose timeout it is counts."""
+    body = e.core(submitted=3.0).body()
+    assert isinstance(body, Core)
+    return e.signed(body, peer)
+
+
 def test_only_those_on_the_list_decide_and_the_others_say_how_their_own_tasks_went() -> None:
     gate = RecordGate(EntryRules(e.fake_verify, deciders=frozenset({"p"})))
     assert (gate.may_decide("p"), gate.may_decide("q"), GATE.may_decide("q")) == (True, False, True)
     record = Record(e.JOB, [e.core(), e.claim(5)])
     for fine in (e.assign(5), e.attempt(5, node="q"), e.raw("q", type="novelty", job=e.JOB), e.outcome(6, "completed")):
         assert gate.check(e.JOB, fine, record)
-    for bad in (e.claim(1, "q"), e.assign(1, peer="q"), e.outcome(1, "cancelled", "q"), e.seal(0, peer="q"), e.plan(0, "q")):
+    for bad in (e.claim(1, "q"), e.assign(1, peer="q"), e.outcome(1, "cancelled", "q"), e.seal(0, peer="q"), e.plan(0, "q"), _core_by("q")):
         assert GATE.check(e.JOB, bad, record), "without a list"
         with pytest.raises(NotADecider):
             gate.check(e.JOB, bad, record)

@@ -210,7 +210,7 @@ async def test_custody(swarm: RecordSwarm, owner: RecordNode, autojump_clock: Mo
 
 
 async def test_who_may_not_decide_is_refused_and_fences_nobody(swarm: RecordSwarm, owner: RecordNode, autojump_clock: MockClock) -> None:
-    strict = await swarm.add("strict", deciders={"p"})
+    strict = await swarm.add("strict", deciders={"p", "acceptor"})
     refused = await swarm.nodes["q"].store_at("strict", e.JOB, e.core(), e.claim(9, "q"))
     assert (refused.status, "may decide" in refused.reason) == ("refused", True)
     assert (await owner.store_at("strict", e.JOB, *START)).status == "stored"
@@ -219,15 +219,19 @@ async def test_who_may_not_decide_is_refused_and_fences_nobody(swarm: RecordSwar
     assert strict.table.view(e.JOB).owner == e.ballot(1)
 
 
-async def test_who_takes_a_job_over_from_one_that_may_not_decide_any_more_has_its_copies(
-    swarm: RecordSwarm, owner: RecordNode, autojump_clock: MockClock
+@pytest.mark.parametrize("merge", [False, True])
+async def test_a_record_with_what_somebody_else_decided_is_stored_whole_or_not_at_all(
+    swarm: RecordSwarm, owner: RecordNode, merge: bool, autojump_clock: MockClock
 ) -> None:
-    """The operator took q off the list while it drove the job."""
-    strict = await swarm.add("strict", deciders={"p"})
-    record = (e.core(), e.claim(1, "q"), e.assign(1, peer="q"), e.claim(2, "p"), e.assign(2, attempt=2))
-    assert (await owner.store_at("strict", e.JOB, *record)).status == "stored"
-    assert strict.table.record(e.JOB).ids() == {x.id for x in record if x.author != "q"}
-    assert (await owner.store_at("strict", e.JOB, *record)).status == "stored", "again, with nothing new"
+    """The operator took q off the list, and remembered, or not, to name it among those that were on it."""
+    record = (e.core(), e.claim(1, "q"), e.assign(1, peer="q"), e.claim(2, "p"), e.outcome(2, "completed", "p"))
+    strict = await swarm.add("strict", deciders={"p", "acceptor"})
+    answer = await owner.store_at("strict", e.JOB, *record, merge=merge)
+    assert (answer.status, "election.former" in answer.reason) == ("refused", True)
+    assert not strict.table.holds(e.JOB)
+    knows = await swarm.add("knows", deciders={"p", "q", "acceptor"})
+    assert (await owner.store_at("knows", e.JOB, *record, merge=merge)).status == "stored"
+    assert knows.table.view(e.JOB).status == "completed"
 
 
 @pytest.mark.parametrize("method", [STORE, COMPARE, FETCH, BLOCKS])

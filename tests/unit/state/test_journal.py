@@ -158,6 +158,8 @@ async def test_digests_come_in_order_and_in_bounded_portions(journal: Journal, w
     assert await journal.digests_of([]) == {}
     await journal.append([e.claim(2, "q", job="job-2")])
     assert [(d.job, d.owner) for d in await journal.digests("job-0", 9)] == [("job-1", ""), ("job-2", "q"), ("job-3", "")]
+    await journal.append([e.outcome(2, "deleted", "q", job="job-2")])
+    assert (await journal.digests_of(["job-2"]))["job-2"].owner == ""
 
 
 async def test_many_are_loaded_at_once(journal: Journal) -> None:

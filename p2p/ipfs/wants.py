@@ -20,6 +20,8 @@ _LATE_MEMORY = 1024
 _STRIKES = 3
 _LACKED_MOST = 16
 _HELPFUL_MOST = 32
+_LOST_MOST = 3
+"""Peers that went away in the midst of it, after which the others are asked anew."""
 
 
 class Ask(enum.Enum):
@@ -75,6 +77,8 @@ class _Want:
     tried: set[str] = field(default_factory=set)
     again: dict[str, None] = field(default_factory=dict)
     """Peers that stalled or sent rubbish once: asked again when there is nobody else."""
+    lost: int = 0
+    """How many went away that had been asked."""
     may_search: bool = False
     search: bool | None = None
     """Not yet, under way (True), over (False)."""
@@ -195,8 +199,12 @@ class WantBook:
         self._peer(peer).was_connected = False
         for want in list(self._wants.values()):
             if peer in want.asked or peer in want.probing or peer in want.candidates:
+                was_asked = peer in want.asked
                 self._drop(want, peer)
                 want.again.pop(peer, None)
+                if was_asked and want.lost < _LOST_MOST:
+                    want.lost += 1
+                    want.tried = {peer, *want.again}  # who lacked the block before may have got it, from that very peer perhaps
                 self._assign(want, now)
 
     def refused(self, peer: str, now: float) -> None:

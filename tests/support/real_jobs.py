@@ -132,7 +132,8 @@ def recorded(node: RealNode, jobs: Iterable[str]) -> dict[str, bool]:
 def assert_each_ran_once(document: Mapping[str, Any]) -> None:
     tasks = tasks_of(document)
     assert tasks
-    assert [(attempt, status) for _, attempt, status in tasks] == [(1, "completed")] * len(tasks), tasks
+    wrong = {t["task_id"]: t.get("error") for t in document["tasks"] if t["status"] != "completed"}
+    assert [(attempt, status) for _, attempt, status in tasks] == [(1, "completed")] * len(tasks), (tasks, wrong)
     assert len({key for key, _, _ in tasks}) == len(tasks), tasks
 
 

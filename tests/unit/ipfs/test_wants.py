@@ -113,6 +113,30 @@ def test_a_provider_whose_connection_is_lost():
     assert scene.tick(0.25) == ["b block 0"]
 
 
+def test_who_lacked_a_block_is_asked_anew_when_its_provider_is_lost_in_the_midst_of_it():
+    """Copies are made meanwhile: what the others said before may not be true any more."""
+    scene = Scene("a", "b")
+    assert scene.want(0, "b", "a") == ["b block 0"]
+    scene.book.dont_have("b", C[0], scene.now)
+    assert scene.out() == ["a block 0"]
+    scene.connected.remove("a")
+    scene.book.down("a", scene.now)
+    assert scene.out() == ["b have 0"]
+    scene.book.have("b", C[0], scene.now)
+    assert scene.out() == ["b block 0"]
+
+
+def test_providers_that_come_and_go_do_not_keep_a_want_for_ever():
+    scene = Scene("a", "b")
+    seen = scene.want(0, "a")
+    for peer, other in ("ab", "ba") * 10:
+        scene.book.down(peer, scene.now)
+        scene.book.have(other, C[0], scene.now)
+        seen += scene.out()
+    assert seen.count("a block 0") + seen.count("b block 0") > 2
+    assert seen[-1] == "give up 0"
+
+
 def test_a_second_provider_is_asked_when_the_first_is_slow_and_the_loser_is_told():
     scene = Scene("a", "b")
     scene.want(0, "a", "b")

@@ -29,14 +29,15 @@ def checked(job: str, entries: Sequence[SignedEntry], rules: EntryRules) -> list
     return out
 
 
-def fence_of(job: str, result: StoreResult, record: Record | None, rules: EntryRules) -> Ballot | None:
-    """The highest ballot that an answer tells to be above this node's; None if it tells none that there can be. Claims are signed; a ballot
-    that comes without one is believed only of who may decide. ``record``: as it is here."""
-    found = [b.ballot for e in checked(job, result.entries, rules) if isinstance(b := e.body(), Claim)]
+def fence_of(job: str, result: StoreResult, record: Record | None, rules: EntryRules) -> tuple[Ballot, list[SignedEntry]] | None:
+    """The highest ballot that an answer tells to be above this node's, and what is sound of its entries; None if it tells none that there
+    can be. Claims are signed; a ballot that comes without one is believed only of who may decide. ``record``: as it is here."""
+    proof = checked(job, result.entries, rules)
+    found = [b.ballot for e in proof if isinstance(b := e.body(), Claim)]
     told = result.ballot
     if told is not None and rules.may_decide(told.peer) and not leaps(told, highest_n(record)):
         found.append(told)
-    return max(found, default=None)
+    return (max(found), proof) if found else None
 
 
 class Learned:

@@ -150,9 +150,14 @@ class AntiEntropy:
         now = self._clock.monotonic()
         return [job for job in jobs if self._quarrels.holds(peer, job, now)]
 
-    def heirs(self, job: str) -> Collection[str]:
-        """Who shall hold the record of a job whose owner is not there."""
-        return self._heirs(job, {v.heartbeat.peer_id: v for v in self._registry.nodes()})
+    async def heirs(self, jobs: Sequence[str]) -> dict[str, Collection[str]]:
+        """Who shall hold the records of jobs whose owners are not there."""
+        states = {v.heartbeat.peer_id: v for v in self._registry.nodes()}
+        found: dict[str, Collection[str]] = {}
+        for job in jobs:
+            found[job] = self._heirs(job, states)
+            await trio.lowlevel.checkpoint()
+        return found
 
     def statistics(self) -> Mapping[str, int]:
         """``rounds``, ``failed`` ones, records ``compared``; entries ``taken``, ``refused`` and ``sent``."""

@@ -358,7 +358,7 @@ class Replicator:
         pause_until = self._clock.monotonic() + self._settings.refused_pause
         match result.status if result is not None else "lost":
             case "fenced" if result is not None and (fence := self._fence(job, result)) is not None:
-                if self._fenced(job, state, peer, fence, checked(job, result.entries, self._rules)):
+                if self._fenced(job, state, peer, *fence):
                     return
                 state.copies.lost(peer)  # of what this node wrote before it claimed the job anew
                 self._look_at([job])
@@ -398,7 +398,7 @@ class Replicator:
 
     # --- fences
 
-    def _fence(self, job: str, result: StoreResult) -> Ballot | None:
+    def _fence(self, job: str, result: StoreResult) -> tuple[Ballot, list[SignedEntry]] | None:
         return fence_of(job, result, self._table.record(job) if self._table.holds(job) else None, self._rules)
 
     def _fenced(self, job: str, state: _Job, peer: str, ballot: Ballot, proof: Sequence[SignedEntry]) -> bool:

@@ -28,7 +28,7 @@ class RestorationSettings:
 
 
 class Restoration:
-    """``heirs`` tells who shall hold a job's record, ``bring`` compares records with a peer, which gets what it lacks with its blocks, and
+    """``heirs`` tells who shall hold jobs' records, ``bring`` compares records with a peer, which gets what it lacks with its blocks, and
     returns those that it did not get."""
 
     def __init__(
@@ -39,7 +39,7 @@ class Restoration:
         clock: Clock,
         settings: RestorationSettings | None = None,
         *,
-        heirs: Callable[[str], Collection[str]],
+        heirs: Callable[[Sequence[str]], Awaitable[Mapping[str, Collection[str]]]],
         bring: Callable[[str, Sequence[str]], Awaitable[Collection[str]]],
     ) -> None:
         self._me = me
@@ -82,13 +82,10 @@ class Restoration:
         if cursor is None or not self._restoring.room():
             return
         page = await self._journal.digests(cursor, self._settings.page)
-        heirs: dict[str, Collection[str]] = {}
-        for digest in page:
-            if digest.owner and self._restoring.gone(digest.owner):
-                heirs[digest.job] = [p for p in self._heirs(digest.job) if p != self._me]
-                await trio.lowlevel.checkpoint()
+        heirs = await self._heirs([d.job for d in page if d.owner and self._restoring.gone(d.owner)])
         self._counts["looked_at"] += len(page)
-        self._restoring.turned([d.job for d in page], self._settings.page, heirs)
+        others = {job: [p for p in peers if p != self._me] for job, peers in heirs.items()}
+        self._restoring.turned([d.job for d in page], self._settings.page, others)
 
     async def _give(self, peer: str) -> None:
         """What it is owed now, until something does not work: then it has another turn with the next page."""

@@ -74,7 +74,6 @@ class Retention:
             await trio.sleep(self._settings.interval)
             try:
                 await self.expire_orphans()
-                await self.forget_orphans()
                 await self.forget_old()
             except (DimError, ContentError) as e:
                 log.warning("retention.failed", reason=str(e))
@@ -95,24 +94,9 @@ class Retention:
             log.warning("retention.orphaned", jobs=len(part))
         return len(part)
 
-    async def forget_orphans(self) -> int:
-        """Where this node may not end them: once those that may have long done so. Returns how many."""
-        if self._may_decide:
-            return 0
-        late = self._clock.wall() - self._settings.rule.clock_skew
-        old = [v.job for v in self._table.active_views() if self._settings.rule.orphaned(v, late) and not self._owned(v)]
-        old = old[: self._settings.records]
-        if old:
-            await self._store.forget_audiences(old)
-            await self._table.forget(old)
-            await self._release(old)
-            self._counts["forgotten"] += len(old)
-            log.warning("retention.orphans_forgotten", records=len(old))
-        return len(old)
-
     async def forget_old(self) -> int:
         """One step of the walk through the journal; returns how many records were forgotten."""
-        old = [*await self._old_records(), *await self._old_parts()]
+        old = [*await self._old_records(), *await self._old_parts(), *self._left_orphans()]
         if old:
             await self._store.forget_audiences(old)
             await self._table.forget(old)
@@ -151,6 +135,12 @@ class Retention:
                     old.append(job)
             await trio.lowlevel.checkpoint()
         return old
+
+    def _left_orphans(self) -> list[str]:
+        """Those that this node may not end: once whoever may has long done so."""
+        late = self._clock.wall() - self._settings.rule.clock_skew
+        left = [] if self._may_decide else self._table.active_views()
+        return [v.job for v in left if self._settings.rule.orphaned(v, late) and not self._owned(v)][: self._settings.records]
 
     async def _old_parts(self) -> list[str]:
         """What this node signed for jobs of others, of which it has no record: as long as such a record would be kept."""

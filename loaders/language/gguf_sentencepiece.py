@@ -1,4 +1,4 @@
-"""SentencePiece tokenizers of GGUF files (``tokenizer.ggml.model`` = ``llama``: Llama 2, Mistral, TinyLlama, Phi-3, Gemma).
+"""SentencePiece tokenizers of GGUF files (``tokenizer.ggml.model`` = ``llama``: Llama 2, Mistral, TinyLlama).
 
 The file has pieces and their scores, and no merges: of all neighbours those are joined first that make the piece with the
 highest score. The same by ranks is BPE, so Hugging Face's tokenizers do it. A piece that is none is spelt in bytes.
@@ -16,7 +16,7 @@ NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Kinds of tokens, as ggml numbers them."""
 SPACE = "\u2581"
 MAX_PIECE = 256
-"""Characters of a piece. Those that are published have 16; Gemma's runs of spaces are given as they are, not made by joining."""
+"""Characters of a piece: each cut of each is looked at. SentencePiece makes none above 16 unless it is told to."""
 
 
 def read_sentencepiece(values: Mapping[str, Any], tokens: list[str]) -> Any:
@@ -51,7 +51,7 @@ def read_sentencepiece(values: Mapping[str, Any], tokens: list[str]) -> Any:
 
 def joins(tokens: Sequence[str], scores: Sequence[float], kinds: Sequence[int]) -> list[tuple[str, str]]:
     """Pairs of pieces that make a piece, the one with the highest score first."""
-    number = {t: i for i, t in enumerate(tokens) if kinds[i] in (NORMAL, USER, UNUSED)}
+    number = {t: i for i, t in enumerate(tokens) if kinds[i] in (NORMAL, UNUSED)}
     found: list[tuple[float, int, int, tuple[str, str]]] = []
     for token, i in number.items():
         if kinds[i] != NORMAL:

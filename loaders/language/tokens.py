@@ -37,6 +37,8 @@ class TextStream:
         """Those of the last piece, and those that have not made one yet."""
         self._told = 0
         """How many are of the last piece."""
+        self._before = ""
+        """What those are by themselves."""
         self.text = ""
         """The pieces so far."""
 
@@ -47,7 +49,7 @@ class TextStream:
         if len(self._ids) - self._told < _PATIENCE and (not piece or piece.endswith(_BROKEN)):
             return ""
         del self._ids[: self._told]
-        self._told = len(self._ids)
+        self._told, self._before = len(self._ids), self._decode(self._ids)
         self.text += piece
         return piece
 
@@ -55,14 +57,13 @@ class TextStream:
         """The last piece: bytes that never became a character."""
         rest = self._rest()
         self._ids.clear()
-        self._told = 0
+        self._told, self._before = 0, ""
         self.text += rest
         return rest
 
     def _rest(self) -> str:
-        before = self._decode(self._ids[: self._told])
         whole = self._decode(self._ids)
-        return whole[len(before) :] if whole.startswith(before) else self._decode(self._ids[self._told :])
+        return whole[len(self._before) :] if whole.startswith(self._before) else self._decode(self._ids[self._told :])
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)

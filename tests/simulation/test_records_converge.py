@@ -421,8 +421,8 @@ async def test_who_may_not_decide_leaves_orphans_to_those_that_may(autojump_cloc
         assert await listed.retention.expire_orphans() == 1
         assert await other.retention.expire_orphans() == 0
         assert other.table.view(e.JOB).status == "scheduling"
-        assert await other.retention.forget_orphans() == 1, "those that may end it have long done so"
-        assert await listed.retention.forget_orphans() == 0
+        assert await other.retention.forget_old() == 1, "those that may end it have long done so"
+        assert await listed.retention.forget_old() == 0, "an end is kept for its time"
         assert not other.table.holds(e.JOB)
 
 

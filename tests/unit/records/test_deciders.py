@@ -42,8 +42,8 @@ def told(ballot: Ballot | None, *entries: Any) -> StoreResult:
     ],
 )
 def test_a_fence_is_believed_of_whom_it_may_come_from(answer: StoreResult, with_list: Ballot | None, without: Ballot | None) -> None:
-    assert fence_of(e.JOB, answer, RECORD, LIST) == with_list
-    assert fence_of(e.JOB, answer, RECORD, e.RULES) == without
+    assert (fence_of(e.JOB, answer, RECORD, LIST) or (None,))[0] == with_list
+    assert (fence_of(e.JOB, answer, RECORD, e.RULES) or (None,))[0] == without
 
 
 class Daemon:

@@ -71,9 +71,12 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """How much each quality counts; a score is a sum of qualities in 0..1 times these."""
+    """How much each quality counts: a score is a sum of qualities in 0..1 times these, less ``load`` for every round of
+    tasks that a node has before it."""
 
-    capacity: float = 4.0
+    load: float = 2.0
+    """A queue of one task for each slot weighs as much as a warm model. Being linear, it keeps deep queues even, too: what is
+    constant (a price, a warm model) is worth a fixed length of the queue, not most of it."""
     warm: float = 2.0
     cached: float = 1.0
     reputation: float = 2.0
@@ -194,18 +197,17 @@ def fitting(candidates: Iterable[Candidate], need: Need) -> list[Candidate]:
 
 
 def scores(fit: Sequence[Candidate], need: Need, trust: Mapping[str, float], weights: Weights) -> list[float]:
-    """Higher is better. A node with twice the work per slot of another has half its capacity, so a queue is
-    never preferred to a free slot for being cheap. Where a node is free of charge, the others get nothing
-    for their price."""
+    """Higher is better. For being cheap alone, a node without a free slot is never preferred to an idle one. Where a node is
+    free of charge, the others get nothing for their price."""
     w, cid = weights, need.model_cid
     cheapest = w.price * min((c.price for c in fit), default=1.0)
     middle = w.reputation * 0.5
     found = [
-        w.capacity * c.slots / (c.slots + c.busy)
-        + (w.warm if cid in c.warm else w.cached if cid in c.cached else 0.0)
+        (w.warm if cid in c.warm else w.cached if cid in c.cached else 0.0)
         + (cheapest / c.price if c.price > 0 else w.price)
         + (0.0 if c.latency is None else w.latency / (1.0 + 20.0 * c.latency))
         + middle
+        - w.load * c.busy / c.slots
         for c in fit
     ]
     if not trust:

@@ -155,7 +155,8 @@ class TaskRunner:
             assign = await self._adoptable(work, seek, tries)
             node = assign.node if assign is not None else await self._place(work, seek, tries)
             try:
-                return await self._attempt(work, seek, node, tries, deadline)
+                with self._selector.sent(node, seek.ref):
+                    return await self._attempt(work, seek, node, tries, deadline)
             except Failed as failed:
                 error = tries.last = failed.error
                 tries.failed_nodes.append(node)
@@ -326,16 +327,15 @@ class TaskRunner:
 
         sent = trio.current_time()
         broken = 0
-        with self._selector.sent(node, seek.ref):
-            while True:
-                try:
-                    return await self._calls.follow(work, node, order, call, unwanted)
-                except Unavailable:
-                    if not call.accepted or not self._there(node) or self._past(order, sent):
-                        raise
-                broken += 1
-                work.waiting[order.task] = f"node {self._selector.name(node)}, which works on it and cannot be reached"
-                await trio.sleep(self._backoff(broken))
+        while True:
+            try:
+                return await self._calls.follow(work, node, order, call, unwanted)
+            except Unavailable:
+                if not call.accepted or not self._there(node) or self._past(order, sent):
+                    raise
+            broken += 1
+            work.waiting[order.task] = f"node {self._selector.name(node)}, which works on it and cannot be reached"
+            await trio.sleep(self._backoff(broken))
 
     def _there(self, node: str) -> bool:
         """Whether the node may well be alive."""

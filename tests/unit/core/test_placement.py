@@ -88,6 +88,21 @@ def test_ranking(better: dict[str, Any], worse: dict[str, Any]) -> None:
     assert place([node("a", **worse), node("b", **better)], NEED).ranked == ("b", "a")
 
 
+@pytest.mark.parametrize("better", [{"warm": frozenset({"m"})}, {"price": 0.5}, {"latency": 0.001}, {"cached": frozenset({"m"})}])
+@pytest.mark.parametrize("tasks", [10, 100, 1000])
+def test_what_makes_a_node_better_is_worth_one_round_of_tasks_however_long_the_queues_are(better: dict[str, Any], tasks: int) -> None:
+    busy = {"a": 0, "b": 0}
+    for _ in range(tasks):
+        chosen = place([node("a", busy=busy["a"], queue_capacity=0, **better), node("b", busy=busy["b"], queue_capacity=0)], NEED).chosen
+        assert chosen is not None
+        busy[chosen] += 1
+    assert 0 <= busy["a"] - busy["b"] <= 2
+
+
+def test_an_idle_node_is_preferred_to_a_cheap_one_without_a_free_slot() -> None:
+    assert place([node("a", price=1.0, busy=2), node("b", price=1000.0)], NEED).chosen == "b"
+
+
 def test_reputation_weighs() -> None:
     assert place([node("a"), node("b")], NEED, reputation={"b": 0.9}).chosen == "b"
     assert place([node("a"), node("b")], NEED, reputation={"b": 0.9}, weights=Weights(reputation=0.0)).chosen == "a"

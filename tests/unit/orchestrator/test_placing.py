@@ -67,3 +67,14 @@ async def test_the_shards_of_a_job_go_to_different_nodes_though_one_ranks_higher
         config = {"model_id": "double", "aggregation": {"method": "concat"}}
         assert (await outcome(orchestrator, form(pattern="collaborative", config=config)))["status"] == "completed"
     assert [len(n.orders) for n in nodes] == [1, 1, 1]
+
+
+async def test_jobs_begun_at_the_same_time_count_towards_the_load_before_their_assignments_are_durable(autojump_clock: MockClock) -> None:
+    """Else all of them see the same idle node, and the others get none."""
+    nodes = [FakeNode(name, price=price, seconds=60) for name, price in (("a", 0.9), ("b", 1.0), ("c", 1.0))]
+    swarm = FakeSwarm(nodes)
+    await double_model(swarm)
+    async with running(swarm, MemoryJournal(sync=0.2), burst_stock=0) as orchestrator:
+        await orchestrator.submit_many([form() for _ in range(12)], "me")
+        await trio.sleep(30)
+        assert [len(n.runs) for n in nodes] == [4, 4, 4]

@@ -28,6 +28,10 @@ version moves. `apply` may be called any number of times.
 12. *Window updates in halves of the window*, not for every read. (``_yamux_release_on_read``)
 13. *A window of 4 MiB at the most*: any small reads doubled it until each stream might hold 16 MiB unread.
    (``MAX_WINDOW_SIZE``)
+14. *A frame fits into one noise message.* Full ones were 17 bytes too long: each took two, and two writes and
+   four reads more than that. (`YamuxStream.write`)
+15. *Reads of a connection are buffered.* Each message took a read for its length and others for the rest, and for
+   each of them a turn of the event loop. (`TrioTCPStream.read`)
 """
 
 from __future__ import annotations
@@ -44,8 +48,10 @@ import libp2p.pubsub.pubsub as pubsub
 import libp2p.stream_muxer.yamux.yamux as yamux
 import libp2p.transport.tcp.tcp as tcp
 import trio
+from libp2p.io import trio as trio_io
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.io.utils import read_exactly
+from libp2p.security.noise.io import MAX_PLAINTEXT_LENGTH
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError, MuxedStreamReset
 
 NEEDED_FOR = "0.8.1"
@@ -56,8 +62,10 @@ MAX_WINDOW = 4 * 1024 * 1024
 READ_ALL = 1 << 30
 RECHECK = 0.5
 """Seconds between looks whether a stream that waits for its window was closed meanwhile."""
-_FRAME = yamux.MAX_MESSAGE_SIZE - yamux.HEADER_SIZE
+READ_AHEAD = 64 * 1024
+_FRAME = min(yamux.MAX_MESSAGE_SIZE, MAX_PLAINTEXT_LENGTH) - yamux.HEADER_SIZE
 
+_original_tcp_read = trio_io.TrioTCPStream.read
 _original_close = yamux.Yamux.close
 _original_finalize = yamux.Yamux._finalize_stream_locked
 _original_read_exactly = read_exactly
@@ -180,6 +188,18 @@ async def _read_exactly(reader: Any, n: int, *args: Any, **kwargs: Any) -> bytes
     return data
 
 
+async def _buffered_read(self: Any, n: int | None = None) -> bytes:
+    data, start = self.__dict__.pop("_dim_unread", (b"", 0))
+    if not data:
+        if n is None or not 0 < n < READ_AHEAD:
+            return await _original_tcp_read(self, n)
+        data = await _original_tcp_read(self, READ_AHEAD)
+    end = len(data) if n is None else start + n
+    if end < len(data):
+        self._dim_unread = data, end
+    return data[start:end]
+
+
 async def _open_exclusive_listeners(host: str | None, port: int) -> list[trio.SocketListener]:
     family = socket.AF_INET6 if host is not None and ":" in host else socket.AF_INET
     sock = trio.socket.socket(family, socket.SOCK_STREAM)
@@ -226,6 +246,7 @@ def apply() -> None:
         (yamux, "read_exactly", _read_exactly),
         (yamux, "MAX_WINDOW_SIZE", MAX_WINDOW),
         (yamux, "_yamux_release_on_read", lambda: False),
+        (trio_io.TrioTCPStream, "read", _buffered_read),
         (tcp, "_open_reuseport_listeners", _open_exclusive_listeners),
         (swarm_connection, "logging", logging.getLogger("libp2p.network.swarm_connection")),
         (pubsub, "env_to_send_in_RPC", _no_record),

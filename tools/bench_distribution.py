@@ -1,8 +1,10 @@
 """How fast one file gets from one node to several, and how much memory each of them needs.
 
-    python -m tools.bench_distribution [--mb 256] [--nodes 1 3 5] [--ways dim one-source sequential stream tcp] [--json]
+    python -m tools.bench_distribution [--mb 256] [--nodes 1 3 5] [--ways dim one-source sequential stream tcp] [--uplink MB/s] [--json]
 
-Every node is a process of its own on this machine, so all of them share its cores. Ways:
+Every node is a process of its own on this machine, so all of them share its cores. ``--uplink``: what each can send, as machines do that
+have a line of their own; each connection gets an equal part of it, for ever (the kernel paces the sockets), so those that share what
+they send are at a disadvantage. Ways:
 
 - ``dim``: all fetch at once, from the source and from each other, as nodes do.
 - ``one-source``: all fetch at once, from the source only.
@@ -20,6 +22,7 @@ import argparse
 import json
 import os
 import resource
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from libp2p.io.trio import TrioTCPStream
 
 from p2p.identity import Identity
 from p2p.ipfs.embedded import EmbeddedStore, open_embedded
@@ -40,6 +44,8 @@ from p2p.network import Libp2pNetwork, open_network
 MB = 1_000_000
 PIECE = 256 * 1024
 COPY = "/dim/bench-copy/1"
+_SO_MAX_PACING_RATE = 47
+"""Linux; bytes per second."""
 WAYS = ("dim", "one-source", "sequential", "stream", "tcp")
 
 
@@ -81,6 +87,17 @@ async def _orders() -> AsyncGenerator[dict[str, Any], None]:
     """One JSON object per line of stdin."""
     while line := await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True):
         yield json.loads(line)
+
+
+def _limit_uplink(rate: float, connections: int) -> None:
+    """Of this process, in MB/s."""
+    made = TrioTCPStream.__init__
+
+    def paced(self: TrioTCPStream, stream: trio.SocketStream) -> None:
+        stream.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, int(rate * MB / connections))
+        made(self, stream)
+
+    TrioTCPStream.__init__ = paced  # type: ignore[method-assign]
 
 
 def _peak() -> float:
@@ -209,18 +226,23 @@ def _peer(address: str) -> str:
     return address.rpartition("/")[2]
 
 
-async def measure(way: str, count: int, size: int) -> Result:
+async def measure(way: str, count: int, size: int, uplink: float) -> Result:
+    paced = ("--uplink", str(uplink), "--nodes", str(count))
     with tempfile.TemporaryDirectory(prefix="dim-distribution-") as name:
         folder = Path(name)
         async with AsyncExitStack() as stack:
             nursery = await stack.enter_async_context(trio.open_nursery())
             (folder / "source").mkdir()
-            origin, told = await Process.start(nursery, "--role", "source", "--folder", str(folder / "source"), "--bytes", str(size))
+            origin, told = await Process.start(
+                nursery, "--role", "source", "--folder", str(folder / "source"), "--bytes", str(size), *paced
+            )
             processes: list[Process] = []
             addresses: list[str] = []
             for number in range(count):
                 (folder / str(number)).mkdir()
-                process, ready = await Process.start(nursery, "--role", "node", "--folder", str(folder / str(number)), "--ways", way)
+                process, ready = await Process.start(
+                    nursery, "--role", "node", "--folder", str(folder / str(number)), "--ways", way, *paced
+                )
                 await process.ask(connect=[told["address"], *addresses] if way == "dim" else [told["address"]])
                 processes.append(process)
                 addresses.append(ready["address"])
@@ -279,8 +301,8 @@ def show(results: list[Result]) -> None:
         )
 
 
-async def main(size: int, counts: list[int], ways: list[str], as_json: bool) -> None:
-    results = [await measure(way, count, size) for count in counts for way in ways]
+async def main(size: int, counts: list[int], ways: list[str], uplink: float, as_json: bool) -> None:
+    results = [await measure(way, count, size, uplink) for count in counts for way in ways]
     if as_json:
         print(json.dumps([vars(result) for result in results]))
     else:
@@ -292,6 +314,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--mb", type=int, default=256, help="megabytes of the file")
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 3, 5])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--uplink", type=float, default=0.0, help="MB/s that each node can send; 0: as much as it can")
     parser.add_argument("--json", action="store_true")
     for hidden in ("--role", "--folder"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
@@ -301,9 +324,11 @@ def parse() -> argparse.Namespace:
 
 if __name__ == "__main__":
     given = parse()
+    if given.role and given.uplink:
+        _limit_uplink(given.uplink, given.nodes[0])
     if given.role == "source":
         trio.run(source, Path(given.folder), given.bytes)
     elif given.role == "node":
         trio.run(node, Path(given.folder), given.ways[0])
     else:
-        trio.run(main, given.mb * MB, given.nodes, given.ways, given.json)
+        trio.run(main, given.mb * MB, given.nodes, given.ways, given.uplink, given.json)

@@ -20,6 +20,7 @@ _SCHEMA = (
     "CREATE INDEX IF NOT EXISTS by_audience ON audiences (audience)",
 )
 
+_IN_ONE_QUERY = 500
 _DROP = """
     DELETE FROM audiences WHERE audience = ?1
     AND EXISTS (SELECT 1 FROM audiences AS other WHERE other.digest = audiences.digest AND other.audience <> ?1)
@@ -52,6 +53,11 @@ class DiskAudiences:
         with self._locked() as connection:
             return _of(connection, cid)
 
+    def of_each(self, cids: Collection[Cid]) -> dict[Cid, frozenset[str]]:
+        with self._locked() as connection:
+            private = set(_private_of(connection, [cid.digest for cid in cids]))
+            return {cid: _of(connection, cid) if cid.digest in private else frozenset() for cid in cids}
+
     def add(self, cids: Iterable[Cid], audience: str) -> None:
         with self._locked() as connection, database.transaction(connection):
             for cid in cids:
@@ -68,11 +74,11 @@ class DiskAudiences:
     def forget(self, cids: Collection[Cid]) -> None:
         """They are everybody's, or gone."""
         with self._locked() as connection:
-            known = [cid for cid in cids if _is_private(connection, cid)]
+            known = _private_of(connection, [cid.digest for cid in cids])
             if known:
                 with database.transaction(connection):
-                    for cid in known:
-                        connection.execute("DELETE FROM audiences WHERE digest = ?", (cid.digest,)).close()
+                    for digest in known:
+                        connection.execute("DELETE FROM audiences WHERE digest = ?", (digest,)).close()
 
     def rename(self, old: str, new: str) -> None:
         with self._locked() as connection, database.transaction(connection):
@@ -108,6 +114,17 @@ def _of(connection: sqlite3.Connection, cid: Cid) -> frozenset[str]:
 def _is_private(connection: sqlite3.Connection, cid: Cid) -> bool:
     """Without counting for whom it is: thousands of jobs may have the same input."""
     return _found(connection, "SELECT 1 FROM audiences WHERE digest = ? LIMIT 1", (cid.digest,))
+
+
+def _private_of(connection: sqlite3.Connection, digests: list[bytes]) -> list[bytes]:
+    """Those that are not everybody's."""
+    found: list[bytes] = []
+    for start in range(0, len(digests), _IN_ONE_QUERY):
+        some = digests[start : start + _IN_ONE_QUERY]
+        marks = ",".join("?" * len(some))
+        with closing(connection.execute(f"SELECT DISTINCT digest FROM audiences WHERE digest IN ({marks})", some)) as rows:  # noqa: S608
+            found += [row[0] for row in rows.fetchall()]
+    return found
 
 
 def _is_for(connection: sqlite3.Connection, cid: Cid, audience: str) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +18,20 @@ from p2p.ipfs.disk import DiskBlocks, Kept
 from p2p.ipfs.group_commit import GroupCommit
 from p2p.ipfs.pins import Change, DiskPins
 from p2p.ipfs.settings import StoreSettings
+from p2p.ipfs.threads import Together
 from p2p.ipfs.unixfs import Block
+
+SOFT_BATCH = 32
+"""Writers of blocks that need not be durable yet whose blocks go together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A block that is here."""
+
+    size: int
+    audiences: frozenset[str]
+    """Empty: everybody."""
 
 
 class Blocks(Protocol):
@@ -42,6 +56,10 @@ class Blocks(Protocol):
 
     async def audiences(self, cid: Cid) -> frozenset[str]:
         """Whom a block is for; empty: everybody."""
+        ...
+
+    async def look(self, cids: Sequence[Cid]) -> dict[Cid, Found]:
+        """Those that are here, with whom they are for."""
         ...
 
     async def share(self, cid: Cid, audience: str) -> None:
@@ -96,7 +114,9 @@ class BlocksOnDisk:
         self._pins = DiskPins(folder / "pins.sqlite")
         self._audiences = DiskAudiences(folder / "audiences.sqlite")
         self._threads = trio.CapacityLimiter(settings.io_threads)
+        self._short = Together(self._threads, lanes=settings.io_lanes, most=settings.io_together)
         self._puts = GroupCommit[Block](self._commit_blocks)
+        self._soft_puts = GroupCommit[tuple[Block, str]](self._commit_soft, max_batch=SOFT_BATCH)
         self._changes = GroupCommit[Change](self._commit_pins)
 
     async def open(self) -> None:
@@ -108,16 +128,16 @@ class BlocksOnDisk:
             await trio.to_thread.run_sync(self._audiences.close, limiter=self._threads)
 
     async def has(self, cid: Cid) -> bool:
-        return await trio.to_thread.run_sync(self._disk.has, cid, limiter=self._threads)
+        return await self._short.run(lambda: self._disk.has(cid))
 
     async def size(self, cid: Cid) -> int | None:
-        return await trio.to_thread.run_sync(self._disk.size, cid, limiter=self._threads)
+        return await self._short.run(lambda: self._disk.size(cid))
 
     async def get(self, cid: Cid, *, touch: bool = True) -> bytes | None:
-        return await trio.to_thread.run_sync(lambda: self._disk.get(cid, touch=touch), limiter=self._threads)
+        return await self._short.run(lambda: self._disk.get(cid, touch=touch))
 
     async def touch(self, cid: Cid) -> None:
-        await trio.to_thread.run_sync(self._disk.touch, cid, limiter=self._threads)
+        await self._short.run(lambda: self._disk.touch(cid))
 
     async def put(self, blocks: list[Block], *, durable: bool, audience: str = "") -> None:
         """The audience is written before the blocks: what is not known to be everybody's is never given to everybody."""
@@ -125,10 +145,13 @@ class BlocksOnDisk:
             await self._noting(lambda: self._note(blocks, audience, flush=True))
             await self._puts.submit(blocks)
         else:
-            await self._noting(lambda: self._note_and_put(blocks, audience))
+            await self._soft_puts.submit([(block, audience) for block in blocks])
 
     async def audiences(self, cid: Cid) -> frozenset[str]:
-        return await trio.to_thread.run_sync(self._audiences.of, cid, limiter=self._threads)
+        return await self._short.run(lambda: self._audiences.of(cid))
+
+    async def look(self, cids: Sequence[Cid]) -> dict[Cid, Found]:
+        return await self._short.run(lambda: self._look(cids))
 
     async def share(self, cid: Cid, audience: str) -> None:
         await self._noting(lambda: self._audiences.share([cid], audience))
@@ -144,7 +167,7 @@ class BlocksOnDisk:
 
     async def sync(self, cids: Iterable[Cid]) -> None:
         try:
-            await self._noting(lambda: self._sync(list(cids)))
+            await trio.to_thread.run_sync(self._sync, list(cids), limiter=self._threads)
         except FileNotFoundError as error:
             raise BlockMissing("a block vanished before it was on the disk") from error
 
@@ -179,6 +202,11 @@ class BlocksOnDisk:
         self._pins.open()
         self._audiences.open()
 
+    def _look(self, cids: Sequence[Cid]) -> dict[Cid, Found]:
+        sizes = {cid: size for cid in cids if (size := self._disk.size(cid)) is not None}
+        audiences = self._audiences.of_each(sizes)
+        return {cid: Found(size, audiences[cid]) for cid, size in sizes.items()}
+
     def _note(self, blocks: list[Block], audience: str, *, flush: bool) -> None:
         cids = [block.cid for block in blocks]
         if not audience:
@@ -190,9 +218,10 @@ class BlocksOnDisk:
         if flush:
             self._audiences.flush()
 
-    def _note_and_put(self, blocks: list[Block], audience: str) -> None:
-        self._note(blocks, audience, flush=False)
-        self._disk.put(blocks, durable=False)
+    def _note_and_put(self, puts: list[tuple[Block, str]]) -> None:
+        for audience in dict.fromkeys(audience for _, audience in puts):
+            self._note([block for block, its in puts if its == audience], audience, flush=False)
+        self._disk.put([block for block, _ in puts], durable=False)
 
     def _sync(self, cids: list[Cid]) -> None:
         self._audiences.flush()
@@ -200,12 +229,18 @@ class BlocksOnDisk:
 
     async def _noting(self, change: Callable[[], None]) -> None:
         try:
-            await trio.to_thread.run_sync(change, limiter=self._threads)
+            await self._short.run(change)
         except sqlite3.OperationalError as error:
             raise DiskFull("whom blocks are for cannot be written") from error
 
     async def _commit_blocks(self, blocks: list[Block]) -> None:
         await trio.to_thread.run_sync(lambda: self._disk.put(blocks, durable=True), limiter=self._threads)
+
+    async def _commit_soft(self, puts: list[tuple[Block, str]]) -> None:
+        try:
+            await trio.to_thread.run_sync(self._note_and_put, puts, limiter=self._threads)
+        except sqlite3.OperationalError as error:
+            raise DiskFull("whom blocks are for cannot be written") from error
 
     async def _commit_pins(self, changes: list[Change]) -> None:
         try:
@@ -260,6 +295,10 @@ class BlocksInMemory:
     async def audiences(self, cid: Cid) -> frozenset[str]:
         await trio.lowlevel.checkpoint()
         return self._audiences.of(cid)
+
+    async def look(self, cids: Sequence[Cid]) -> dict[Cid, Found]:
+        await trio.lowlevel.checkpoint()
+        return {cid: Found(len(self._blocks[cid.text]), self._audiences.of(cid)) for cid in cids if cid.text in self._blocks}
 
     async def share(self, cid: Cid, audience: str) -> None:
         await trio.lowlevel.checkpoint()

@@ -24,6 +24,8 @@ class Step:
     """Bytes of the file below it, as its parent says."""
     depth: int = 0
     part_of_file: bool = False
+    offset: int = 0
+    """Of the first byte of the file below it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,7 @@ def visit(step: Step, data: bytes, settings: StoreSettings) -> Visited:
         visited = Visited(b"", tuple(Step(link, None, step.depth + 1) for link in unixfs.links(data)), 0)
     elif step.cid.codec == cids.DAG_PB:
         node = unixfs.decode_node(data)
-        children = tuple(Step(child.cid, child.size, step.depth + 1, part_of_file=True) for child in node.children)
-        visited = Visited(node.data, children, node.size)
+        visited = Visited(node.data, _parts(node, step), node.size)
     elif step.part_of_file:
         raise BlockCorrupt("a file that links to something else")
     else:
@@ -55,6 +56,15 @@ def visit(step: Step, data: bytes, settings: StoreSettings) -> Visited:
     if step.size is not None and visited.size != step.size:
         raise BlockCorrupt("a block's size is not what its parent says")
     return visited
+
+
+def _parts(node: unixfs.FileNode, step: Step) -> tuple[Step, ...]:
+    parts: list[Step] = []
+    offset = step.offset + len(node.data)
+    for child in node.children:
+        parts.append(Step(child.cid, child.size, step.depth + 1, part_of_file=True, offset=offset))
+        offset += child.size
+    return tuple(parts)
 
 
 class Budget:
@@ -76,7 +86,10 @@ class Walk:
     """Visits each different node of a DAG once, ``settings.parallel`` at a time, in no order.
 
     ``rng``: the children of a node are visited in a random order, so that nodes which fetch the same at the same time have different
-    parts to give to each other; without one, always in the same order."""
+    parts to give to each other; without one, always in the same order.
+
+    ``write``: of a file, each part is handed over with its offset as soon as it is here; one that comes several times in the file is
+    visited as often."""
 
     def __init__(
         self,
@@ -84,23 +97,25 @@ class Walk:
         here: Callable[[Cid], Awaitable[int | None]],
         settings: StoreSettings,
         rng: random.Random | None = None,
+        write: Callable[[int, bytes], Awaitable[None]] | None = None,
     ) -> None:
         self._rng = rng
+        self._write = write
         self._need = need
         self._here = here
         self._settings = settings
         self._todo: list[Step] = []
-        self._seen: set[tuple[Cid, int | None]] = set()
+        self._seen: set[tuple[Cid, int | None, int]] = set()
         self._busy = 0
         self._bell = trio.Event()
-        self._error: ContentError | None = None
+        self._error: ContentError | OSError | None = None
         self._budget = Budget(None, settings)
 
     async def run(self, root: Cid) -> Visited:
-        """The root, once all below it is local. Raises what ``need`` raises, `BlockCorrupt`."""
-        step = Step(root)
-        top = visit(step, await self._need(root), self._settings)
-        self._seen.add((root, None))
+        """The root, once all below it is local. Raises what ``need`` and ``write`` raise, `BlockCorrupt`."""
+        step = Step(root, part_of_file=self._write is not None)
+        top = await self._visit(step)
+        self._seen.add((root, None, 0))
         if root.codec == cids.DAG_PB and top.size:
             self._budget = Budget(top.size, self._settings)
         self._push(top.children)
@@ -114,14 +129,14 @@ class Walk:
 
     def cids(self) -> set[Cid]:
         """All nodes, after `run`."""
-        return {cid for cid, _ in self._seen}
+        return {cid for cid, _, _ in self._seen}
 
     def _push(self, children: tuple[Step, ...]) -> None:
         self._budget.spend(len(children))
         if self._rng is not None:
             children = tuple(self._rng.sample(children, len(children)))
         for child in children:
-            key = (child.cid, child.size)
+            key = (child.cid, child.size, 0 if self._write is None else child.offset)
             if key not in self._seen:
                 self._seen.add(key)
                 self._todo.append(child)
@@ -135,7 +150,7 @@ class Walk:
             self._busy += 1
             try:
                 self._push(await self._children(step))
-            except ContentError as error:
+            except (ContentError, OSError) as error:
                 self._error = error
                 scope.cancel()
             finally:
@@ -144,8 +159,14 @@ class Walk:
                 self._bell = trio.Event()
 
     async def _children(self, step: Step) -> tuple[Step, ...]:
-        if step.cid.codec == cids.RAW:
+        if step.cid.codec == cids.RAW and self._write is None:
             size = await self._here(step.cid)
             if size is not None and size == (size if step.size is None else step.size):
                 return ()
-        return visit(step, await self._need(step.cid), self._settings).children
+        return (await self._visit(step)).children
+
+    async def _visit(self, step: Step) -> Visited:
+        visited = visit(step, await self._need(step.cid), self._settings)
+        if self._write is not None and visited.content:
+            await self._write(step.offset, visited.content)
+        return visited

@@ -26,12 +26,43 @@ from p2p.ipfs.cid import Cid
 from p2p.ipfs.unixfs import Block
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+LOOK_AFTER = 1.0
+LOOK_AFTER_BYTES = 64 * 1024 * 1024
+"""How much room is left on the disk is looked at after so many seconds, and after so many bytes."""
 
 
-def fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def fsync_path(path: str | Path) -> None:
+    """A file or a folder."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# Between any two calls to the system another thread may take the interpreter, which costs more than most of the calls: so there are as
+# few of them as can be.
+
+
+def _read(path: str) -> tuple[bytes, float]:
+    """The whole file, and when it was last changed. Raises `FileNotFoundError`."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        stat = os.fstat(handle)
+        data = os.read(handle, stat.st_size + 1)
+        while data and len(data) < stat.st_size and (more := os.read(handle, stat.st_size - len(data))):
+            data += more
+    finally:
+        os.close(handle)
+    return data, stat.st_mtime
+
+
+def _write_new(path: str, data: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(handle, left) :]
     finally:
         os.close(handle)
 
@@ -59,7 +90,13 @@ class DiskBlocks:
         self._synced_memory = synced_memory
         self._synced: OrderedDict[str, None] = OrderedDict()
         self._shards: set[str] = set()
+        self._shards_made = 0
+        self._shards_synced = 0
+        """So many of those made are in the root folder on the disk."""
         self._names = itertools.count()
+        self._room = 0
+        """Bytes that were free above the reserve when that was looked at, less those written since."""
+        self._looked = float("-inf")
         self._lock = threading.Lock()
         self.blocks = 0
         self.bytes = 0
@@ -77,15 +114,15 @@ class DiskBlocks:
                 sizes = [entry.stat().st_size for entry in os.scandir(shard.path)]
                 self.blocks += len(sizes)
                 self.bytes += sum(sizes)
-        fsync_folder(self._root)
-        fsync_folder(self._root.parent)
+        fsync_path(self._root)
+        fsync_path(self._root.parent)
 
     def has(self, cid: Cid) -> bool:
-        return self._path(cid).exists()
+        return self.size(cid) is not None
 
     def size(self, cid: Cid) -> int | None:
         try:
-            return self._path(cid).stat().st_size
+            return os.stat(self._path(cid)).st_size
         except FileNotFoundError:
             return None
 
@@ -94,11 +131,11 @@ class DiskBlocks:
         ``touch``: this counts as a use."""
         path = self._path(cid)
         try:
-            data = path.read_bytes()
+            data, used = _read(path)
         except FileNotFoundError:
             return None
         if cid.matches(data):
-            if touch:
+            if touch and time.time() - used > self._touch_after:
                 self.touch(cid)
             return data
         self._set_aside(cid, path, len(data))
@@ -126,7 +163,7 @@ class DiskBlocks:
         with self._lock:
             todo = {cid.text: cid for cid in cids if cid.text not in self._synced}
         for cid in todo.values():
-            fsync_folder(self._path(cid))  # works on files as well
+            fsync_path(self._path(cid))  # works on files as well
         self._fsync_shards(todo.values())
         self._remember(todo)
 
@@ -134,7 +171,7 @@ class DiskBlocks:
         """The block is used now, if it is here."""
         path = self._path(cid)
         try:
-            if time.time() - path.stat().st_mtime > self._touch_after:
+            if time.time() - os.stat(path).st_mtime > self._touch_after:
                 os.utime(path)
         except OSError:
             return  # gone meanwhile, or a disk that cannot be written: an older time is a hint that is a little wrong
@@ -161,13 +198,13 @@ class DiskBlocks:
             with self._lock:
                 size = self.size(cid)
                 if size is not None:
-                    self._path(cid).unlink()
+                    os.unlink(self._path(cid))
                     self._forget(cid, size)
                     freed += size
         return freed
 
-    def _path(self, cid: Cid) -> Path:
-        return self._root / cid.text[-3:-1] / cid.text
+    def _path(self, cid: Cid) -> str:
+        return f"{self._root}/{cid.text[-3:-1]}/{cid.text}"
 
     def _same(self, block: Block) -> bool:
         """Whether the block is here, whole; one that rotted on the disk is written again."""
@@ -176,26 +213,27 @@ class DiskBlocks:
     def _write(self, blocks: list[Block], durable: bool) -> None:
         for shard in {block.cid.text[-3:-1] for block in blocks} - self._shards:
             (self._root / shard).mkdir(exist_ok=True)
-            fsync_folder(self._root)
-            self._shards.add(shard)
+            with self._lock:
+                self._shards.add(shard)
+                self._shards_made += 1
         temporary = [(block, self._write_temporary(block.data)) for block in blocks]
         for _, path in temporary if durable else ():
-            fsync_folder(path)
+            fsync_path(path)
         for block, path in temporary:
             self._publish(block, path)
         if durable:
             self._fsync_shards(block.cid for block in blocks)
 
-    def _write_temporary(self, data: bytes) -> Path:
-        path = self._tmp / f"{os.getpid()}-{next(self._names)}"
+    def _write_temporary(self, data: bytes) -> str:
+        path = f"{self._tmp}/{os.getpid()}-{next(self._names)}"
         try:
-            path.write_bytes(data)
+            _write_new(path, data)
         except OSError:
-            path.unlink(missing_ok=True)
+            Path(path).unlink(missing_ok=True)
             raise
         return path
 
-    def _publish(self, block: Block, temporary: Path) -> None:
+    def _publish(self, block: Block, temporary: str) -> None:
         with self._lock:
             before = self.size(block.cid)
             os.replace(temporary, self._path(block.cid))
@@ -204,8 +242,13 @@ class DiskBlocks:
             self.bytes += len(block.data) - (before or 0)
 
     def _fsync_shards(self, cids: Iterable[Cid]) -> None:
-        for folder in {self._path(cid).parent for cid in cids}:
-            fsync_folder(folder)
+        for shard in {cid.text[-3:-1] for cid in cids}:
+            fsync_path(self._root / shard)
+        made = self._shards_made
+        if self._shards_synced < made:
+            fsync_path(self._root)
+            with self._lock:
+                self._shards_synced = max(self._shards_synced, made)
 
     def _remember(self, texts: Iterable[str]) -> None:
         with self._lock:
@@ -214,7 +257,7 @@ class DiskBlocks:
             while len(self._synced) > self._synced_memory:
                 self._synced.popitem(last=False)
 
-    def _set_aside(self, cid: Cid, path: Path, size: int) -> None:
+    def _set_aside(self, cid: Cid, path: str, size: int) -> None:
         with self._lock:
             if self.size(cid) != size:
                 return  # another thread has dealt with it
@@ -232,5 +275,10 @@ class DiskBlocks:
             return
         if self._max_bytes and self.bytes + needed > self._max_bytes:
             raise DiskFull("the block store is as large as it may be")
-        if shutil.disk_usage(self._root).free < needed + self._reserve:
-            raise DiskFull("less space is left on the disk than the block store keeps free")
+        with self._lock:
+            if self._room < needed or time.monotonic() - self._looked > LOOK_AFTER:
+                self._room = min(shutil.disk_usage(self._root).free - self._reserve, max(needed, LOOK_AFTER_BYTES))
+                self._looked = time.monotonic()
+            if self._room < needed:
+                raise DiskFull("less space is left on the disk than the block store keeps free")
+            self._room -= needed

@@ -8,7 +8,7 @@ the tasks that libp2p starts for them.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -16,7 +16,7 @@ import trio
 from p2p.ipfs import cid as cids
 from p2p.ipfs import wire
 from p2p.ipfs.api import BadCid, BlockCorrupt, BlockMissing, ContentError
-from p2p.ipfs.blocks import Blocks
+from p2p.ipfs.blocks import Blocks, Found
 from p2p.ipfs.cid import Cid
 from p2p.ipfs.link import Link, LinkDown, MessageStream
 from p2p.ipfs.outbox import Outbox
@@ -30,7 +30,9 @@ FindProviders = Callable[[str], Awaitable[Collection[str]]]
 """CID -> peer ids of nodes that say that they have it; never raises, ends in time."""
 
 _HASH_INLINE = 64 * 1024
-"""Blocks up to this many bytes are hashed on the loop: a thread costs more."""
+"""So many bytes of blocks are hashed on the loop: a thread costs more."""
+_LOOK = 8
+"""Requests of a peer that are looked at in one go."""
 
 
 class _Arrival:
@@ -208,27 +210,51 @@ class BitswapExchange:
 
     async def _pack(self, peer: str, box: Outbox) -> wire.Envelope:
         """One message: all our own requests, and answers until they fill it."""
-        blocks: list[tuple[bytes, bytes]] = []
         presences = [(key, False) for key in box.take_absent()]
+        serve: list[tuple[Cid, wire.Entry]] = []
         room = self._settings.serve_bytes
-        while room > 0 and (entry := box.next_entry()) is not None:
-            cid = _parsed(entry.key)
-            here = cid is not None and await self._blocks.has(cid) and await self._for(peer, cid)
-            data = await self._blocks.get(cid) if cid is not None and here and entry.block else None
-            if cid is not None and data is not None:
+        while room > 0 and (keys := box.oldest(_LOOK)):
+            wanted = {key: cid for key in keys if (cid := _parsed(key)) is not None}
+            found = await self._blocks.look(list(wanted.values()))
+            for key in keys:
+                if room <= 0:
+                    break
+                if (entry := box.take(key)) is None:
+                    continue
+                cid = wanted.get(key)
+                here = found.get(cid) if cid is not None else None
+                if cid is not None and here is not None and not await self._may_have(peer, here):
+                    here = None
+                if cid is not None and here is not None and entry.block:
+                    serve.append((cid, entry))
+                    room -= here.size
+                elif here is not None or entry.answer:
+                    presences.append((key, here is not None))
+                room -= len(key)
+        blocks: list[tuple[bytes, bytes]] = []
+        for (cid, entry), data in zip(serve, await self._read_all([cid for cid, _ in serve]), strict=True):
+            if data is not None:
                 blocks.append((cid.prefix, data))
-                room -= len(data)
-            elif (here and not entry.block) or entry.answer:
-                presences.append((entry.key, here and not entry.block))
-            room -= len(entry.key)
+            elif entry.answer:
+                presences.append((entry.key, False))
         return wire.Envelope(wants=box.take_requests(), blocks=tuple(blocks), presences=tuple(presences))
 
-    async def _for(self, peer: str, cid: Cid) -> bool:
-        """Whether the peer may have the block; otherwise it is not here for that one."""
-        if self._may_serve is None:
-            return True
-        audiences = await self._blocks.audiences(cid)
-        if not audiences or await self._may_serve(peer, audiences):
+    async def _read_all(self, wanted: list[Cid]) -> list[bytes | None]:
+        if len(wanted) <= 1:
+            return [await self._blocks.get(cid) for cid in wanted]
+        read: dict[Cid, bytes | None] = {}
+
+        async def one(cid: Cid) -> None:
+            read[cid] = await self._blocks.get(cid)
+
+        async with trio.open_nursery() as nursery:
+            for cid in wanted:
+                nursery.start_soon(one, cid)
+        return [read[cid] for cid in wanted]
+
+    async def _may_have(self, peer: str, found: Found) -> bool:
+        """Otherwise the block is not here for that peer."""
+        if self._may_serve is None or not found.audiences or await self._may_serve(peer, found.audiences):
             return True
         self.traffic.withheld_blocks += 1
         return False
@@ -291,8 +317,7 @@ class BitswapExchange:
             (self._book.have if here else self._book.dont_have)(peer, cid, now)
 
     async def _take_blocks(self, peer: str, envelope: wire.Envelope) -> None:
-        for prefix, data in envelope.blocks:
-            cid = await _identify(prefix, data)
+        for cid, (_, data) in zip(await _identify(envelope.blocks), envelope.blocks, strict=True):
             verdict = Delivery.UNSOLICITED
             if cid is None or len(data) > MAX_BLOCK:
                 self._book.refused(peer, trio.current_time())
@@ -312,10 +337,13 @@ def _parsed(key: bytes) -> Cid | None:
         return None
 
 
-async def _identify(prefix: bytes, data: bytes) -> Cid | None:
-    if len(data) <= _HASH_INLINE:
-        return wire.identify(prefix, data)
-    return await trio.to_thread.run_sync(wire.identify, prefix, data)
+async def _identify(blocks: Sequence[tuple[bytes, bytes]]) -> list[Cid | None]:
+    def identify() -> list[Cid | None]:
+        return [wire.identify(prefix, data) for prefix, data in blocks]
+
+    if sum(len(data) for _, data in blocks) <= _HASH_INLINE:
+        return identify()
+    return await trio.to_thread.run_sync(identify)
 
 
 @asynccontextmanager

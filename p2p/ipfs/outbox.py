@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 
 import trio
@@ -57,6 +58,10 @@ class Outbox:
         absent, self._absent = list(self._absent), OrderedDict()
         return absent
 
-    def next_entry(self) -> Entry | None:
-        """The oldest request of the peer."""
-        return self._queue.popitem(last=False)[1] if self._queue else None
+    def oldest(self, most: int) -> list[bytes]:
+        """CIDs that the peer asked for first; they stay until they are taken."""
+        return list(itertools.islice(self._queue, most))
+
+    def take(self, key: bytes) -> Entry | None:
+        """None: it was cancelled meanwhile."""
+        return self._queue.pop(key, None)

@@ -80,6 +80,11 @@ class StoreSettings:
     collect_batch: int = 64
     """Blocks removed in one go."""
     io_threads: int = 8
+    """Threads that wait for the disk at once."""
+    io_lanes: int = 1
+    """Threads for short calls; what comes meanwhile goes together."""
+    io_together: int = 16
+    """Short calls in one go."""
     synced_memory: int = 65_536
     """How many blocks are remembered as already on the disk."""
     exchange: ExchangeSettings = field(default_factory=ExchangeSettings)

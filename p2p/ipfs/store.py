@@ -21,8 +21,8 @@ from p2p.ipfs import cid as cids
 from p2p.ipfs.api import BadCid, BlockMissing, Collected, ContentError, DiskFull, Imported, Pin, StoreHealth, StoreStatistics, TooLarge
 from p2p.ipfs.blocks import Blocks
 from p2p.ipfs.cid import Cid
-from p2p.ipfs.dag import Budget, Step, Walk, visit
-from p2p.ipfs.export import read_pieces, write_whole
+from p2p.ipfs.dag import Budget, Step, Visited, Walk, visit
+from p2p.ipfs.export import read_pieces, whole_file
 from p2p.ipfs.garbage import Uses, collect, links
 from p2p.ipfs.settings import MAX_BLOCK, StoreSettings
 from p2p.ipfs.traffic import Traffic
@@ -176,18 +176,21 @@ class Store:
         root = _file_cid(cid)
         with self._uses.of(root):
             await self._bounded_root(root, providers, timeout, max_bytes)
-            await self.fetch(cid, providers=providers, timeout=timeout)
-            async with aclosing(self.iterate(cid, providers=providers, timeout=timeout)) as pieces:
-                return await write_whole(path, pieces)
+            async with whole_file(path) as file:
+                return (await self._walk(root, providers, timeout, file.write)).size
 
     async def fetch(self, cid: str, *, providers: Collection[str] = (), timeout: float = 30.0) -> int:
+        root = cids.parse(cid)
+        with self._uses.of(root):
+            return (await self._walk(root, providers, timeout)).size
+
+    async def _walk(
+        self, root: Cid, providers: Collection[str], timeout: float, write: Callable[[int, bytes], Awaitable[None]] | None = None
+    ) -> Visited:
         async def need(each: Cid) -> bytes:
             return await self._need(each, providers, timeout)
 
-        root = cids.parse(cid)
-        with self._uses.of(root):
-            top = await Walk(need, self._here, self._settings, self._rng).run(root)
-        return top.size
+        return await Walk(need, self._here, self._settings, self._rng, write).run(root)
 
     # Archives
 

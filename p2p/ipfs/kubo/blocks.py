@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ import trio
 
 from p2p.ipfs import cid as cids
 from p2p.ipfs.api import BlockCorrupt, Pin, StoreUnavailable
-from p2p.ipfs.blocks import BlocksOnDisk
+from p2p.ipfs.blocks import BlocksOnDisk, Found
 from p2p.ipfs.cid import Cid
 from p2p.ipfs.disk import Kept
 from p2p.ipfs.garbage import Marks, Uses
@@ -105,6 +105,13 @@ class KuboBlocks:
 
     async def audiences(self, cid: Cid) -> frozenset[str]:
         return await self._spool.audiences(cid)
+
+    async def look(self, cids: Sequence[Cid]) -> dict[Cid, Found]:
+        found = await self._spool.look(cids)
+        for cid in cids:
+            if cid not in found and (size := await self.size(cid)) is not None:
+                found[cid] = Found(size, await self._spool.audiences(cid))
+        return found
 
     async def share(self, cid: Cid, audience: str) -> None:
         await self._spool.share(cid, audience)

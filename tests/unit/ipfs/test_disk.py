@@ -124,7 +124,12 @@ def test_a_batch_shares_the_fsyncs_of_folders(tmp_path: Path, fsyncs: list[str])
     fsyncs.clear()
     disk.sync(each.cid for each in blocks)
     shards = {each.cid.text[-3:-1] for each in blocks}
-    assert len(fsyncs) == len(blocks) + len(shards) < 2 * len(blocks)
+    assert len(fsyncs) == len(blocks) + len(shards) + 1 < 2 * len(blocks)
+    assert fsyncs[-1] == "blocks", "the shards are new in it"
+    fsyncs.clear()
+    more = next(b for b in map(block, map(str.encode, map(str, range(10_000)))) if b.cid.text[-3:-1] in shards)
+    disk.put([more], durable=True)
+    assert "blocks" not in fsyncs
 
 
 def test_what_is_known_to_be_synced_is_bounded(tmp_path: Path, fsyncs: list[str]):
@@ -139,13 +144,19 @@ def test_what_is_known_to_be_synced_is_bounded(tmp_path: Path, fsyncs: list[str]
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     disk = open_disk(tmp_path)
 
-    def full(self: Path, data: bytes) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    write, written = os.write, list[int]()
+
+    def full(handle: int, data: memoryview) -> int:
+        if written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(write(handle, data[:1]))
+        return 1
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
+        patch.setattr(os, "write", full)
         with pytest.raises(DiskFull):
-            disk.put([block(b"x")], durable=True)
+            disk.put([block(b"xyz")], durable=True)
+    assert written == [1]
     assert not list((tmp_path / "tmp").iterdir())
     disk.put([block(b"x")], durable=True)
     assert disk.blocks == 1

@@ -76,9 +76,13 @@ async def test_an_outbox_is_bounded_and_says_so_to_the_peer():
     box.asked_by_peer(tuple(entries), full=False)
     assert box.take_absent() == [b"\x02", b"\x04"]
     box.asked_by_peer((Entry(b"\x00", block=True, cancel=True),), full=False)
-    assert box.next_entry() == entries[1]
-    box.asked_by_peer((entries[3],), full=True)
-    assert [box.next_entry(), box.next_entry()] == [entries[3], None]
+    assert box.oldest(5) == [b"\x01"]
+    assert [box.take(b"\x01"), box.take(b"\x01")] == [entries[1], None]
+    box.asked_by_peer((entries[3], entries[4]), full=True)
+    assert box.oldest(1) == [b"\x03"]
+    box.asked_by_peer((Entry(b"\x03", block=True, cancel=True),), full=False)
+    assert box.take(b"\x03") is None
+    assert box.oldest(5) == [b"\x04"]
 
 
 async def test_waiting_for_an_outbox_ends_when_there_is_work():

@@ -52,7 +52,9 @@ async def open_embedded(
         link = Libp2pLink(host, PROTOCOL, max_message=settings.exchange.max_message, open_stream=open_stream)
         peers = connected if connected is not None else connected_to(host)
         async with open_exchange(link, blocks, settings.exchange, peers, may_serve, find_providers) as exchange:
-            yield EmbeddedStore("embedded", blocks, exchange, settings, random.Random())  # noqa: S311 - an order
+            store = EmbeddedStore("embedded", blocks, exchange, settings, random.Random())  # noqa: S311 - an order
+            store.on_kept = exchange.kept
+            yield store
     finally:
         await blocks.close()
 

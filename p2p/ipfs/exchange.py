@@ -18,6 +18,7 @@ from p2p.ipfs import wire
 from p2p.ipfs.api import BadCid, BlockCorrupt, BlockMissing, ContentError
 from p2p.ipfs.blocks import Blocks, Found
 from p2p.ipfs.cid import Cid
+from p2p.ipfs.lacking import Lacking
 from p2p.ipfs.link import Link, LinkDown, MessageStream
 from p2p.ipfs.outbox import Outbox
 from p2p.ipfs.protobuf import Malformed
@@ -61,6 +62,7 @@ class BitswapExchange:
         self._link = link
         self._blocks = blocks
         self._settings = settings
+        self._connected = connected
         self._may_serve = may_serve
         self._nursery = nursery
         self._find_providers = find_providers
@@ -68,6 +70,7 @@ class BitswapExchange:
         self._arrivals: dict[Cid, _Arrival] = {}
         self._slots = trio.CapacityLimiter(settings.max_wants)
         self._outboxes: dict[str, Outbox] = {}
+        self._lacking = Lacking(settings.max_lacking)
         self._inbound: dict[str, int] = {}
         self._scopes: set[trio.CancelScope] = set()
         self._wanted = trio.Event()
@@ -92,6 +95,16 @@ class BitswapExchange:
         if arrival.data is None:
             raise arrival.error or BlockMissing("the exchange was closed")
         return arrival.data
+
+    def kept(self, blocks: Collection[Cid]) -> None:
+        """They are in the store from now on: who asked for one before is told."""
+        if not len(self._lacking) or self._closed:
+            return
+        waiting = [(peer, cid.binary) for cid in blocks for peer in self._lacking.take(cid.binary)]
+        connected = self._connected() if waiting else ()
+        for peer, key in waiting:
+            if peer in connected and (peer in self._outboxes or len(self._outboxes) < self._settings.max_peers):
+                self._outbox(peer).tell(key)
 
     @property
     def idle(self) -> bool:
@@ -211,6 +224,7 @@ class BitswapExchange:
     async def _pack(self, peer: str, box: Outbox) -> wire.Envelope:
         """One message: all our own requests, and answers until they fill it."""
         presences = [(key, False) for key in box.take_absent()]
+        presences += await self._news(peer, box.take_news())
         serve: list[tuple[Cid, wire.Entry]] = []
         room = self._settings.serve_bytes
         while room > 0 and (keys := box.oldest(_LOOK)):
@@ -230,6 +244,8 @@ class BitswapExchange:
                     room -= here.size
                 elif here is not None or entry.answer:
                     presences.append((key, here is not None))
+                if cid is not None and cid not in found:
+                    self._lacking.note(key, peer)
                 room -= len(key)
         blocks: list[tuple[bytes, bytes]] = []
         for (cid, entry), data in zip(serve, await self._read_all([cid for cid, _ in serve]), strict=True):
@@ -238,6 +254,12 @@ class BitswapExchange:
             elif entry.answer:
                 presences.append((entry.key, False))
         return wire.Envelope(wants=box.take_requests(), blocks=tuple(blocks), presences=tuple(presences))
+
+    async def _news(self, peer: str, keys: list[bytes]) -> list[tuple[bytes, bool]]:
+        """Those that are here now and that the peer may have."""
+        wanted = {key: cid for key in keys if (cid := _parsed(key)) is not None}
+        found = await self._blocks.look(list(wanted.values())) if wanted else {}
+        return [(key, True) for key, cid in wanted.items() if cid in found and await self._may_have(peer, found[cid])]
 
     async def _read_all(self, wanted: list[Cid]) -> list[bytes | None]:
         if len(wanted) <= 1:
@@ -306,6 +328,9 @@ class BitswapExchange:
     def _take_wants(self, peer: str, envelope: wire.Envelope) -> None:
         if (envelope.wants or envelope.full) and (peer in self._outboxes or len(self._outboxes) < self._settings.max_peers):
             self._outbox(peer).asked_by_peer(envelope.wants, envelope.full)
+        for entry in envelope.wants:
+            if entry.cancel:
+                self._lacking.forget(entry.key, peer)
 
     def _take_presences(self, peer: str, envelope: wire.Envelope) -> None:
         now = trio.current_time()

@@ -18,10 +18,11 @@ class Outbox:
         self._requests: OrderedDict[Cid, Ask] = OrderedDict()
         self._queue: OrderedDict[bytes, Entry] = OrderedDict()
         self._absent: OrderedDict[bytes, None] = OrderedDict()
+        self._news: OrderedDict[bytes, None] = OrderedDict()
         self._wake = trio.Event()
 
     def __bool__(self) -> bool:
-        return bool(self._requests or self._queue or self._absent)
+        return bool(self._requests or self._queue or self._absent or self._news)
 
     async def wait(self) -> None:
         """Until there is something to send."""
@@ -42,11 +43,22 @@ class Outbox:
         for entry in entries:
             if entry.cancel:
                 self._queue.pop(entry.key, None)
+                self._news.pop(entry.key, None)
             elif entry.key in self._queue or len(self._queue) < self._max_queued:
                 self._queue[entry.key] = entry
             elif entry.answer and len(self._absent) < self._max_queued:
                 self._absent[entry.key] = None
         self._wake.set()
+
+    def tell(self, key: bytes) -> None:
+        """The peer asked for it before it was here."""
+        if len(self._news) < self._max_queued:
+            self._news[key] = None
+            self._wake.set()
+
+    def take_news(self) -> list[bytes]:
+        news, self._news = list(self._news), OrderedDict()
+        return news
 
     def take_requests(self) -> tuple[Entry, ...]:
         """Our own want list since the last call."""

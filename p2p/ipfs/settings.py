@@ -46,6 +46,8 @@ class ExchangeSettings:
     """Blocks packed into one outgoing message; one such message per peer is in memory at once."""
     max_queued: int = 1024
     """Requests of one peer that wait to be served; more are answered with "don't have"."""
+    max_lacking: int = 16_384
+    """Requests for what was not here whose peers are told when it is."""
     max_streams: int = 8
     """Incoming streams per peer; more are reset."""
     max_peers: int = 256
@@ -56,7 +58,7 @@ class ExchangeSettings:
 class StoreSettings:
     chunk: int = 262_144
     """Bytes of a leaf. Any other value gives other CIDs than the rest of the swarm."""
-    parallel: int = 32
+    parallel: int = 64
     """Blocks of one DAG fetched at once."""
     readahead: int = 16
     """Blocks that `iterate` holds ready."""

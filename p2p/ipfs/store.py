@@ -65,6 +65,8 @@ class Store:
         self._collecting = trio.Lock()
         self._state = _State()
         self._audience = ""
+        self.on_kept: Callable[[Collection[Cid]], None] | None = None
+        """Told of blocks that are in the store from now on."""
 
     @property
     def make_room(self) -> Callable[[], Awaitable[bool]] | None:
@@ -306,6 +308,8 @@ class Store:
                     raise
                 await self._blocks.put(blocks, durable=durable, audience=self._audience)
             self._state.full = False
+        if self.on_kept is not None:
+            self.on_kept([block.cid for block in blocks])
 
     async def _add(self, pieces: AsyncIterator[bytes], max_bytes: int | None, durable: bool) -> tuple[str, int]:
         """fsync comes at the end, for all of a file together."""

@@ -20,6 +20,7 @@ _LATE_MEMORY = 1024
 _STRIKES = 3
 _LACKED_MOST = 16
 _HELPFUL_MOST = 32
+_TOLD_MOST = 3
 _LOST_MOST = 3
 """Peers that went away in the midst of it, after which the others are asked anew."""
 
@@ -75,6 +76,8 @@ class _Want:
     asked: dict[str, float] = field(default_factory=dict)
     probing: dict[str, float] = field(default_factory=dict)
     tried: set[str] = field(default_factory=set)
+    told: dict[str, int] = field(default_factory=dict)
+    """Peers that lacked it and said later that they have it, and how often."""
     again: dict[str, None] = field(default_factory=dict)
     """Peers that stalled or sent rubbish once: asked again when there is nobody else."""
     lost: int = 0
@@ -158,10 +161,18 @@ class WantBook:
         return peer not in self._peers or self._peers[peer].distrusted_until <= now
 
     def have(self, peer: str, cid: Cid, now: float) -> None:
+        """It answers a probe, or it got what it lacked when it was asked."""
         want = self._wants.get(cid)
-        if want is not None and want.probing.pop(peer, None) is not None:
-            want.candidates[peer] = None
-            self._assign(want, now)
+        if want is None:
+            return
+        if want.probing.pop(peer, None) is None:
+            told = want.told.get(peer, 0)
+            if peer not in want.tried or peer in want.again or told >= _TOLD_MOST:
+                return
+            want.told[peer] = told + 1
+            want.tried.discard(peer)
+        want.candidates[peer] = None
+        self._assign(want, now)
 
     def dont_have(self, peer: str, cid: Cid, now: float) -> None:
         want = self._wants.get(cid)
@@ -169,6 +180,7 @@ class WantBook:
             state = self._peer(peer)
             state.lacked = min(_LACKED_MOST, state.lacked + (peer in want.asked))
             self._drop(want, peer)
+            self._count_late(state, cid, 1)  # some send it as soon as they have it
             self._assign(want, now)
             self._fill(now)
 
@@ -296,7 +308,7 @@ class WantBook:
         free = [p for p in want.candidates if self.trusts(p, now) and len(self._peer(p).asked) < self._settings.window]
         if not free:
             return False
-        peer = min(free, key=lambda name: len(self._peer(name).asked) + self._peer(name).lacked)
+        peer = min(free, key=lambda name: len(self._peer(name).asked) + (0 if name in want.told else self._peer(name).lacked))
         del want.candidates[peer]
         want.asked[peer] = now
         self._peer(peer).asked.add(want.cid)

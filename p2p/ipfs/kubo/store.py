@@ -182,6 +182,7 @@ async def open_kubo(
             peers = connected if connected is not None else connected_to(host)
             swarm = await stack.enter_async_context(open_exchange(link, blocks, settings.exchange, peers, may_serve, find_providers))
         store = KuboStore(blocks, KuboExchange(blocks, rpc, swarm), rpc, settings, kubo)
+        store.on_kept = swarm.kept if swarm is not None else None
         await store.ok()
         await stack.enter_async_context(_running(blocks))
         yield store

@@ -319,3 +319,61 @@ async def test_a_copy_that_rotted_is_fetched_again(swarm: Swarm, tmp_path: Path)
     file.write_bytes(bytes(CHUNK))
     assert await mine.get_bytes(cid, providers=[swarm.names[1]]) == data
     assert file.read_bytes() == data[CHUNK:]
+
+
+PATIENT = dataclasses.replace(QUICK, exchange=ExchangeSettings(stall=60.0, hedge=0.2, tick=0.05))
+
+
+async def lacked_by_all(swarm: Swarm, may_serve: MayServe | None = None) -> tuple[EmbeddedStore, EmbeddedStore]:
+    return await swarm.store(0, settings=PATIENT), await swarm.store(2, may_serve=may_serve)
+
+
+async def test_who_lacked_a_block_says_so_when_it_has_it(swarm: Swarm):
+    """Nodes that fetch the same at the same time ask each other too early."""
+    data = pattern(CHUNK)
+    cid = cids.compute(cids.RAW, data).text
+    mine, other = await lacked_by_all(swarm)
+    async with scripted_peer(swarm.networks[1].host, silence) as silent, trio.open_nursery() as nursery:
+
+        async def fetch() -> None:
+            with trio.fail_after(10):
+                assert await mine.get_bytes(cid, providers=swarm.names[1:3], timeout=60) == data
+
+        nursery.start_soon(fetch)
+        with trio.fail_after(10):
+            while not (silent.seen and len(other._exchange._lacking)):  # type: ignore[union-attr]
+                await trio.sleep(0.02)
+        assert await other.add_bytes(data, durable=False) == cid
+    assert other.statistics().served_blocks == 1
+    assert not len(other._exchange._lacking)  # type: ignore[union-attr]
+
+
+async def test_whom_a_block_is_not_for_is_not_told_of_it(swarm: Swarm):
+    asked: list[str] = []
+
+    async def nobody(peer: str, audiences: Collection[str]) -> bool:
+        asked.extend(audiences)
+        await trio.lowlevel.checkpoint()
+        return False
+
+    data = pattern(CHUNK)
+    cid = cids.compute(cids.RAW, data).text
+    mine, other = await lacked_by_all(swarm, nobody)
+    heard: list[bool] = []
+    take = mine._exchange._take_presences  # type: ignore[union-attr]
+
+    def note(peer: str, envelope: Envelope) -> None:
+        heard.extend(here for _, here in envelope.presences)
+        take(peer, envelope)
+
+    mine._exchange._take_presences = note  # type: ignore[union-attr,method-assign]
+    async with scripted_peer(swarm.networks[1].host, silence):
+        with trio.move_on_after(3) as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lambda: mine.get_bytes(cid, providers=swarm.names[1:3], timeout=60))
+                while not len(other._exchange._lacking):  # type: ignore[union-attr]
+                    await trio.sleep(0.02)
+                await other.private_to("job").add_bytes(data, durable=False)
+        assert scope.cancelled_caught
+    assert asked == ["job"]
+    assert heard == [False]

@@ -407,3 +407,45 @@ def test_who_has_parts_only_is_asked_after_who_has_all_and_gets_back_what_it_los
         scene.want(7, "part")
     assert scene.deliver("whole", 4) is Delivery.WANTED
     assert scene.book._peer("part").lacked == 0
+
+
+def test_who_lacked_a_block_and_got_it_is_asked_again():
+    scene = Scene("a", "b")
+    assert [scene.want(i, "a", "b") for i in range(3)] == [["a block 0"], ["b block 1"], ["a block 2"]]
+    scene.book.dont_have("b", C[1], 0)
+    assert scene.out() == [], "the other one is busy"
+    scene.book.have("b", C[1], 0)
+    assert scene.out() == ["b block 1"]
+    assert scene.deliver("b", 1) is Delivery.WANTED
+
+
+def test_who_says_that_it_has_what_it_does_not_have_is_believed_so_often():
+    scene = Scene("a", "b")
+    scene.want(0, "a", "b")
+    scene.want(1, "a", "b")
+    times = 0
+    for _ in range(10):
+        scene.book.dont_have("b", C[1], 0)
+        scene.out()
+        scene.book.have("b", C[1], 0)
+        times += "b block 1" in scene.out()
+    assert times <= 3
+
+
+def test_who_stalled_or_was_never_asked_is_not_asked_for_saying_that_it_has_it():
+    scene = Scene("a", "b")
+    assert scene.want(0, "a", "b") == ["a block 0"]
+    assert "a cancel 0" in scene.tick(6)
+    scene.book.have("a", C[0], scene.now)
+    scene.book.have("z", C[0], scene.now)
+    assert scene.out() == []
+
+
+def test_a_block_that_comes_after_all_from_who_lacked_it_is_taken_once():
+    """Kubo sends what it was asked for as soon as it has it."""
+    scene = Scene("a", "b")
+    scene.want(0, "a", "b")
+    scene.want(1, "a", "b")
+    scene.book.dont_have("b", C[1], 0)
+    assert scene.deliver("b", 1) is Delivery.WANTED
+    assert scene.deliver("b", 1) is Delivery.UNSOLICITED

@@ -194,7 +194,7 @@ async def _buffered_read(self: Any, n: int | None = None) -> bytes:
         if n is None or not 0 < n < READ_AHEAD:
             return await _original_tcp_read(self, n)
         data = await _original_tcp_read(self, READ_AHEAD)
-    end = len(data) if n is None else start + n
+    end = len(data) if n is None or n < 0 else start + n
     if end < len(data):
         self._dim_unread = data, end
     return data[start:end]

@@ -212,7 +212,7 @@ def candidate(view: NodeView) -> Candidate:
         barred=frozenset(c.name for c in beat.cabinets if c.sandbox and not confined),
         price=beat.price,
         slots=max(1, load.slots),
-        busy=load.running + load.queued,
+        busy=max(0, load.running) + max(0, load.queued),
         queue_capacity=load.queue_capacity,
         cached=frozenset(m.cid for m in beat.models),
         warm=frozenset(m.cid for m in beat.models if m.warm),

@@ -114,7 +114,9 @@ class BlocksOnDisk:
         self._pins = DiskPins(folder / "pins.sqlite")
         self._audiences = DiskAudiences(folder / "audiences.sqlite")
         self._threads = trio.CapacityLimiter(settings.io_threads)
-        self._short = Together(self._threads, lanes=settings.io_lanes, most=settings.io_together)
+        self._reads = Together(self._threads, lanes=settings.io_lanes, most=settings.io_together)
+        self._looks = Together(self._threads, lanes=1, most=settings.io_together)
+        """By themselves, since they wait for changes of audiences."""
         self._puts = GroupCommit[Block](self._commit_blocks)
         self._soft_puts = GroupCommit[tuple[Block, str]](self._commit_soft, max_batch=SOFT_BATCH)
         self._changes = GroupCommit[Change](self._commit_pins)
@@ -128,16 +130,16 @@ class BlocksOnDisk:
             await trio.to_thread.run_sync(self._audiences.close, limiter=self._threads)
 
     async def has(self, cid: Cid) -> bool:
-        return await self._short.run(lambda: self._disk.has(cid))
+        return await self._reads.run(lambda: self._disk.has(cid))
 
     async def size(self, cid: Cid) -> int | None:
-        return await self._short.run(lambda: self._disk.size(cid))
+        return await self._reads.run(lambda: self._disk.size(cid))
 
     async def get(self, cid: Cid, *, touch: bool = True) -> bytes | None:
-        return await self._short.run(lambda: self._disk.get(cid, touch=touch))
+        return await self._reads.run(lambda: self._disk.get(cid, touch=touch))
 
     async def touch(self, cid: Cid) -> None:
-        await self._short.run(lambda: self._disk.touch(cid))
+        await self._reads.run(lambda: self._disk.touch(cid))
 
     async def put(self, blocks: list[Block], *, durable: bool, audience: str = "") -> None:
         """The audience is written before the blocks: what is not known to be everybody's is never given to everybody."""
@@ -148,10 +150,10 @@ class BlocksOnDisk:
             await self._soft_puts.submit([(block, audience) for block in blocks])
 
     async def audiences(self, cid: Cid) -> frozenset[str]:
-        return await self._short.run(lambda: self._audiences.of(cid))
+        return await self._looks.run(lambda: self._audiences.of(cid))
 
     async def look(self, cids: Sequence[Cid]) -> dict[Cid, Found]:
-        return await self._short.run(lambda: self._look(cids))
+        return await self._looks.run(lambda: self._look(cids))
 
     async def share(self, cid: Cid, audience: str) -> None:
         await self._noting(lambda: self._audiences.share([cid], audience))
@@ -167,7 +169,7 @@ class BlocksOnDisk:
 
     async def sync(self, cids: Iterable[Cid]) -> None:
         try:
-            await trio.to_thread.run_sync(self._sync, list(cids), limiter=self._threads)
+            await self._noting(lambda: self._sync(list(cids)))
         except FileNotFoundError as error:
             raise BlockMissing("a block vanished before it was on the disk") from error
 
@@ -219,7 +221,7 @@ class BlocksOnDisk:
             self._audiences.flush()
 
     def _note_and_put(self, puts: list[tuple[Block, str]]) -> None:
-        for audience in dict.fromkeys(audience for _, audience in puts):
+        for audience in sorted({audience for _, audience in puts}, reverse=True):  # everybody comes last: that stays
             self._note([block for block, its in puts if its == audience], audience, flush=False)
         self._disk.put([block for block, _ in puts], durable=False)
 
@@ -229,7 +231,7 @@ class BlocksOnDisk:
 
     async def _noting(self, change: Callable[[], None]) -> None:
         try:
-            await self._short.run(change)
+            await trio.to_thread.run_sync(change, limiter=self._threads)
         except sqlite3.OperationalError as error:
             raise DiskFull("whom blocks are for cannot be written") from error
 

@@ -105,7 +105,7 @@ class Walk:
         self._here = here
         self._settings = settings
         self._todo: list[Step] = []
-        self._seen: set[tuple[Cid, int | None, int]] = set()
+        self._seen: set[tuple[Cid, int | None]] = set()
         self._busy = 0
         self._bell = trio.Event()
         self._error: ContentError | OSError | None = None
@@ -115,7 +115,7 @@ class Walk:
         """The root, once all below it is local. Raises what ``need`` and ``write`` raise, `BlockCorrupt`."""
         step = Step(root, part_of_file=self._write is not None)
         top = await self._visit(step)
-        self._seen.add((root, None, 0))
+        self._seen.add((root, None))
         if root.codec == cids.DAG_PB and top.size:
             self._budget = Budget(top.size, self._settings)
         self._push(top.children)
@@ -128,15 +128,18 @@ class Walk:
         return top
 
     def cids(self) -> set[Cid]:
-        """All nodes, after `run`."""
-        return {cid for cid, _, _ in self._seen}
+        """All nodes, after `run` without ``write``."""
+        return {cid for cid, _ in self._seen}
 
     def _push(self, children: tuple[Step, ...]) -> None:
         self._budget.spend(len(children))
         if self._rng is not None:
             children = tuple(self._rng.sample(children, len(children)))
+        if self._write is not None:
+            self._todo.extend(children)
+            return
         for child in children:
-            key = (child.cid, child.size, 0 if self._write is None else child.offset)
+            key = (child.cid, child.size)
             if key not in self._seen:
                 self._seen.add(key)
                 self._todo.append(child)

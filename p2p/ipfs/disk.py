@@ -58,7 +58,7 @@ def _read(path: str) -> tuple[bytes, float]:
 
 
 def _write_new(path: str, data: bytes) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         left = memoryview(data)
         while left:
@@ -216,13 +216,23 @@ class DiskBlocks:
             with self._lock:
                 self._shards.add(shard)
                 self._shards_made += 1
-        temporary = [(block, self._write_temporary(block.data)) for block in blocks]
-        for _, path in temporary if durable else ():
-            fsync_path(path)
-        for block, path in temporary:
-            self._publish(block, path)
-        if durable:
-            self._fsync_shards(block.cid for block in blocks)
+        if not durable:
+            for block in blocks:
+                self._publish(block, self._write_temporary(block.data), durable=False)
+            return
+        temporary: list[tuple[Block, str]] = []
+        try:
+            for block in blocks:
+                temporary.append((block, self._write_temporary(block.data)))  # noqa: PERF401 - those that were made are removed
+            for _, path in temporary:
+                fsync_path(path)
+            while temporary:
+                self._publish(*temporary[-1], durable=True)
+                temporary.pop()
+        finally:
+            for _, path in temporary:
+                Path(path).unlink(missing_ok=True)
+        self._fsync_shards(block.cid for block in blocks)
 
     def _write_temporary(self, data: bytes) -> str:
         path = f"{self._tmp}/{os.getpid()}-{next(self._names)}"
@@ -233,9 +243,12 @@ class DiskBlocks:
             raise
         return path
 
-    def _publish(self, block: Block, temporary: str) -> None:
+    def _publish(self, block: Block, temporary: str, *, durable: bool) -> None:
         with self._lock:
             before = self.size(block.cid)
+            if before == len(block.data) and not durable:  # somebody else wrote it meanwhile, and may have made it durable
+                os.unlink(temporary)
+                return
             os.replace(temporary, self._path(block.cid))
             self._synced.pop(block.cid.text, None)
             self.blocks += before is None

@@ -70,7 +70,7 @@ class BitswapExchange:
         self._arrivals: dict[Cid, _Arrival] = {}
         self._slots = trio.CapacityLimiter(settings.max_wants)
         self._outboxes: dict[str, Outbox] = {}
-        self._lacking = Lacking(settings.max_lacking)
+        self._lacking = Lacking(settings.max_lacking, settings.max_queued)
         self._inbound: dict[str, int] = {}
         self._scopes: set[trio.CancelScope] = set()
         self._wanted = trio.Event()
@@ -185,6 +185,7 @@ class BitswapExchange:
             if stream is not None:
                 await (stream.close() if sound else stream.reset())
         if not sound:
+            self._lacking.forget_peer(peer)
             self._book.down(peer, trio.current_time())
             self._act()
 
@@ -229,11 +230,16 @@ class BitswapExchange:
         room = self._settings.serve_bytes
         while room > 0 and (keys := box.oldest(_LOOK)):
             wanted = {key: cid for key in keys if (cid := _parsed(key)) is not None}
+            for key in wanted:
+                self._lacking.note(key, peer)  # before it is looked at: what comes meanwhile is told
             found = await self._blocks.look(list(wanted.values()))
+            for cid in found:
+                self._lacking.forget(cid.binary, peer)
             for key in keys:
                 if room <= 0:
                     break
                 if (entry := box.take(key)) is None:
+                    self._lacking.forget(key, peer)
                     continue
                 cid = wanted.get(key)
                 here = found.get(cid) if cid is not None else None
@@ -244,8 +250,6 @@ class BitswapExchange:
                     room -= here.size
                 elif here is not None or entry.answer:
                     presences.append((key, here is not None))
-                if cid is not None and cid not in found:
-                    self._lacking.note(key, peer)
                 room -= len(key)
         blocks: list[tuple[bytes, bytes]] = []
         for (cid, entry), data in zip(serve, await self._read_all([cid for cid, _ in serve]), strict=True):
@@ -328,6 +332,8 @@ class BitswapExchange:
     def _take_wants(self, peer: str, envelope: wire.Envelope) -> None:
         if (envelope.wants or envelope.full) and (peer in self._outboxes or len(self._outboxes) < self._settings.max_peers):
             self._outbox(peer).asked_by_peer(envelope.wants, envelope.full)
+        if envelope.full:
+            self._lacking.forget_peer(peer)
         for entry in envelope.wants:
             if entry.cancel:
                 self._lacking.forget(entry.key, peer)

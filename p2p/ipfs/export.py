@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from p2p.ipfs.api import DiskFull
+from p2p.ipfs.api import DiskFull, TooLarge
 from p2p.ipfs.disk import fsync_path
 from p2p.ipfs.threads import Together
 
@@ -43,19 +43,22 @@ class WholeFile:
 @asynccontextmanager
 async def whole_file(path: Path) -> AsyncGenerator[WholeFile, None]:
     """A temporary file beside ``path``; fsync and rename at the end. Nothing is left when the block fails or is cancelled. Raises `DiskFull`,
-    `OSError`."""
+    `TooLarge`, `OSError`."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        handle = await trio.to_thread.run_sync(lambda: os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+        handle = await trio.to_thread.run_sync(lambda: os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         try:
             yield WholeFile(handle)
             await trio.to_thread.run_sync(os.fsync, handle)
         finally:
-            os.close(handle)
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(os.close, handle)
         await trio.to_thread.run_sync(_publish, temporary, path)
     except OSError as error:
         if error.errno in _FULL:
             raise DiskFull("no space left for the file") from error
+        if error.errno == errno.EFBIG:
+            raise TooLarge("a file that is larger than this disk takes") from error
         raise
     finally:
         with trio.CancelScope(shield=True):

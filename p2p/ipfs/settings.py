@@ -83,8 +83,8 @@ class StoreSettings:
     """Blocks removed in one go."""
     io_threads: int = 8
     """Threads that wait for the disk at once."""
-    io_lanes: int = 1
-    """Threads for short calls; what comes meanwhile goes together."""
+    io_lanes: int = 2
+    """Threads that read at once; what comes meanwhile goes together."""
     io_together: int = 16
     """Short calls in one go."""
     synced_memory: int = 65_536

@@ -14,6 +14,8 @@ from p2p.ipfs.api import BadCid, BlockCorrupt
 from p2p.ipfs.cid import Cid
 from p2p.ipfs.protobuf import Malformed, bytes_field, fields, number_field
 
+MAX_SIZE = 1 << 53
+"""Bytes of a file."""
 MAX_LINKS = 174
 _TYPE_RAW = 0
 _TYPE_FILE = 2
@@ -118,6 +120,8 @@ def decode_node(data: bytes) -> FileNode:
         raise BlockCorrupt("not a UnixFS file")
     if len(links) != len(sizes) or any(each < 1 for each in sizes) or sum(sizes) + len(inline) != size:
         raise BlockCorrupt("the sizes in a file node do not add up")
+    if size > MAX_SIZE:
+        raise BlockCorrupt("a file that is larger than any can be")
     return FileNode(tuple(map(Child, links, sizes)), size, inline)
 
 

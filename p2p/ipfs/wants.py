@@ -76,6 +76,8 @@ class _Want:
     asked: dict[str, float] = field(default_factory=dict)
     probing: dict[str, float] = field(default_factory=dict)
     tried: set[str] = field(default_factory=set)
+    lacking: dict[str, None] = field(default_factory=dict)
+    """Peers that were asked and do not have it yet."""
     told: dict[str, int] = field(default_factory=dict)
     """Peers that lacked it and said later that they have it, and how often."""
     again: dict[str, None] = field(default_factory=dict)
@@ -151,6 +153,9 @@ class WantBook:
         if want is not None:
             for peer in (*want.asked, *want.probing):
                 self._cancel(peer, cid)
+            for peer in want.lacking:
+                if peer not in want.asked:
+                    self._actions.append(Send(peer, cid, Ask.CANCEL))  # it would say, or send it, when it has it
 
     def heard(self, peer: str, now: float) -> None:
         """Bytes arrived from a peer that is asked for something."""
@@ -170,6 +175,7 @@ class WantBook:
             if peer not in want.tried or peer in want.again or told >= _TOLD_MOST:
                 return
             want.told[peer] = told + 1
+            want.lacking.pop(peer, None)
             want.tried.discard(peer)
         want.candidates[peer] = None
         self._assign(want, now)
@@ -180,6 +186,7 @@ class WantBook:
             state = self._peer(peer)
             state.lacked = min(_LACKED_MOST, state.lacked + (peer in want.asked))
             self._drop(want, peer)
+            want.lacking[peer] = None
             self._count_late(state, cid, 1)  # some send it as soon as they have it
             self._assign(want, now)
             self._fill(now)
@@ -210,6 +217,7 @@ class WantBook:
         """A peer cannot be reached."""
         self._peer(peer).was_connected = False
         for want in list(self._wants.values()):
+            want.lacking.pop(peer, None)
             if peer in want.asked or peer in want.probing or peer in want.candidates:
                 was_asked = peer in want.asked
                 self._drop(want, peer)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 
 from p2p.ipfs import cid as cids
 from p2p.ipfs.blocks import Blocks, BlocksInMemory, BlocksOnDisk
@@ -111,3 +113,16 @@ async def test_every_block_of_a_large_file_has_the_audience_until_it_is_opened_t
     assert [await blocks.audiences(cid) for cid in parts] == [{"job", "other"}] * 4
     await store.open_to_all(root)
     assert [await blocks.audiences(cid) for cid in parts] == [frozenset()] * 4
+
+
+@pytest.mark.parametrize("first", ["", "job"])
+async def test_of_two_who_write_the_same_at_once_everybody_wins(blocks: Blocks, first: str):
+    other = "job" if not first else ""
+    for number in range(20):
+        one = block(bytes([number]))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(blocks.put, [block(b"first")], durable=False))  # so that the others wait, and go together
+            nursery.start_soon(partial(blocks.put, [one], durable=False, audience=first))
+            nursery.start_soon(partial(blocks.put, [one], durable=False, audience=other))
+        assert await blocks.audiences(one.cid) == frozenset()
+        assert (await blocks.look([one.cid]))[one.cid].audiences == frozenset()

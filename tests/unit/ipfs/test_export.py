@@ -13,8 +13,9 @@ import trio
 import trio.testing
 
 from p2p.ipfs import cid as cids
-from p2p.ipfs.api import BlockMissing
+from p2p.ipfs.api import BlockCorrupt, BlockMissing
 from p2p.ipfs.memory import MemoryExchange, MemoryStore
+from p2p.ipfs.protobuf import bytes_field, number_field
 from p2p.ipfs.unixfs import Block
 from tests.support.unixfs_reference import CHUNK, pattern
 
@@ -81,6 +82,43 @@ async def test_nothing_is_left_of_an_export_that_was_cancelled_and_the_next_one_
     with trio.fail_after(20):
         assert await mine.export_file(cid, tmp_path / "out", providers=["theirs"]) == len(data)
     assert (tmp_path / "out").read_bytes() == data
+
+
+def node(inline: bytes, *children: tuple[cids.Cid, int]) -> Block:
+    """A file's node as other programs make them, with bytes of its own."""
+    sizes = [size for _, size in children]
+    links = b"".join(bytes_field(2, bytes_field(1, cid.binary) + bytes_field(2, b"") + number_field(3, size)) for cid, size in children)
+    meta = number_field(1, 2) + bytes_field(2, inline) + number_field(3, len(inline) + sum(sizes))
+    data = links + bytes_field(1, meta + b"".join(number_field(4, size) for size in sizes))
+    return Block(cids.compute(cids.DAG_PB, data), data)
+
+
+def leaf(data: bytes) -> Block:
+    return Block(cids.compute(cids.RAW, data), data)
+
+
+async def test_bytes_in_inner_nodes_are_at_their_places(tmp_path: Path):
+    store = MemoryStore("me", MemoryExchange())
+    one, two = leaf(b"one"), leaf(b"two")
+    inner = node(b"<inner>", (one.cid, 3), (two.cid, 3))
+    top = node(b"<top>", (two.cid, 3), (inner.cid, 13), (one.cid, 3), (inner.cid, 13))
+    await store._keep([one, two, inner, top], False)
+    assert await store.export_file(top.cid.text, tmp_path / "out") == 37
+    expected = b"<top>two<inner>onetwoone<inner>onetwo"
+    assert (tmp_path / "out").read_bytes() == expected == await store.get_bytes(top.cid.text)
+    (tmp_path / "plain").write_bytes(b"")
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("size", [(1 << 53) + 1, 1 << 62, (1 << 64) - 2])
+async def test_a_node_that_lies_about_sizes_is_corrupt(size: int, tmp_path: Path):
+    store = MemoryStore("me", MemoryExchange())
+    one, two = leaf(b"?" * 100), leaf(b"!")
+    top = node(b"", (one.cid, size), (two.cid, 1))
+    await store._keep([one, two, top], False)
+    with pytest.raises(BlockCorrupt):
+        await store.export_file(top.cid.text, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 async def test_a_file_of_which_parts_are_nowhere_leaves_none(tmp_path: Path):

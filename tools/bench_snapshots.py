@@ -24,6 +24,7 @@ from typing import Any
 import trio
 
 from dimnode.clock import SystemClock
+from dimnode.core.record_gate import EntryRules
 from dimnode.domain import codec
 from dimnode.domain.ids import job_id
 from dimnode.domain.node import Capabilities, Heartbeat, Load
@@ -40,7 +41,7 @@ from dimnode.snapshots.writer import SnapshotWriter
 from dimnode.state.journal import open_journal
 from dimnode.swarm.elector import SwarmElector
 from dimnode.swarm.registry import SwarmRegistry
-from p2p.identity import Identity
+from p2p.identity import Identity, verify
 from p2p.ipfs.api import BlockMissing
 from p2p.ipfs.blocks import BlocksOnDisk
 from p2p.ipfs.cid import Cid
@@ -155,7 +156,7 @@ async def run(jobs: int, changed: int, folder: Path, say: Callable[[str], None])
         elector = SwarmElector(there, their_registry, theirs, clock, boot="boot", eligible=True)
         table = RecordTable(theirs, newcomer)
         their_names = SwarmNames(there, their_registry, theirs, clock, swarm=SWARM, signer=newcomer, key=Identity.generate())
-        exchange = RecordExchange(there, table, clock, swarm=SWARM)
+        exchange = RecordExchange(there, table, clock, rules=EntryRules(verify, SWARM))
         catch_up = CatchUp(
             their_store, theirs, table, exchange, their_names, their_registry, elector, clock,
             CatchUpSettings(most_bytes=1 << 40, duty=0.99), me=newcomer.peer_id, swarm=SWARM, keep_blocks=nobody_needs,

@@ -96,7 +96,8 @@ class Store:
     async def is_public(self, cid: str) -> bool:
         """Whether the block is here and everybody's."""
         root = cids.parse(cid)
-        return await self._blocks.has(root) and not await self._blocks.audiences(root)
+        found = (await self._blocks.look([root])).get(root)
+        return found is not None and not found.audiences
 
     async def ok(self) -> bool:
         await trio.lowlevel.checkpoint()

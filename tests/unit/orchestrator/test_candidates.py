@@ -49,6 +49,11 @@ def test_a_node_without_any_free_memory_has_none() -> None:
     assert seen().memory_free == 8 * GIB, "not told yet"
 
 
+def test_a_node_cannot_have_less_than_no_work() -> None:
+    assert seen(load={"running": -1000, "queued": 3}).busy == 3
+    assert seen(load={"running": 2, "queued": -1000}).busy == 2
+
+
 def test_cards_with_what_is_free_on_the_best() -> None:
     can = {"gpus": ("a", "b"), "gpu_memory": (8 * GIB, 16 * GIB), "gpu_formats": ("onnx",)}
     found = seen(can, {"gpu_free": (6 * GIB, GIB)})

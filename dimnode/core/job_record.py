@@ -17,8 +17,9 @@ in any order. Nobody signs or trusts it; two unequal copies with one digest woul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
+from dimnode.core.entry_batches import Verify, holds
 from dimnode.domain import codec
 from dimnode.domain.ids import job_id
 from dimnode.domain.record import (
@@ -57,8 +58,6 @@ BULK_KINDS = frozenset({"plan", "assign", "attempt", "void", "seal", "checkpoint
 """What completed and cancelled records do not keep."""
 DIGEST_BYTES = 8
 
-Verify = Callable[[str, bytes, bytes], bool]
-"""(peer id, signed bytes, signature) -> valid."""
 OutcomeKey = tuple[int, int, str, str, str]
 
 
@@ -88,7 +87,7 @@ def check_entry(entry: SignedEntry, verify: Verify, max_bytes: int = MAX_ENTRY_B
     _check_author(body, entry.author)
     if swarm is not None and isinstance(body, Core) and body.job != job_id(swarm, body.principal, body.nonce, codec.digest(body.spec)):
         raise EntryRefused(f"the core of {body.job} is another job's")
-    if not verify(entry.author, SIGNING_PREFIX + entry.payload, entry.signature):
+    if not holds(entry.author, SIGNING_PREFIX + entry.payload, entry.signature, verify):
         raise EntryRefused(f"signature is not {entry.author}'s")
     return body
 

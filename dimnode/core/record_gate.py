@@ -6,7 +6,8 @@ from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass, field
 
 from dimnode.core.ballots import leaps
-from dimnode.core.job_record import FINAL, EntryRefused, Record, Verify, check_entry
+from dimnode.core.entry_batches import Verify
+from dimnode.core.job_record import FINAL, EntryRefused, Record, check_entry
 from dimnode.domain import codec
 from dimnode.domain.record import Attempt, Ballot, Body, Claim, Core, OutcomeEntry, SignedEntry, Unknown
 

@@ -21,12 +21,15 @@ class CodecError(ValueError):
     """The bytes are not the canonical DAG-CBOR of the type that was asked for."""
 
 
+_ATOMS = frozenset((str, int, float, bytes, bool, type(None)))
+
+
 def _plain(value: Any) -> Any:
-    """Builtins that the encoder takes: it knows no tuples, and keys must be strings."""
+    """Builtins that the encoder takes: it knows no tuples, and keys must be strings. Most of what comes are atoms: no call for each."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        return {str(k): v if type(v) in _ATOMS else _plain(v) for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]  # pyright: ignore[reportUnknownVariableType]
+        return [v if type(v) in _ATOMS else _plain(v) for v in value]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     return value
 
 

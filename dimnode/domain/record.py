@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import msgspec
 
@@ -187,7 +187,8 @@ class Unknown(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Body = Core | Claim | PlanEntry | Assign | Attempt | Void | SealEntry | Checkpoint | OutcomeEntry | StatusEntry
-KINDS = frozenset({"core", "claim", "plan", "assign", "attempt", "void", "seal", "checkpoint", "outcome", "status"})
+_KINDS: dict[str, type[Body]] = {str(kind.__struct_config__.tag): kind for kind in get_args(Body)}
+KINDS = frozenset(_KINDS)
 
 
 class SignedEntry(msgspec.Struct, frozen=True, dict=True):
@@ -213,12 +214,13 @@ class SignedEntry(msgspec.Struct, frozen=True, dict=True):
         plain = codec.decode_plain(self.payload)
         if not isinstance(plain, dict) or not isinstance(plain.get("type"), str):
             raise codec.CodecError("entry has no type")
-        kind: str = plain["type"]
-        if kind not in KINDS:
+        name: str = plain["type"]
+        kind = _KINDS.get(name)
+        if kind is None:
             job = plain.get("job", "")
-            return Unknown(kind=kind, job=job if isinstance(job, str) else "")
+            return Unknown(kind=name, job=job if isinstance(job, str) else "")
         try:
-            return msgspec.convert(plain, Body, builtin_types=(bytes,))
+            return msgspec.convert(plain, kind, builtin_types=(bytes,))  # of one kind: what all of them take is looked up anew each time
         except msgspec.ValidationError as e:
             raise codec.CodecError(str(e)) from e
 

@@ -191,8 +191,8 @@ def _array(data: list[Any], dtype: str, field: str) -> NDArray[Any]:
                 raise _bad(f"{field}.data", f"has values outside {dtype}'s range {info.min}..{info.max}")
         return np.array([int(x) for x in data], dtype=dtype)
     named = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-    out: list[float] = []
-    for x in data:
+    out: list[float] = data if all(type(x) is float for x in data) else []
+    for x in data if not out else ():
         if isinstance(x, str) and x in named:
             out.append(named[x])
         elif isinstance(x, (int, float)) and not isinstance(x, bool):

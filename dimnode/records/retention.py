@@ -17,7 +17,7 @@ from dimnode.errors import Code, DimError
 from dimnode.ports import Clock, Journal, Registry, Signer
 from dimnode.records.holder import PIN
 from dimnode.records.table import RecordTable
-from dimnode.security.signing import sign_entry
+from dimnode.security.signing import sign_entries
 from p2p.ipfs.api import ContentError, ContentStore
 
 log = structlog.get_logger(__name__)
@@ -87,7 +87,7 @@ class Retention:
         now = self._clock.wall()
         orphans = [v for v in self._table.active_views() if self._settings.rule.orphaned(v, now) and not self._owned(v)]
         part = orphans[: self._settings.records]
-        entries = [sign_entry(self._end(v, now), self._signer) for v in part]
+        entries = sign_entries([self._end(v, now) for v in part], self._signer)
         if part:
             await self._table.merge_many([(v.job, [e]) for v, e in zip(part, entries, strict=True)])
             self._counts["orphaned"] += len(part)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import islice
 
 import trio
 
@@ -22,7 +23,7 @@ from dimnode.ports import Copied, Copies, Journal, Signer, Written
 from dimnode.records.disk import EntryDisk, PendingWrite
 from dimnode.records.memory import KeptRecord, RecordMemory
 from dimnode.records.no_copies import NoCopies
-from dimnode.security.signing import sign_entry
+from dimnode.security.signing import sign_entries, sign_entry
 from p2p.groups import collapse
 
 
@@ -169,7 +170,7 @@ class RecordTable:
     ) -> list[int | None]:
         """Newly accepted jobs, all in one transaction. Returns the number of copies of each, this node's included; None
         for a job that another seat accepted before: then its record is here, and nothing of this one."""
-        pending = [PendingWrite(job, [sign_entry(b, self._signer) for b in bodies], []) for job, bodies in jobs]
+        pending = [PendingWrite(job, entries, []) for (job, _), entries in zip(jobs, self._signed(jobs), strict=True)]
         written = [Written(p.job, p.all, new=True, blocks=(blocks or {}).get(p.job, ())) for p in pending]
         copied = await self._write(pending, written, wanted)
         counts: list[int | None] = []
@@ -196,6 +197,10 @@ class RecordTable:
         else:
             self._memory.file(job, state, finished=seen.terminal)
         self._tell(state, job)
+
+    def _signed(self, jobs: Sequence[tuple[str, Sequence[Body]]]) -> list[list[SignedEntry]]:
+        entries = iter(sign_entries([body for _, bodies in jobs for body in bodies], self._signer))
+        return [list(islice(entries, len(bodies))) for _, bodies in jobs]
 
     def note(self, job: str, body: Body) -> None:
         """Sign and add now; durable with the next `append`. For what may be lost in a crash, and for what has
@@ -242,7 +247,7 @@ class RecordTable:
         Returns the number of copies of each, this node's included. Raises `Fenced` if that is so for any; with
         ``copies_first`` the others are written all the same, and `Unavailable` if too few copies acknowledged any
         (`dimnode.ports.Copied.enough`): that one is not written here and does not count."""
-        pending = [PendingWrite(job, [sign_entry(b, self._signer) for b in bodies], self._take_noted(job)) for job, bodies in jobs]
+        pending = [PendingWrite(job, entries, self._take_noted(job)) for (job, _), entries in zip(jobs, self._signed(jobs), strict=True)]
         written = [Written(p.job, p.all, blocks=(blocks or {}).get(p.job, ()), passing=self._passing(p)) for p in pending]
         try:
             if copies_first:

@@ -131,7 +131,7 @@ def tensor_from_proto(message: pb.Tensor, field: str) -> TensorValue:
     if message.cid:
         return tensors.from_json({"dtype": message.dtype, "shape": list(shape), "cid": message.cid}, field)
     if message.HasField("data"):
-        data = [_get_value(v) for v in message.data.values]
+        data = [v.number_value if v.WhichOneof("kind") == "number_value" else _get_value(v) for v in message.data.values]
         return tensors.from_json({"dtype": message.dtype, "shape": list(shape), "data": data}, field)
     if not message.raw and math.prod(shape) != 0:
         raise _bad(field, "must have one of data, raw and cid")

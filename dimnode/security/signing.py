@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dimnode.core.job_record import Verify
+from collections.abc import Sequence
+
+from dimnode.core.entry_batches import Verify, holds, sign_together
 from dimnode.domain import codec
 from dimnode.domain.record import SIGNING_PREFIX, Body, SignedEntry
 from dimnode.ports import Signer
@@ -11,11 +13,17 @@ from p2p.identity import verify as verify_with_peer_id
 
 def sign_entry(body: Body, signer: Signer) -> SignedEntry:
     """The entry of ``body`` by this node. Raises `codec.CodecError` if it cannot be encoded (NaN, say)."""
-    payload = codec.encode(body)
-    return SignedEntry.of(body, payload, signer.peer_id, signer.sign(SIGNING_PREFIX + payload))
+    return sign_entries([body], signer)[0]
+
+
+def sign_entries(bodies: Sequence[Body], signer: Signer) -> list[SignedEntry]:
+    """Of bodies that are written together, with few signatures (`dimnode.core.entry_batches`). Raises `codec.CodecError`."""
+    payloads = [codec.encode(body) for body in bodies]
+    signatures = sign_together([SIGNING_PREFIX + payload for payload in payloads], signer.sign)
+    return [SignedEntry.of(b, p, signer.peer_id, s) for b, p, s in zip(bodies, payloads, signatures, strict=True)]
 
 
 def verify_entry(entry: SignedEntry, verify: Verify = verify_with_peer_id) -> bool:
     """Whether the signature is the author's. Says nothing about the content: see
     `dimnode.core.job_record.check_entry`."""
-    return verify(entry.author, SIGNING_PREFIX + entry.payload, entry.signature)
+    return holds(entry.author, SIGNING_PREFIX + entry.payload, entry.signature, verify)

@@ -11,6 +11,8 @@ import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 
+import libipld
+
 from p2p.ipfs.api import BadCid
 
 RAW = 0x55
@@ -50,9 +52,7 @@ class Cid:
 
 
 def from_digest(codec: int, digest: bytes) -> Cid:
-    binary = bytes((1, codec)) + _SHA2_256 + digest
-    text = "b" + base64.b32encode(binary).decode("ascii").rstrip("=").lower()
-    return Cid(text, codec, digest)
+    return Cid(libipld.encode_multibase("b", bytes((1, codec)) + _SHA2_256 + digest), codec, digest)
 
 
 def compute(codec: int, data: bytes | memoryview) -> Cid:

@@ -28,8 +28,8 @@ from dimnode.state.memory_journal import MemoryJournal
 from dimnode.swarm.models import SwarmModels
 from p2p.api import RemoteFault
 from p2p.memory import MemoryHub
+from tests.support.orchestrated_jobs import double_model, finished, form
 from tests.support.orchestration import FakeNode, FakeSwarm, identity
-from tests.unit.orchestrator.test_jobs import double_model, finished, form
 
 
 class Seats:

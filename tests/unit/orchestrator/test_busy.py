@@ -5,9 +5,8 @@ from __future__ import annotations
 import trio
 from trio.testing import MockClock
 
-from tests.support.orchestrated_jobs import form, running
+from tests.support.orchestrated_jobs import double_model, form, running
 from tests.support.orchestration import FakeNode, FakeSwarm
-from tests.unit.orchestrator.test_jobs import double_model
 
 
 async def test_a_late_node_finishes_what_it_has_before_it_begins_more(autojump_clock: MockClock) -> None:

@@ -13,9 +13,9 @@ from dimnode.domain.task import PartialOutput, TaskOrder, TextPiece
 from dimnode.errors import Code
 from dimnode.orchestrator.partials import PartialOutputs
 from p2p.memory import MemoryHub
+from tests.support.orchestrated_jobs import double_model, form
 from tests.support.orchestration import FakeNode, FakeSwarm, failing
 from tests.unit.orchestrator.test_any_seat import several, two_seats
-from tests.unit.orchestrator.test_jobs import double_model, form
 
 
 def speaking(swarm: FakeSwarm, node: FakeNode, *words: str, pause: float = 1.0, fail_first: bool = False) -> None:

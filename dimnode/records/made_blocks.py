@@ -6,6 +6,7 @@ later each time, and after a start all records are looked at. Of the time a shar
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from contextlib import aclosing
@@ -23,6 +24,7 @@ from dimnode.domain.record import Attempt, SignedEntry
 from dimnode.errors import DimError
 from dimnode.ports import Journal
 from dimnode.records.table import RecordTable
+from p2p.groups import collapse
 from p2p.ipfs.api import BadCid, BlockCorrupt, ContentError, ContentStore, TooLarge
 from p2p.ipfs.cid import DAG_CBOR, compute
 
@@ -59,6 +61,12 @@ class MakingSettings:
     """Unfinished jobs whose forms are known to be here."""
     share: float = 0.15
     """Of the time, for what has just changed."""
+    quiet: float = 0.25
+    """Seconds without a change after which it begins: a burst of jobs goes first, and a short job has ended by then and is done at once."""
+    delay_most: float = 2.0
+    """Seconds that a job waits for that."""
+    at_once: int = 8
+    """Jobs whose records are in memory; their blocks go to the disk together."""
     walk_share: float = 0.05
     """And for the look at all records."""
     page: int = 64
@@ -78,7 +86,9 @@ class BlockMaker:
         self._journal = journal
         self._store = store
         self._settings = settings or MakingSettings()
-        self._waiting: OrderedDict[str, None] = OrderedDict()
+        self._waiting: OrderedDict[str, float] = OrderedDict()
+        """Jobs, and since when."""
+        self._changed_at = -math.inf
         self._spoilt: dict[str, int] = {}
         """How often those of them failed that are themselves what is wrong."""
         self._wake = trio.Event()
@@ -103,7 +113,8 @@ class BlockMaker:
         if len(self._waiting) >= self._settings.most and job not in self._waiting:
             self._walk_due, self._cursor = True, ""
             return
-        self._waiting[job] = None
+        self._changed_at = trio.current_time()
+        self._waiting.setdefault(job, self._changed_at)
         self._wake.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -113,6 +124,9 @@ class BlockMaker:
         while True:
             self._wake = trio.Event()
             began = trio.current_time()
+            if self._waiting and (pause := self._until_quiet(began)) > 0:
+                await trio.sleep(pause)
+                continue
             if self._waiting:
                 worked, share = await self._patiently(self._next), s.share
             elif self._walk_due:
@@ -124,6 +138,10 @@ class BlockMaker:
                 await trio.sleep((trio.current_time() - began) * (1 / share - 1))
             else:
                 await trio.sleep(min(s.retry_first * 2 ** min(self._failures - 1, 16), s.retry_most))
+
+    def _until_quiet(self, now: float) -> float:
+        oldest = next(iter(self._waiting.values()))
+        return min(self._changed_at + self._settings.quiet, oldest + self._settings.delay_most) - now
 
     async def _patiently(self, act: Any) -> bool:
         try:
@@ -137,18 +155,46 @@ class BlockMaker:
         return True
 
     async def _next(self) -> None:
-        job, _ = self._waiting.popitem(last=False)  # first of all: what changes meanwhile comes again
+        """Of some jobs together. Those that failed, or were not come to, stay the first in line."""
+        batch = self._take()
+        left = dict(batch)
+        failed: list[Exception] = []
+        try:
+            with collapse():
+                async with trio.open_nursery() as nursery:
+                    for job in batch:
+                        nursery.start_soon(self._make_one, job, left, failed)
+        finally:
+            for job, since in reversed(left.items()):
+                self._waiting[job] = since
+                self._waiting.move_to_end(job, last=False)
+        if failed:
+            raise failed[0]
+
+    def _take(self) -> dict[str, float]:
+        """Off the line, before anything is done: what changes meanwhile comes again. A record that is not in memory goes alone: it may be large."""
+        batch: dict[str, float] = {}
+        while self._waiting and len(batch) < self._settings.at_once:
+            job = next(iter(self._waiting))
+            if batch and not self._table.holds(job):
+                break
+            batch[job] = self._waiting.pop(job)
+            if not self._table.holds(job):
+                break
+        return batch
+
+    async def _make_one(self, job: str, left: dict[str, float], failed: list[Exception]) -> None:
         try:
             # Not through the table: old jobs would take the place of those that are asked about.
             await self._make(self._table.record(job) if self._table.holds(job) else Record(job, await self._journal.load(job)))
         except (BadCid, BlockCorrupt) as e:
             self._put_back(job, e)
-        except BaseException:
-            self._waiting[job] = None
-            self._waiting.move_to_end(job, last=False)
-            raise
+        except (ContentError, DimError, OSError) as e:
+            failed.append(e)
+            return
         else:
             self._spoilt.pop(job, None)
+        del left[job]
 
     def _put_back(self, job: str, why: ContentError) -> None:
         """It is this job's own fault: no other one waits for it."""
@@ -156,7 +202,7 @@ class BlockMaker:
         log.warning("blocks.not_made", job=job, tries=tries, reason=str(why))
         if tries < self._settings.tries:
             self._spoilt[job] = tries
-            self._waiting[job] = None
+            self._waiting.setdefault(job, trio.current_time())
 
     async def _walk(self) -> None:
         """One page of the journal."""

@@ -110,12 +110,67 @@ async def test_what_cannot_be_written_is_tried_again_and_is_in_the_backlog(
             await holder.table.merge(f"j{n}", [entry, e.claim(1, job=f"j{n}")])
         await trio.sleep(12)
         assert (maker.status()["backlog"], maker.status()["problem"]) == (3, "away")
-        pauses = [round(b - a) for a, b in pairwise(tries)]
-        assert pauses[:4] == [1, 2, 4, 4]
+        rounds = sorted(set(tries))  # of those that wait, all are tried at once
+        assert [round(b - a) for a, b in pairwise(rounds)][:4] == [1, 2, 4, 4]
         monkeypatch.undo()
         await trio.sleep(5)
         assert await holder.has(*map(spec_of, entries)) == [True] * 3
         assert maker.status() == {"backlog": 0, "failures": 0, "problem": ""}
+
+
+async def test_a_job_that_cannot_be_written_does_not_hold_those_beside_it(
+    holder: Holder, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = [core(f"j{n}") for n in range(3)]
+    put = holder.store._blocks.put
+
+    async def all_but_the_first(blocks: Any, **options: Any) -> None:
+        if spec_of(entries[0]) in str(blocks):
+            raise StoreUnavailable("away")
+        await put(blocks, **options)
+
+    monkeypatch.setattr(holder.store._blocks, "put", all_but_the_first)
+    async with holder.running() as maker:
+        for n, entry in enumerate(entries):
+            await holder.table.merge(f"j{n}", [entry, e.claim(1, job=f"j{n}")])
+        await trio.sleep(3)
+        assert await holder.has(*map(spec_of, entries)) == [False, True, True]
+        assert maker.status()["backlog"] == 1
+        monkeypatch.undo()
+        await trio.sleep(5)
+        assert await holder.has(*map(spec_of, entries)) == [True] * 3
+
+
+async def test_a_burst_of_jobs_goes_first_but_not_for_ever(holder: Holder, autojump_clock: MockClock) -> None:
+    entries = [core(f"j{n}") for n in range(50)]
+    made: list[int] = []
+    async with holder.running(quiet=0.25, delay_most=2.0) as maker:
+        for n, entry in enumerate(entries):
+            await holder.table.merge(f"j{n}", [entry, e.claim(1, job=f"j{n}")])
+            await trio.sleep(0.1)
+            made.append(maker.statistics()["made"])
+        assert made[:19] == [0] * 19
+        assert made[-1] >= 20  # those that have waited for two seconds
+        await trio.sleep(1)
+        assert await holder.has(*map(spec_of, entries)) == [True] * 50
+
+
+async def test_a_short_job_is_done_in_one_go(holder: Holder, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    has = holder.store.has
+
+    async def look(cid: str) -> bool:
+        looked.append(cid)
+        return await has(cid)
+
+    monkeypatch.setattr(holder.store, "has", look)
+    result = codec.encode({"outputs": {}, "tasks": []})
+    async with holder.running():
+        await holder.table.merge("j", [core("j"), e.claim(1, job="j")])
+        await trio.sleep(0.1)
+        await holder.table.merge("j", [ended("j", result=result, result_cid=cid_of(result))])
+        await trio.sleep(1)
+        assert looked == [spec_of(core("j")), cid_of(result)]
 
 
 async def test_after_a_start_and_when_too_many_wait_all_records_are_looked_at(holder: Holder, autojump_clock: MockClock) -> None:
@@ -178,7 +233,8 @@ async def test_a_job_that_is_itself_what_is_wrong_goes_to_the_back_and_is_left_a
         await trio.sleep(1)
         await holder.table.merge_many([("wrong", [wrong, e.claim(1, job="wrong")]), ("sound", [sound, e.claim(1, job="sound")])])
         await trio.sleep(10)
-        assert asked == [spec_of(wrong), spec_of(sound), spec_of(wrong), spec_of(wrong)]
+        assert sorted(asked[:2]) == sorted([spec_of(wrong), spec_of(sound)])
+        assert asked[2:] == [spec_of(wrong), spec_of(wrong)]
         assert maker.status() == {"backlog": 0, "failures": 0, "problem": ""}
     async with holder.running() as maker:  # that looks at all of them
         await trio.sleep(1)

@@ -47,7 +47,7 @@ async def provide(folder: Path, megabytes: int) -> None:
         await trio.to_thread.run_sync(sys.stdin.buffer.read)
 
 
-async def _content(megabytes: int) -> Any:
+async def _content(megabytes: int) -> AsyncGenerator[bytes, None]:
     for number in range(megabytes * 4):
         yield number.to_bytes(8, "big") * 31_250
         await trio.lowlevel.checkpoint()

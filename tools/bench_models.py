@@ -57,7 +57,7 @@ class Model:
 
 def make(folder: Path) -> dict[str, Model]:
     """Format -> model. ``folder`` must stay for as long as they are used."""
-    w = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(str(FIXTURES / "models" / "mlp.onnx")).graph.initializer}
+    w: dict[str, Any] = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(str(FIXTURES / "models" / "mlp.onnx")).graph.initializer}
     np.savez(folder / "w.npz", **w)
     _run(folder, _TORCHSCRIPT, folder / "w.npz", folder / "mlp.ts")
     _run(folder, _MLX, folder / "w.npz", folder / "mlp.mlxfn", MOST_ROWS)

@@ -13,6 +13,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ import numpy as np
 
 warnings.simplefilter("ignore")
 logging.disable(logging.CRITICAL)
-import coremltools as ct  # noqa: E402
+# By name: it is not installed everywhere, and where it is, its types do not tell what it takes and gives.
+ct: Any = import_module("coremltools")
 import torch  # noqa: E402
-from coremltools.converters.mil import Builder as mb  # noqa: E402
 
 from loaders.archive import pack_folder  # noqa: E402
+
+mb: Any = import_module("coremltools.converters.mil").Builder
 
 HERE = Path(__file__).parents[1] / "tests" / "fixtures" / "coreml"
 Arrays = dict[str, Any]
@@ -150,11 +153,11 @@ def tree_nodes(builder: Any, tree: Any, number: int, classes: bool, share: float
 
 
 def trees(folder: Path, x: Any, target: Any) -> None:
-    from coremltools.models.tree_ensemble import TreeEnsembleClassifier, TreeEnsembleRegressor
     from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
+    ensembles: Any = import_module("coremltools.models.tree_ensemble")
     forest = RandomForestClassifier(6, max_depth=4, random_state=0).fit(x, target)
-    builder = TreeEnsembleClassifier([("x", ct.models.datatypes.Array(4))], ["setosa", "versicolor", "virginica"], [("class", ct.models.datatypes.String()), ("p", ct.models.datatypes.Dictionary(ct.models.datatypes.String()))])  # fmt: skip
+    builder = ensembles.TreeEnsembleClassifier([("x", ct.models.datatypes.Array(4))], ["setosa", "versicolor", "virginica"], [("class", ct.models.datatypes.String()), ("p", ct.models.datatypes.Dictionary(ct.models.datatypes.String()))])  # fmt: skip
     builder.set_default_prediction_value([0.0, 0.0, 0.0])
     for number, tree in enumerate(forest.estimators_):
         tree_nodes(builder, tree, number, True, 1 / 6)
@@ -167,7 +170,7 @@ def trees(folder: Path, x: Any, target: Any) -> None:
     )
     y = (x[:, 0] * 2 - x[:, 2]).astype(np.float64)
     forest = RandomForestRegressor(5, max_depth=5, random_state=0).fit(x, y)
-    builder = TreeEnsembleRegressor([("x", ct.models.datatypes.Array(4))], "y")
+    builder = ensembles.TreeEnsembleRegressor([("x", ct.models.datatypes.Array(4))], "y")
     builder.set_default_prediction_value(0.0)
     for number, tree in enumerate(forest.estimators_):
         tree_nodes(builder, tree, number, False, 1 / 5)
@@ -367,7 +370,8 @@ def operators(folder: Path) -> None:
     program(folder / "images.coreml", {"z": z}, image_main, {f"{n}_": a.numpy() for n, (_, a) in images.items()})
     q, k, v = (rng.normal(size=(1, 2, n, 8)).astype(np.float32) for n in (3, 5, 5))
     mask = rng.normal(size=(3, 5)).astype(np.float32)
-    attended = torch.nn.functional.scaled_dot_product_attention(*map(torch.from_numpy, (q, k, v, mask))).numpy()
+    tq, tk, tv, tmask = map(torch.from_numpy, (q, k, v, mask))
+    attended = torch.nn.functional.scaled_dot_product_attention(tq, tk, tv, tmask).numpy()
     program(
         folder / "attention.coreml", {"q": q, "k": k, "v": v},
         lambda q, k, v: mb.scaled_dot_product_attention(query=q, key=k, value=v, attn_mask=mask, name="y"), {"y": attended}, "iOS18",
@@ -377,7 +381,7 @@ def operators(folder: Path) -> None:
 
 def compressed(folder: Path, model: Any, inputs: Arrays) -> None:
     """The MLP with palettised, quantised and sparse weights; answers by numpy are not there: compared loosely with the plain one."""
-    import coremltools.optimize.coreml as opt
+    opt: Any = import_module("coremltools.optimize.coreml")
 
     plain = dict(np.load(folder / "mlp.npz"))
     for name, config, change in (
@@ -408,7 +412,7 @@ def classifier(folder: Path, network: Any, inputs: Arrays) -> None:
 
 def blocks(folder: Path, network: Any, inputs: Arrays) -> None:
     """Four bits in blocks of ten columns, and half-precision constants that are cast (older and newer forms)."""
-    import coremltools.optimize.coreml as opt
+    opt: Any = import_module("coremltools.optimize.coreml")
 
     w = np.random.default_rng(4).normal(size=(8, 30)).astype(np.float16)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from skl2onnx import to_onnx
 from skl2onnx.common.data_types import FloatTensorType
+from sklearn.base import BaseEstimator
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
@@ -39,15 +41,16 @@ L2 = 1e-3
 HERE = Path(__file__).resolve().parent.parent / "dimnode" / "demo" / "models"
 
 
-def convert(model: object, width: int, name: str) -> bytes:
+def convert(model: BaseEstimator, width: int, name: str) -> bytes:
     """ONNX bytes of a fitted classifier with outputs ``label`` and ``probabilities``."""
     made = to_onnx(
         model,
-        initial_types=[("X", FloatTensorType([None, width]))],
+        initial_types=[("X", FloatTensorType([None, width]))],  # pyright: ignore[reportArgumentType]
         options={"zipmap": False},
         target_opset=OPSET,
         name=name,
     )
+    assert isinstance(made, onnx.ModelProto)
     return finish(made, name)
 
 
@@ -114,7 +117,7 @@ class Graph:
         self.constants[name] = numpy_helper.from_array(np.asarray(value, dtype=np.float64), name)
         return name
 
-    def node(self, kind: str, *inputs: str, **attributes: object) -> str:
+    def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
         name = f"t{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
         return name

@@ -10,8 +10,10 @@ import coverage_gate
 import results
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("dimnode/core/", "patterns/", "dimnode/domain/", "dimnode/orchestrator/", "dimnode/daemon/", "dimnode/swarm/", "dimnode/state/")
-PACKAGES += ("dimnode/rpc/", "dimnode/security/", "dimnode/config/", "dimnode/cli/", "dimnode/demo/", "p2p/ipfs/", "p2p/", "loaders/")
+PACKAGES = (
+    "dimnode/core/", "patterns/", "dimnode/domain/", "dimnode/orchestrator/", "dimnode/daemon/", "dimnode/swarm/", "dimnode/state/",
+    "dimnode/rpc/", "dimnode/security/", "dimnode/config/", "dimnode/cli/", "dimnode/demo/", "p2p/ipfs/", "p2p/", "loaders/",
+)  # fmt: skip
 
 
 def main() -> int:

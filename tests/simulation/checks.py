@@ -59,8 +59,9 @@ class Checks:
                 self._durable(job)
 
     def acknowledged(self, job: Job) -> None:
-        """The answer to a submission tells how many have it: it must be so."""
-        disks = self.disks_with(job.id)
+        """The answer to a submission tells how many have it: it must be so. Burnt ones included: one may burn while the answer is on its way,
+        and the others have to bear that (`enough_copies`)."""
+        disks = [n for n, c in self._world.computers.items() if job.id in c.disk.journal.cores]
         if len(disks) < job.copies:
             self._world.fail(f"{job.key} ({job.id}) was acknowledged with {job.copies} copies and is on {disks}")
         self._by_majority(job, "was acknowledged")

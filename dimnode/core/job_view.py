@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, cast
 
 import msgspec
@@ -36,16 +37,18 @@ from dimnode.domain.record import (
 
 _PROGRESS: dict[str, int] = {"queued": 0, "scheduling": 1, "fetching": 2, "running": 3, "aggregating": 4}
 _NO_BALLOT = Ballot(-1, "", "")
+_NOTHING: Mapping[Any, Any] = MappingProxyType({})
+"""One for all: most views are of jobs that wait."""
 
 
-class AttemptFact(msgspec.Struct, frozen=True):
+class AttemptFact(msgspec.Struct, frozen=True, gc=False):
     """One finished attempt: its entry id and what the executor signed."""
 
     id: str
     attempt: Attempt
 
 
-class Assignment(msgspec.Struct, frozen=True):
+class Assignment(msgspec.Struct, frozen=True, gc=False):
     """The latest assignment of a task: the highest (ballot, attempt number)."""
 
     id: str
@@ -54,12 +57,12 @@ class Assignment(msgspec.Struct, frozen=True):
     """Made by the present owner; False: by a former one, the task may still run there."""
 
 
-class SealFact(msgspec.Struct, frozen=True):
+class SealFact(msgspec.Struct, frozen=True, gc=False):
     id: str
     seal: SealEntry
 
 
-class Superseded(msgspec.Struct, frozen=True):
+class Superseded(msgspec.Struct, frozen=True, gc=False):
     """An outcome that lost."""
 
     id: str
@@ -67,8 +70,8 @@ class Superseded(msgspec.Struct, frozen=True):
     ballot: Ballot
 
 
-class JobView(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of one job as its record tells it. (A struct: views are made often, and it is made five times as fast as a frozen dataclass.)"""
+class JobView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The state of one job as its record tells it. (A struct: it is made five times as fast as a frozen dataclass, and views are made often.)"""
 
     job: str
     core: Core | None
@@ -231,7 +234,9 @@ def _times(by: _Sorted, top: Ballot, core: Core | None, outcome: OutcomeEntry | 
     return dict(sorted(times.items(), key=lambda item: _PROGRESS.get(item[0], len(_PROGRESS))))
 
 
-def _assignments(assigns: list[tuple[str, Assign]], top: Ballot) -> dict[str, Assignment]:
+def _assignments(assigns: list[tuple[str, Assign]], top: Ballot) -> Mapping[str, Assignment]:
+    if not assigns:
+        return _NOTHING
     best: dict[str, tuple[str, Assign]] = {}
     for key, a in assigns:
         known = best.get(a.task)
@@ -240,14 +245,18 @@ def _assignments(assigns: list[tuple[str, Assign]], top: Ballot) -> dict[str, As
     return {task: Assignment(key, a, a.ballot >= top) for task, (key, a) in best.items()}
 
 
-def _last_attempts(assigns: list[tuple[str, Assign]]) -> dict[str, int]:
+def _last_attempts(assigns: list[tuple[str, Assign]]) -> Mapping[str, int]:
+    if not assigns:
+        return _NOTHING
     last: dict[str, int] = {}
     for _, a in assigns:
         last[a.task] = max(a.attempt, last.get(a.task, 0))
     return last
 
 
-def _facts(attempts: list[tuple[str, Attempt]], status: str, voids: set[str]) -> dict[str, tuple[AttemptFact, ...]]:
+def _facts(attempts: list[tuple[str, Attempt]], status: str, voids: set[str]) -> Mapping[str, tuple[AttemptFact, ...]]:
+    if not attempts:
+        return _NOTHING
     found: dict[str, list[AttemptFact]] = {}
     for key, a in attempts:
         if a.status == status and key not in voids:
@@ -255,7 +264,9 @@ def _facts(attempts: list[tuple[str, Attempt]], status: str, voids: set[str]) ->
     return {task: tuple(sorted(facts, key=lambda f: (f.attempt.ballot, f.attempt.attempt, f.id))) for task, facts in found.items()}
 
 
-def _seals(seals: list[tuple[str, SealEntry]]) -> dict[int, SealFact]:
+def _seals(seals: list[tuple[str, SealEntry]]) -> Mapping[int, SealFact]:
+    if not seals:
+        return _NOTHING
     best: dict[int, SealFact] = {}
     for key, s in seals:
         known = best.get(s.round)
@@ -264,7 +275,9 @@ def _seals(seals: list[tuple[str, SealEntry]]) -> dict[int, SealFact]:
     return best
 
 
-def _chosen(completed: dict[str, tuple[AttemptFact, ...]], seals: dict[int, SealFact]) -> dict[str, AttemptFact]:
+def _chosen(completed: Mapping[str, tuple[AttemptFact, ...]], seals: Mapping[int, SealFact]) -> Mapping[str, AttemptFact]:
+    if not completed:
+        return _NOTHING
     sealed = {entry_id for s in seals.values() for entry_id in s.seal.attempts.values()}
     return {task: next((f for f in facts if f.id in sealed), facts[0]) for task, facts in completed.items()}
 

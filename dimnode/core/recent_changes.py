@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,16 @@ class RecentChanges:
 
     def after(self, since: int, before: float, limit: int) -> Changes:
         """The first ``limit`` whose last change came after number ``since`` (0: all that are remembered), and at ``before`` at the latest."""
-        newer = list(takewhile(lambda item: item[1][0] > since, reversed(self._last.items())))
-        part = [(job, number) for job, (number, at) in reversed(newer) if at <= before]
+        part: list[tuple[str, int]] = []
+        for job, (number, at) in self._newer(since):
+            if at > before or len(part) > limit:
+                break
+            part.append((job, number))
         until = part[min(limit, len(part)) - 1][1] if part else since
         return Changes(tuple(job for job, _ in part[:limit]), until, len(part) > limit)
+
+    def _newer(self, since: int) -> Iterable[tuple[str, tuple[int, float]]]:
+        """In their order. Looked for from the end that is nearer: a burst leaves thousands, and few are asked for at once."""
+        if 2 * (self._count - since) > len(self._last):
+            return dropwhile(lambda item: item[1][0] <= since, self._last.items())
+        return reversed(list(takewhile(lambda item: item[1][0] > since, reversed(self._last.items()))))

@@ -42,6 +42,14 @@ def encode(value: Any) -> bytes:
         raise CodecError(f"cannot encode: {e}") from e
 
 
+def encode_plain(value: Any) -> bytes:
+    """As `encode`, of what is plain already: no structs, no tuples, and no keys but strings. Raises `CodecError`."""
+    try:
+        return dagcbor.encode(value)
+    except (ValueError, TypeError) as e:
+        raise CodecError(f"cannot encode: {e}") from e
+
+
 def decode_plain(data: bytes) -> Any:
     """Plain values from canonical bytes. Raises `CodecError`."""
     try:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import re
 from typing import NewType
+
+import libipld
 
 PeerId = NewType("PeerId", str)
 """libp2p peer id, base58 (``12D3KooW...``). It contains the node's Ed25519 public key."""
@@ -25,7 +26,7 @@ def job_id(swarm: str, principal: str, nonce: str, spec_digest: str) -> JobId:
     for part in (swarm, principal, nonce, spec_digest):
         raw = part.encode()
         h.update(len(raw).to_bytes(8, "big") + raw)
-    return JobId("job-" + base64.b32encode(h.digest()[:15]).decode().lower())
+    return JobId("job-" + libipld.encode_multibase("b", h.digest()[:15])[1:])
 
 
 _JOB_ID = re.compile(r"job-[a-z2-7]{24}")

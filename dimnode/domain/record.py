@@ -2,6 +2,8 @@
 
 A record is a grow-only set of entries; its state is a view (`dimnode.core.job_record`). Unknown kinds
 are carried along unchanged, so that versions can differ.
+
+The structs hold data only, no cycles: the garbage collector need not look at them (``gc=False``), of which a node has many thousands.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ Terminal = Literal["completed", "failed", "cancelled", "expired", "deleted"]
 JobStatus = Literal["queued", "scheduling", "fetching", "running", "aggregating", "completed", "failed", "cancelled", "expired"]
 
 
-class Ballot(msgspec.Struct, frozen=True, order=True):
+class Ballot(msgspec.Struct, frozen=True, gc=False, order=True):
     """Totally ordered right to decide over a job."""
 
     n: int
@@ -28,14 +30,14 @@ class Ballot(msgspec.Struct, frozen=True, order=True):
     boot: str
 
 
-class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
+class ErrorInfo(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     code: str
     message: str
     hint: str = ""
     details: dict[str, Any] = {}
 
 
-class Core(msgspec.Struct, frozen=True, kw_only=True, tag="core"):
+class Core(msgspec.Struct, frozen=True, gc=False, kw_only=True, tag="core"):
     """The job as it was accepted. ``spec`` is the canonical DAG-CBOR of the form, inputs included
     (inline) or referred to by CID."""
 
@@ -53,7 +55,7 @@ class Core(msgspec.Struct, frozen=True, kw_only=True, tag="core"):
     """The form's, for listings."""
 
 
-class Claim(msgspec.Struct, frozen=True, kw_only=True, tag="claim"):
+class Claim(msgspec.Struct, frozen=True, gc=False, kw_only=True, tag="claim"):
     job: str
     ballot: Ballot
     elapsed: float = 0.0
@@ -61,7 +63,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, tag="claim"):
     at: float = 0.0
 
 
-class PlanEntry(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
+class PlanEntry(msgspec.Struct, frozen=True, gc=False, kw_only=True, tag="plan"):
     """Round 0 of the job's tasks as the first owner planned them (`patterns.api.Plan`, plain form),
     so that a later owner makes the same shards. Of several the lowest (ballot, entry id) counts."""
 
@@ -70,7 +72,7 @@ class PlanEntry(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
     plan: dict[str, Any]
 
 
-class Assign(msgspec.Struct, frozen=True, kw_only=True, tag="assign"):
+class Assign(msgspec.Struct, frozen=True, gc=False, kw_only=True, tag="assign"):
     job: str
     ballot: Ballot
     task: str
@@ -83,7 +85,7 @@ class Assign(msgspec.Struct, frozen=True, kw_only=True, tag="assign"):
     at: float
 
 
-class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+class Receipt(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """What a node states about one task: signed as part of its attempt entry."""
 
     job: str
@@ -102,7 +104,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """Entry id of this node's receipt before this one: receipts chain."""
 
 
-class Attempt(msgspec.Struct, frozen=True, kw_only=True, tag="attempt"):
+class Attempt(msgspec.Struct, frozen=True, gc=False, kw_only=True, tag="attempt"):
     """A fact, by its executor: counts from any ballot."""
 
     job: str
@@ -125,7 +127,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, tag="attempt"):
     node: str = ""
 
 
-class Void(msgspec.Struct, frozen=True, kw_only=True, tag="void"):
+class Void(msgspec.Struct, frozen=True, gc=False, kw_only=True, tag="void"):
     """The output of this attempt is nowhere to be had: it does not count as done."""
 
     job: str
@@ -135,7 +137,7 @@ class Void(msgspec.Struct, frozen=True, kw_only=True, tag="void"):
     reason: str
 
 
-class SealEntry(msgspec.Struct, frozen=True, kw_only=True, tag="seal"):
+class SealEntry(msgspec.Struct, frozen=True, gc=False, kw_only=True, tag="seal"):
     job: str
     ballot: Ballot
     round: int
@@ -145,7 +147,7 @@ class SealEntry(msgspec.Struct, frozen=True, kw_only=True, tag="seal"):
     """Entry id of the plan that these tasks are of: two sides of a partition may have made one each."""
 
 
-class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, tag="checkpoint"):
+class Checkpoint(msgspec.Struct, frozen=True, gc=False, kw_only=True, tag="checkpoint"):
     """What a round came to is a block of its own: a later owner need not aggregate it again. An aid, nothing is decided by it."""
 
     job: str
@@ -157,7 +159,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, tag="checkpoint"):
     """DAG-CBOR; see `dimnode.orchestrator.checkpoints`."""
 
 
-class OutcomeEntry(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
+class OutcomeEntry(msgspec.Struct, frozen=True, gc=False, kw_only=True, tag="outcome"):
     job: str
     ballot: Ballot
     status: Terminal
@@ -168,7 +170,7 @@ class OutcomeEntry(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
     """The result document itself (canonical DAG-CBOR) while it is small."""
 
 
-class StatusEntry(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
+class StatusEntry(msgspec.Struct, frozen=True, gc=False, kw_only=True, tag="status"):
     """When the owner entered a status: for people, nothing is decided by it. ``elapsed`` checkpoints
     the job's age."""
 
@@ -179,7 +181,7 @@ class StatusEntry(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
     elapsed: float = 0.0
 
 
-class Unknown(msgspec.Struct, frozen=True, kw_only=True):
+class Unknown(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """An entry of a kind that this version does not know."""
 
     kind: str

@@ -73,7 +73,7 @@ class Admission:
         manifests = await self.check(settled, dry_run=False)
         self.plan_now(settled, manifests)
         settled = JobForm(settled.form, {n: await self._values.settle(t, draft) for n, t in settled.client_data.items()})
-        spec = codec.encode(settled.to_plain())
+        spec = codec.encode_plain(settled.to_plain())
         if len(spec) > self._settings.max_spec_bytes:
             rule = f"must not be larger than {self._settings.max_spec_bytes} bytes, is {len(spec)}"
             raise InvalidArgument(f"the job form {rule}", fields=(FieldProblem("", rule),), hint="Pass large inputs by CID.")

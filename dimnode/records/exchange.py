@@ -17,7 +17,7 @@ from dimnode.core.retention import RetentionRule
 from dimnode.domain import codec
 from dimnode.domain.record import SignedEntry
 from dimnode.ports import Clock
-from dimnode.records.admission import admit
+from dimnode.records.admission import Turns, admit
 from dimnode.records.messages import FETCH, STORE, FetchAnswer, FetchRequest, JobEntries, StoreAnswer, StoreRequest
 from dimnode.records.table import RecordTable
 from p2p.api import Network
@@ -91,9 +91,10 @@ class RecordExchange:
         """What of it may be let in."""
         records = await self._table.find_many([t.job for t in told])
         good: list[tuple[str, Sequence[SignedEntry]]] = []
+        turns = Turns()
         for t in told:
             record = records.get(t.job)
-            admitted = await admit(self._gate, t.job, t.entries, record, whole=False, unwritten=self._table.unwritten(t.job))
+            admitted = await admit(self._gate, t.job, t.entries, record, turns, whole=False, unwritten=self._table.unwritten(t.job))
             if admitted.refused:
                 self.counts["refused"] += admitted.refused
                 log.warning("records.refused", peer=peer, job=t.job, entries=admitted.refused, reason=admitted.reason)

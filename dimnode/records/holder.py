@@ -22,7 +22,7 @@ from dimnode.domain import codec
 from dimnode.domain.record import SignedEntry
 from dimnode.errors import DimError, ResourceExhausted
 from dimnode.ports import Clock, Journal
-from dimnode.records.admission import Admitted, admit
+from dimnode.records.admission import Admitted, Turns, admit
 from dimnode.records.messages import (
     BLOCKS,
     COMPARE,
@@ -134,8 +134,9 @@ class RecordHolder:
             return [StoreResult(job=j.job, status="refused", reason="this node keeps no copies for that one") for j in request.jobs]
         try:
             records = await self._table.find_many([j.job for j in request.jobs])
+            turns = Turns()
             found: dict[str, StoreResult | Admitted] = {
-                j.job: await self._judge(peer, j, records.get(j.job), merge=request.merge) for j in request.jobs
+                j.job: await self._judge(peer, j, records.get(j.job), turns, merge=request.merge) for j in request.jobs
             }
             good = [j for j in request.jobs if isinstance(found[j.job], Admitted)]
             merged = await self._write(peer, good, found, merge=request.merge)
@@ -145,13 +146,15 @@ class RecordHolder:
             raise RemoteFault("UNAVAILABLE", e.message) from e
         return self._results(request, found, merged, records)
 
-    async def _judge(self, peer: str, sent: JobEntries, record: Record | None, *, merge: bool) -> StoreResult | Admitted:
+    async def _judge(self, peer: str, sent: JobEntries, record: Record | None, turns: Turns, *, merge: bool) -> StoreResult | Admitted:
         """What may be stored of it, or why nothing."""
         if record is None and not begins(sent.entries):
             return StoreResult(job=sent.job, status="incomplete")
         if not merge and not self._gate.may_decide(peer):
             return StoreResult(job=sent.job, status="refused", reason="this node is not among those that may decide here")
-        admitted = await admit(self._gate, sent.job, sent.entries, record, whole=not merge, unwritten=self._table.unwritten(sent.job))
+        admitted = await admit(
+            self._gate, sent.job, sent.entries, record, turns, whole=not merge, unwritten=self._table.unwritten(sent.job)
+        )
         if admitted.reason:
             log.warning("records.refused", peer=peer, job=sent.job, entries=admitted.refused, reason=admitted.reason)
             if not admitted.entries:

@@ -64,7 +64,7 @@ class MakingSettings:
     quiet: float = 0.25
     """Seconds without a change after which it begins: a burst of jobs goes first, and a short job has ended by then and is done at once."""
     delay_most: float = 2.0
-    """Seconds that a job waits for that."""
+    """Seconds from the first change after such a time for which it waits for the next one."""
     at_once: int = 8
     """Jobs whose records are in memory; their blocks go to the disk together."""
     walk_share: float = 0.05
@@ -86,9 +86,8 @@ class BlockMaker:
         self._journal = journal
         self._store = store
         self._settings = settings or MakingSettings()
-        self._waiting: OrderedDict[str, float] = OrderedDict()
-        """Jobs, and since when."""
-        self._changed_at = -math.inf
+        self._waiting: OrderedDict[str, None] = OrderedDict()
+        self._changed_at = self._busy_since = -math.inf
         self._spoilt: dict[str, int] = {}
         """How often those of them failed that are themselves what is wrong."""
         self._wake = trio.Event()
@@ -113,8 +112,11 @@ class BlockMaker:
         if len(self._waiting) >= self._settings.most and job not in self._waiting:
             self._walk_due, self._cursor = True, ""
             return
-        self._changed_at = trio.current_time()
-        self._waiting.setdefault(job, self._changed_at)
+        now = trio.current_time()
+        if now > self._changed_at + self._settings.quiet:
+            self._busy_since = now
+        self._changed_at = now
+        self._waiting[job] = None
         self._wake.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -140,8 +142,7 @@ class BlockMaker:
                 await trio.sleep(min(s.retry_first * 2 ** min(self._failures - 1, 16), s.retry_most))
 
     def _until_quiet(self, now: float) -> float:
-        oldest = next(iter(self._waiting.values()))
-        return min(self._changed_at + self._settings.quiet, oldest + self._settings.delay_most) - now
+        return min(self._changed_at + self._settings.quiet, self._busy_since + self._settings.delay_most) - now
 
     async def _patiently(self, act: Any) -> bool:
         try:
@@ -157,7 +158,7 @@ class BlockMaker:
     async def _next(self) -> None:
         """Of some jobs together. Those that failed, or were not come to, stay the first in line."""
         batch = self._take()
-        left = dict(batch)
+        left = dict.fromkeys(batch)
         failed: list[Exception] = []
         try:
             with collapse():
@@ -165,25 +166,26 @@ class BlockMaker:
                     for job in batch:
                         nursery.start_soon(self._make_one, job, left, failed)
         finally:
-            for job, since in reversed(left.items()):
-                self._waiting[job] = since
+            for job in reversed(left):
+                self._waiting[job] = None
                 self._waiting.move_to_end(job, last=False)
         if failed:
             raise failed[0]
 
-    def _take(self) -> dict[str, float]:
+    def _take(self) -> list[str]:
         """Off the line, before anything is done: what changes meanwhile comes again. A record that is not in memory goes alone: it may be large."""
-        batch: dict[str, float] = {}
+        batch: list[str] = []
         while self._waiting and len(batch) < self._settings.at_once:
             job = next(iter(self._waiting))
             if batch and not self._table.holds(job):
                 break
-            batch[job] = self._waiting.pop(job)
+            del self._waiting[job]
+            batch.append(job)
             if not self._table.holds(job):
                 break
         return batch
 
-    async def _make_one(self, job: str, left: dict[str, float], failed: list[Exception]) -> None:
+    async def _make_one(self, job: str, left: dict[str, None], failed: list[Exception]) -> None:
         try:
             # Not through the table: old jobs would take the place of those that are asked about.
             await self._make(self._table.record(job) if self._table.holds(job) else Record(job, await self._journal.load(job)))
@@ -202,7 +204,7 @@ class BlockMaker:
         log.warning("blocks.not_made", job=job, tries=tries, reason=str(why))
         if tries < self._settings.tries:
             self._spoilt[job] = tries
-            self._waiting.setdefault(job, trio.current_time())
+            self._waiting[job] = None
 
     async def _walk(self) -> None:
         """One page of the journal."""

@@ -48,6 +48,9 @@ class JournalSettings:
     """A file up to this size is checked for damage when it is opened; a larger one when it is read."""
     remembered_ballots: int = 2_000
     """Jobs whose highest ballot is known without a look at the disk."""
+    checkpoint_pages: int = 4_000
+    """Pages (4 KiB) of the write-ahead log after which they go to the file: ids are random, so that few jobs change many pages, the same ones again
+    and again."""
     max_pages: int | None = None
     """Bound of the file in SQLite pages (4 KiB); None: the disk's."""
 
@@ -331,6 +334,10 @@ def _open_writer(path: Path, settings: JournalSettings) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA fullfsync = ON")
         connection.execute("PRAGMA checkpoint_fullfsync = ON")
+        connection.execute(
+            "PRAGMA temp_store = MEMORY"
+        )  # else each statement with many rows has a file of its own for a while, to be undone from
+        connection.execute(f"PRAGMA wal_autocheckpoint = {settings.checkpoint_pages:d}")
         if path.stat().st_size <= settings.check_bytes:
             schema.check(connection)
         schema.prepare(connection)

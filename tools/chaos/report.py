@@ -76,10 +76,11 @@ def document(f: Findings) -> dict[str, Any]:
         "stops_with_work_left": f.stops_with_work_left,
         "tracebacks": list(f.tracebacks),
     }
-    gone = [d for d in out["faults"] if d["kind"] in ("kill", "stop") and d["held_seat"]]
+    gone = [d for d in out["faults"] if d["kind"] in ("kill", "stop") and d["held_seat"] and not d["seats_held"]]
     for kind in ("kill", "stop"):
         out[f"new_orchestrator_after_{kind}"] = spread(d["replaced_after"] for d in gone if d["kind"] == kind and d["replaced_after"])
     kills = [d for d in gone if d["kind"] == "kill" and d["replaced_after"]]
+    out["not_missed"] = sum(1 for d in out["faults"] if d["kind"] in ("kill", "stop") and d["held_seat"] and d["seats_held"])
     out["new_orchestrator_after_kill_alone"] = spread(d["replaced_after"] for d in kills if alone(d, out["faults"]))
     out["not_replaced"] = [d["what"] for d in gone if d["replaced_after"] is None and not d["others_sufficed"]]
     out["failures"] = failures(out)
@@ -118,6 +119,7 @@ def _fault(done: Done, f: Findings) -> dict[str, Any]:
         "client": done.fault.client,
         "replaced_after": after and round(after[0], 2),
         "replaced_by": after and f"node{after[1]}",
+        "seats_held": others_suffice(f.seen, done.victim, done.began),
         "others_sufficed": others_suffice(f.seen, done.victim, done.ended),
     }
 
@@ -159,6 +161,7 @@ def show(out: dict[str, Any], console: Console) -> None:
         ("executions, of them repeated", f"{repeated['tasks'] + repeated['repeated']}, {repeated['repeated']}"),
         ("new orchestrator after a kill, s", _spread(out["new_orchestrator_after_kill"])),
         ("  while nothing else was wrong", _spread(out["new_orchestrator_after_kill_alone"])),
+        ("orchestrators not missed, for others held all seats", str(out["not_missed"])),
         ("new orchestrator after a clean stop, s", _spread(out["new_orchestrator_after_stop"])),
         ("  stops with work left while another ailed", str(out["stops_with_work_left"])),
         ("longest pause of a watching client, s", _spread(out["watching"]["longest_pause"])),

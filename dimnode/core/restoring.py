@@ -1,7 +1,8 @@
 """When, and to whom, the records of nodes that are gone are brought: pure. docs/decisions/0029.
 
 An owner that is there sees to the copies of its own records. Of one that is gone the heirs (`dimnode.core.records_sync.heirs`) shall have
-them, and every other holder brings them: by one walk through its journal, some time after a node is seen to be gone. A node that is
+them, and every other holder brings them: by one walk through its journal, some time after a node is seen to be gone. The walk of an owner that is
+there also takes its own records: of those that ended long ago it does not know any more who has them, and it may have been that node. A node that is
 back by then has its disk with it, and nothing was moved in vain.
 """
 

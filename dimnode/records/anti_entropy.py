@@ -151,11 +151,11 @@ class AntiEntropy:
         return [job for job in jobs if self._quarrels.holds(peer, job, now)]
 
     async def heirs(self, jobs: Sequence[str]) -> dict[str, Collection[str]]:
-        """Who shall hold the records of jobs whose owners are not there."""
+        """Who shall hold the records of jobs whose owners are not there, or that are this node's own."""
         states = {v.heartbeat.peer_id: v for v in self._registry.nodes()}
         found: dict[str, Collection[str]] = {}
         for job in jobs:
-            found[job] = self._heirs(job, states)
+            found[job] = self._responsible(job) if self._owns(job, states) else self._heirs(job, states)
             await trio.lowlevel.checkpoint()
         return found
 
@@ -306,6 +306,12 @@ class AntiEntropy:
         if owner is not None and there is not None and there.state in ("alive", "suspect") and there.heartbeat.boot == owner.boot:
             return peer == owner.peer or (owner.peer == self._network.peer_id and peer in self._responsible(job))
         return peer in self._heirs(job, states)
+
+    def _owns(self, job: str, states: Mapping[str, NodeView]) -> bool:
+        """Of a job in memory whether this node, since its latest start, sees to its copies."""
+        owner = self._table.view(job).owner if self._table.holds(job) else None
+        me = states.get(self._network.peer_id)
+        return owner is not None and me is not None and (owner.peer, owner.boot) == (me.heartbeat.peer_id, me.heartbeat.boot)
 
     def _heirs(self, job: str, states: Mapping[str, NodeView]) -> Collection[str]:
         allowed = self._settings.copies_on

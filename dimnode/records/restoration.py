@@ -1,4 +1,5 @@
-"""Brings the records of nodes that are gone to those that shall have them now. What and when: `dimnode.core.restoring`."""
+"""After a node is gone: brings its records, and this node's own, of which it may have had the copies, to those that shall have them now.
+What and when: `dimnode.core.restoring`."""
 
 from __future__ import annotations
 
@@ -82,7 +83,7 @@ class Restoration:
         if cursor is None or not self._restoring.room():
             return
         page = await self._journal.digests(cursor, self._settings.page)
-        heirs = await self._heirs([d.job for d in page if d.owner and self._restoring.gone(d.owner)])
+        heirs = await self._heirs([d.job for d in page if d.owner and (d.owner == self._me or self._restoring.gone(d.owner))])
         self._counts["looked_at"] += len(page)
         others = {job: [p for p in peers if p != self._me] for job, peers in heirs.items()}
         self._restoring.turned([d.job for d in page], self._settings.page, others)

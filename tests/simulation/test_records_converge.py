@@ -165,6 +165,27 @@ async def test_in_a_large_swarm_the_last_copy_does_not_wait_until_everybody_has_
         assert nodes["p1"].restoration.statistics()["looked_at"] >= len(jobs)
 
 
+async def test_in_a_large_swarm_a_copy_lost_long_after_the_end_is_made_anew_by_the_owner(autojump_clock: MockClock) -> None:
+    """The owner is there, and does not know any more who had it."""
+    names = [f"p{i}" for i in range(60)]
+    async with record_swarm(names, "anti_entropy", "restoration", anti_entropy=AntiEntropySettings(interval=10.0)) as swarm:
+        nodes, jobs = swarm.nodes, [f"job-{i}" for i in range(30)]
+        records = {job: [e.core(job), e.claim(1, "p0", job=job), e.outcome(1, "completed", "p0", job=job)] for job in jobs}
+        await trio.sleep(40)  # after a start there is one walk in any case
+        for job, record in records.items():
+            nodes["p0"].chosen[job] = ("p2",)
+            for peer in ("p0", "p1"):
+                await nodes[peer].table.merge(job, record)
+        swarm.crash("p1")
+        crashed = trio.current_time()
+
+        async def anew() -> bool:
+            return all([{"p0", "p2"} <= await holders(nodes, job, records[job]) for job in jobs])
+
+        await until(anew, 60)
+        assert trio.current_time() - crashed > 29, "it might have come back"
+
+
 async def _pinned(node: RecordNode, cid: str) -> bool:
     return cid in await node.store.pins() and await node.store.has(cid)
 

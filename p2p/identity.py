@@ -140,11 +140,13 @@ def peer_id_text(raw: bytes) -> str:
     return base58.b58encode(raw).decode()
 
 
-@functools.lru_cache(maxsize=4096)
 def peer_id_bytes(text: str) -> bytes | None:
     """The binary peer id, or None if the text is not that of an Ed25519 key."""
-    if not 40 <= len(text) <= 64:
-        return None
+    return _peer_id_bytes(text) if 40 <= len(text) <= 64 else None  # before anything is remembered of it
+
+
+@functools.lru_cache(maxsize=4096)
+def _peer_id_bytes(text: str) -> bytes | None:
     try:
         raw = base58.b58decode(text)
     except ValueError:

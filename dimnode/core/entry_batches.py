@@ -19,6 +19,8 @@ Verify = Callable[[str, bytes, bytes], bool]
 PREFIX = b"dim-entries-v1:"
 MOST = 16
 """Leaves of a tree: a sixteenth of a signature for each, and four hashes to prove it."""
+_AUTHOR = 64
+"""Characters that no peer id exceeds: of longer names nothing is remembered."""
 _HASH = 32
 _SIGNATURE = 64
 _HEAD = _SIGNATURE + 2
@@ -39,7 +41,7 @@ def holds(author: str, message: bytes, signature: bytes, verify: Verify) -> bool
     if len(signature) == _SIGNATURE:
         return verify(author, message, signature)
     path, rest = divmod(len(signature) - _HEAD, _HASH)
-    if rest or path < 1:
+    if rest or path < 1 or len(author) > _AUTHOR:
         return False
     leaves, index = signature[_SIGNATURE:_HEAD]
     if not index < leaves <= MOST:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, cast
 
 import msgspec
@@ -37,8 +36,8 @@ from dimnode.domain.record import (
 
 _PROGRESS: dict[str, int] = {"queued": 0, "scheduling": 1, "fetching": 2, "running": 3, "aggregating": 4}
 _NO_BALLOT = Ballot(-1, "", "")
-_NOTHING: Mapping[Any, Any] = MappingProxyType({})
-"""One for all: most views are of jobs that wait."""
+_NOTHING: Mapping[Any, Any] = {}
+"""One for all, never written to: most views are of jobs that wait."""
 
 
 class AttemptFact(msgspec.Struct, frozen=True, gc=False):

@@ -141,7 +141,7 @@ class AntiEntropy:
         try:
             for start in range(0, len(jobs), self._settings.items):
                 digests = await self._journal.digests_of(jobs[start : start + self._settings.items])
-                items = [CompareItem(job=job, digest=d.digest, keep=self._keep(job, peer, states)) for job, d in digests.items()]
+                items = [CompareItem(job=job, digest=d.digest, keep=self._keep(job, peer, states, d.owner)) for job, d in digests.items()]
                 await self._compare(peer, items)
         except (NetworkError, codec.CodecError, DimError) as e:
             log.debug("records.not_brought", peer=peer, jobs=len(jobs), reason=str(e))
@@ -150,12 +150,12 @@ class AntiEntropy:
         now = self._clock.monotonic()
         return [job for job in jobs if self._quarrels.holds(peer, job, now)]
 
-    async def heirs(self, jobs: Sequence[str]) -> dict[str, Collection[str]]:
-        """Who shall hold the records of jobs whose owners are not there, or that are this node's own."""
+    async def heirs(self, owners: Mapping[str, str]) -> dict[str, Collection[str]]:
+        """Who shall hold the records of these jobs, as far as this node has to see to it. ``owners``: the peer with the highest claim."""
         states = {v.heartbeat.peer_id: v for v in self._registry.nodes()}
         found: dict[str, Collection[str]] = {}
-        for job in jobs:
-            found[job] = self._responsible(job) if self._owns(job, states) else self._heirs(job, states)
+        for job, owner in owners.items():
+            found[job] = self._responsible(job) if self._owns(job, states, owner) else self._heirs(job, states)
             await trio.lowlevel.checkpoint()
         return found
 
@@ -176,7 +176,7 @@ class AntiEntropy:
             changes = self._agenda.changed(life, self._table.changes, trio.current_time())
             try:
                 digests = await self._journal.digests_of(changes.jobs) if number else await self._chosen(changes)
-                items = [CompareItem(job=job, digest=d.digest, keep=self._keep(job, peer, states)) for job, d in digests.items()]
+                items = [CompareItem(job=job, digest=d.digest, keep=self._keep(job, peer, states, d.owner)) for job, d in digests.items()]
                 await self._compare(peer, items)
             except (NetworkError, codec.CodecError, DimError) as e:
                 self._counts["failed"] += 1
@@ -295,11 +295,13 @@ class AntiEntropy:
         """Whether this node would give the peer a copy of the job's record, and its blocks, if it lacked them."""
         return self._keep(job, peer, {v.heartbeat.peer_id: v for v in self._registry.nodes()})
 
-    def _keep(self, job: str, peer: str, states: Mapping[str, NodeView]) -> bool:
+    def _keep(self, job: str, peer: str, states: Mapping[str, NodeView], owned_by: str = "") -> bool:
         """Whether the peer shall hold a copy, as far as this node has to see to it: an owner that is there sees to its own. An owner
         that does not have it shall, or nobody would drive it: its disk was full, say, when the copies had its claim already."""
-        if not self._table.holds(job):
-            return peer in self._heirs(job, states)
+        if not self._table.holds(job):  # it ended: ``owned_by`` is all that is known of its owner
+            if (there := states.get(owned_by)) is None or there.state not in ("alive", "suspect"):
+                return peer in self._heirs(job, states)
+            return peer == owned_by or (owned_by == self._network.peer_id and peer in self._responsible(job))
         seen: JobView = self._table.view(job)
         owner = seen.owner
         there = states.get(owner.peer) if owner is not None else None
@@ -307,10 +309,11 @@ class AntiEntropy:
             return peer == owner.peer or (owner.peer == self._network.peer_id and peer in self._responsible(job))
         return peer in self._heirs(job, states)
 
-    def _owns(self, job: str, states: Mapping[str, NodeView]) -> bool:
-        """Of a job in memory whether this node, since its latest start, sees to its copies."""
-        owner = self._table.view(job).owner if self._table.holds(job) else None
-        me = states.get(self._network.peer_id)
+    def _owns(self, job: str, states: Mapping[str, NodeView], owned_by: str) -> bool:
+        """Whether this node sees to its copies: since its latest start, as far as that is known."""
+        if not self._table.holds(job):
+            return owned_by == self._network.peer_id
+        owner, me = self._table.view(job).owner, states.get(self._network.peer_id)
         return owner is not None and me is not None and (owner.peer, owner.boot) == (me.heartbeat.peer_id, me.heartbeat.boot)
 
     def _heirs(self, job: str, states: Mapping[str, NodeView]) -> Collection[str]:

@@ -64,7 +64,7 @@ class MakingSettings:
     quiet: float = 0.25
     """Seconds without a change after which it begins: a burst of jobs goes first, and a short job has ended by then and is done at once."""
     delay_most: float = 2.0
-    """Seconds from the first change after such a time for which it waits for the next one."""
+    """Seconds for which it waits for that, from the first change on; then it works until nothing is left."""
     at_once: int = 8
     """Jobs whose records are in memory; their blocks go to the disk together."""
     walk_share: float = 0.05
@@ -88,6 +88,8 @@ class BlockMaker:
         self._settings = settings or MakingSettings()
         self._waiting: OrderedDict[str, None] = OrderedDict()
         self._changed_at = self._busy_since = -math.inf
+        self._under_way: set[str] = set()
+        """Blocks that are being made: jobs beside each other may have one in common."""
         self._spoilt: dict[str, int] = {}
         """How often those of them failed that are themselves what is wrong."""
         self._wake = trio.Event()
@@ -113,7 +115,7 @@ class BlockMaker:
             self._walk_due, self._cursor = True, ""
             return
         now = trio.current_time()
-        if now > self._changed_at + self._settings.quiet:
+        if not self._waiting and now > self._changed_at + self._settings.quiet:
             self._busy_since = now
         self._changed_at = now
         self._waiting[job] = None
@@ -222,13 +224,12 @@ class BlockMaker:
         store = self._store.private_to(record.job)
         async with aclosing(self._blocks(record)) as blocks:
             async for cid, data in blocks:
-                if not await self._store.has(cid):
+                if cid not in self._under_way:
+                    self._under_way.add(cid)
                     try:
-                        await store.put_dag_bytes(data, durable=False)
-                    except (TooLarge, ValueError) as e:  # never will be a block
-                        log.info("blocks.no_block", job=record.job, reason=str(e))
-                        continue
-                    self._made += 1
+                        await self._put(store, record.job, cid, data)
+                    finally:
+                        self._under_way.discard(cid)
         if not self._table.unfinished(record.job):
             self._formed.pop(record.job, None)
             return
@@ -236,6 +237,16 @@ class BlockMaker:
         self._formed.move_to_end(record.job)
         while len(self._formed) > self._settings.remembered:
             self._formed.popitem(last=False)
+
+    async def _put(self, store: ContentStore, job: str, cid: str, data: bytes) -> None:
+        if await self._store.has(cid):
+            return
+        try:
+            await store.put_dag_bytes(data, durable=False)
+        except (TooLarge, ValueError) as e:  # never will be a block
+            log.info("blocks.no_block", job=job, reason=str(e))
+        else:
+            self._made += 1
 
     async def _blocks(self, record: Record) -> AsyncGenerator[tuple[str, bytes], None]:
         seen = view(record)

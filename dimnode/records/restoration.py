@@ -29,7 +29,7 @@ class RestorationSettings:
 
 
 class Restoration:
-    """``heirs`` tells who shall hold jobs' records, ``bring`` compares records with a peer, which gets what it lacks with its blocks, and
+    """``heirs`` tells who shall hold jobs' records (job -> owner), ``bring`` compares records with a peer, which gets what it lacks with its blocks, and
     returns those that it did not get."""
 
     def __init__(
@@ -40,7 +40,7 @@ class Restoration:
         clock: Clock,
         settings: RestorationSettings | None = None,
         *,
-        heirs: Callable[[Sequence[str]], Awaitable[Mapping[str, Collection[str]]]],
+        heirs: Callable[[Mapping[str, str]], Awaitable[Mapping[str, Collection[str]]]],
         bring: Callable[[str, Sequence[str]], Awaitable[Collection[str]]],
     ) -> None:
         self._me = me
@@ -83,7 +83,8 @@ class Restoration:
         if cursor is None or not self._restoring.room():
             return
         page = await self._journal.digests(cursor, self._settings.page)
-        heirs = await self._heirs([d.job for d in page if d.owner and (d.owner == self._me or self._restoring.gone(d.owner))])
+        own = {d.job: d.owner for d in page if d.owner == self._me and d.finished}  # the others' copies are seen to all the time
+        heirs = await self._heirs(own | {d.job: d.owner for d in page if d.owner and self._restoring.gone(d.owner)})
         self._counts["looked_at"] += len(page)
         others = {job: [p for p in peers if p != self._me] for job, peers in heirs.items()}
         self._restoring.turned([d.job for d in page], self._settings.page, others)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dimnode.core.entry_batches import Verify, holds, sign_together
 from dimnode.domain import codec
-from dimnode.domain.record import SIGNING_PREFIX, Body, SignedEntry
+from dimnode.domain.record import SIGNING_PREFIX, Attempt, Body, SignedEntry
 from dimnode.ports import Signer
 from p2p.identity import verify as verify_with_peer_id
 
@@ -17,9 +17,15 @@ def sign_entry(body: Body, signer: Signer) -> SignedEntry:
 
 
 def sign_entries(bodies: Sequence[Body], signer: Signer) -> list[SignedEntry]:
-    """Of bodies that are written together, with few signatures (`dimnode.core.entry_batches`). Raises `codec.CodecError`."""
+    """Of bodies that are written together, with few signatures (`dimnode.core.entry_batches`). An attempt has its own: it is a receipt, whose CID
+    must not depend on what else was signed with it. Raises `codec.CodecError`."""
     payloads = [codec.encode(body) for body in bodies]
-    signatures = sign_together([SIGNING_PREFIX + payload for payload in payloads], signer.sign)
+    together = iter(
+        sign_together([SIGNING_PREFIX + p for b, p in zip(bodies, payloads, strict=True) if not isinstance(b, Attempt)], signer.sign)
+    )
+    signatures = [
+        signer.sign(SIGNING_PREFIX + p) if isinstance(b, Attempt) else next(together) for b, p in zip(bodies, payloads, strict=True)
+    ]
     return [SignedEntry.of(b, p, signer.peer_id, s) for b, p, s in zip(bodies, payloads, signatures, strict=True)]
 
 

@@ -31,7 +31,7 @@ def frame(job: str, entry: SignedEntry) -> bytes:
 
 
 def frames(job: str, entries: Iterable[SignedEntry]) -> bytes:
-    """In one order for one set of entries, so that equal records are equal files."""
+    """In one order for one set of entries, so that a record that stays as it is makes the same file again."""
     return b"".join(frame(job, e) for e in sorted(entries, key=lambda e: e.id))
 
 

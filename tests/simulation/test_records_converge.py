@@ -186,6 +186,32 @@ async def test_in_a_large_swarm_a_copy_lost_long_after_the_end_is_made_anew_by_t
         assert trio.current_time() - crashed > 29, "it might have come back"
 
 
+async def test_after_a_loss_only_what_was_lost_is_made_anew(autojump_clock: MockClock) -> None:
+    """Of jobs that ended so long ago that the owner has them on its disk only. The others stay where they are."""
+    names = [f"p{i}" for i in range(12)]
+    async with record_swarm(names, "restoration") as swarm:
+        nodes, jobs = swarm.nodes, [f"job-{i}" for i in range(30)]
+        records = {job: [e.core(job), e.claim(1, "p0", job=job), e.outcome(1, "completed", "p0", job=job)] for job in jobs}
+        await trio.sleep(40)
+        for job, record in records.items():
+            nodes["p0"].chosen[job] = ("p1",)
+            for peer in ("p0", "p1"):
+                await nodes[peer].journal.append(record)
+
+        async def on(*peers: str) -> bool:
+            found = [{p for p, n in nodes.items() if await n.journal.load(job)} for job in jobs]
+            return found == [set(peers)] * len(jobs)
+
+        swarm.crash("p5")  # which had none of them
+        await trio.sleep(80)
+        assert nodes["p0"].restoration.statistics()["looked_at"] >= len(jobs)
+        assert await on("p0", "p1")
+        for job in jobs:
+            nodes["p0"].chosen[job] = ("p2",)
+        swarm.crash("p1")
+        await until(lambda: on("p0", "p2"), 80)
+
+
 async def _pinned(node: RecordNode, cid: str) -> bool:
     return cid in await node.store.pins() and await node.store.has(cid)
 

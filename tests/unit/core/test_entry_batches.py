@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dimnode.core import entry_batches
 from dimnode.core.entry_batches import MOST, PREFIX, holds, sign_together
+from p2p import identity
 from p2p.identity import Identity, verify
 
 ONE = Identity(b"\1" * 32)
@@ -78,6 +80,17 @@ def test_a_signature_of_another_length_does_not_hold(count: int, which: int, len
     signature = sign_together(MESSAGES[:count], ONE.sign)[which % count]
     other = signature[:length] + bytes(max(0, length - len(signature)))
     assert (other == signature) == holds(ONE.peer_id, MESSAGES[which % count], other, verify)
+
+
+def test_nothing_is_remembered_of_a_name_that_is_too_long_for_a_peer() -> None:
+    """It would be kept as long as it is, some thousand times."""
+    message, signature = MESSAGES[0], sign_together(MESSAGES[:2], ONE.sign)[0]
+    before = entry_batches._signed.cache_info().currsize, identity._peer_id_bytes.cache_info().currsize
+    for n in range(10):
+        name = f"{n}" * 1000
+        assert not holds(name, message, signature, verify)
+        assert not holds(name, message, signature[:64], verify)
+    assert (entry_batches._signed.cache_info().currsize, identity._peer_id_bytes.cache_info().currsize) == before
 
 
 def test_a_place_in_the_tree_is_no_message() -> None:

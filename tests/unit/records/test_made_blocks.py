@@ -155,6 +155,25 @@ async def test_a_burst_of_jobs_goes_first_but_not_for_ever(holder: Holder, autoj
         assert await holder.has(*map(spec_of, entries)) == [True] * 50
 
 
+async def test_batches_with_short_pauses_between_them_do_not_keep_it_from_working(holder: Holder, autojump_clock: MockClock) -> None:
+    async with holder.running(quiet=0.25, delay_most=2.0) as maker:
+        for batch in range(40):
+            jobs = [f"j{batch}-{n}" for n in range(20)]
+            await holder.table.merge_many([(job, [core(job), e.claim(1, job=job)]) for job in jobs])
+            await trio.sleep(0.26)
+        assert maker.status()["backlog"] <= 20
+
+
+async def test_jobs_beside_each_other_with_one_form_write_it_once(holder: Holder, autojump_clock: MockClock) -> None:
+    spec = codec.encode({"the": "form"})
+    common: dict[str, Any] = {"spec": spec, "spec_cid": cid_of(spec), "pattern": "chained", "priority": "normal", "principal": "me"}
+    forms = {f"j{n}": e.signed(Core(job=f"j{n}", submitted=1.0, timeout=60, **common)) for n in range(8)}
+    async with holder.running() as maker:
+        await holder.table.merge_many([(job, [form, e.claim(1, job=job)]) for job, form in forms.items()])
+        await trio.sleep(1)
+        assert (maker.status()["backlog"], maker.statistics()["made"]) == (0, 1)
+
+
 async def test_a_short_job_is_done_in_one_go(holder: Holder, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[str] = []
     has = holder.store.has

@@ -7,7 +7,7 @@ from typing import Any
 import structlog
 
 from dimnode.domain.record import ErrorInfo
-from dimnode.errors import Code, DimError
+from dimnode.errors import Code, DimError, Unavailable
 from dimnode.orchestrator.documents import finite
 from dimnode.orchestrator.work import Work
 from p2p.ipfs.api import DiskFull
@@ -43,3 +43,11 @@ def error_of_exception(job: str, error: BaseException) -> ErrorInfo:
                 message="an internal error of the orchestrator ended this job",
                 hint=f"The orchestrator's log has the reason; look for {job}.",
             )
+
+
+def unacknowledged() -> Unavailable:
+    return Unavailable(
+        "a majority of the voters has not acknowledged the job",
+        hint="Try again, with the same `idempotency_key` if there is one: this orchestrator may be cut off from the others.",
+        retry_after=1.0,
+    )

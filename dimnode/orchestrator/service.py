@@ -17,12 +17,13 @@ from dimnode.core.pace import Pace
 from dimnode.core.partial_text import Seen
 from dimnode.domain import codec
 from dimnode.domain.job_form import PRIORITIES, JobForm
-from dimnode.domain.record import Ballot, OutcomeEntry
+from dimnode.domain.record import Assign, Ballot, OutcomeEntry
 from dimnode.domain.task import PartialOutput
 from dimnode.errors import Code, DataLoss, DimError, FailedPrecondition, Fenced, NotFound, NotReady, ResourceExhausted, Unavailable
 from dimnode.orchestrator.admission import Admission, Prepared
 from dimnode.orchestrator.coordinator import Coordinator
 from dimnode.orchestrator.documents import digest, job_document, result_document
+from dimnode.orchestrator.job_errors import unacknowledged
 from dimnode.orchestrator.ownership import Held, Ownership, Seats, Sync, no_seats, no_sync
 from dimnode.orchestrator.places import Place, Places
 from dimnode.orchestrator.selection import Selector
@@ -75,6 +76,8 @@ class Orchestrator:
         self._order = itertools.count()
         self._wake = trio.Event()
         self._scopes: dict[str, trio.CancelScope] = {}
+        self._driven: dict[str, trio.Event] = {}
+        """The same jobs; set once it is over, the nodes having been told."""
         self._accepting = False
         self._nursery: trio.Nursery | None = None
         """While the term lasts."""
@@ -106,6 +109,7 @@ class Orchestrator:
         finally:
             self._held.let_all_go()
             self._scopes.clear()
+            self._driven.clear()
             self._waiting.clear()
 
     async def _leave_when_full(self) -> None:
@@ -183,15 +187,18 @@ class Orchestrator:
             self._pace.looked(self._clock.monotonic() - due)
 
     async def _drive(self, held: Held, place: Place) -> None:
-        job = held.job
+        job, over = held.job, trio.Event()
         try:
             if not self._held.still(held):
                 return
             with trio.CancelScope() as scope:
                 self._scopes[job] = scope
+                self._driven[job] = over
                 await self._coordinator.drive(held, place)
         finally:
+            over.set()
             self._scopes.pop(job, None)
+            self._driven.pop(job, None)
             self._held.let_go(job)
             self._counters["finished"] += 1
             place.close()
@@ -233,7 +240,7 @@ class Orchestrator:
         while wanted:
             for job in await self._accepted([j for j, p in wanted.items() if p.repeatable]):
                 owned_and_short = job in self._held and not self._table.copies.enough(job)
-                answers[job] = _unacknowledged() if owned_and_short else Accepted(job, 1 + self._table.copies.others(job))
+                answers[job] = unacknowledged() if owned_and_short else Accepted(job, 1 + self._table.copies.others(job))
             missing = {j: p for j, p in wanted.items() if j not in answers}
             theirs = {j: self._arriving[j] for j in missing if j in self._arriving}
             if mine := [p for j, p in missing.items() if j not in theirs]:
@@ -270,7 +277,7 @@ class Orchestrator:
                 for p, count in zip(ready, counts, strict=True):
                     answers[p.job] = Accepted(p.job, count or 1 + self._table.copies.others(p.job))
                     if count is not None and not self._table.copies.enough(p.job):
-                        answers[p.job] = _unacknowledged()  # it may become so: the same job sent again is told
+                        answers[p.job] = unacknowledged()  # it may become so: the same job sent again is told
                     if count is not None:  # else another seat has it, and drives it
                         self._counters["accepted"] += 1
                         self._enqueue(self._held.accepted(p.job, Ballot(1, self._me, self._boot)))
@@ -296,7 +303,7 @@ class Orchestrator:
         if count is None:
             return
         if not self._table.copies.enough(p.job):
-            short[p.job] = _unacknowledged()
+            short[p.job] = unacknowledged()
         elif count < p.min_copies:
             short[p.job] = Unavailable(
                 f"the job has {count} of the {p.min_copies} durable copies that it asks for",
@@ -410,16 +417,27 @@ class Orchestrator:
                 seen = await self._table.conclude(job_id, outcome)
             except Fenced as e:
                 raise Unavailable(f"job {job_id} has just been taken over", hint="Try again.", retry_after=0.5) from e
-            if scope := self._scopes.get(job_id):
-                scope.cancel()
-            else:
-                self._held.let_go(job_id)
-                if given and seen.status == "cancelled" and self._nursery is not None:
-                    self._nursery.start_soon(self._coordinator.call_off, given, ballot)
+            with trio.move_on_after(self._settings.cancel_wait):
+                if scope := self._scopes.get(job_id):
+                    scope.cancel()
+                    await self._driven[job_id].wait()
+                else:
+                    self._held.let_go(job_id)
+                    if given and seen.status == "cancelled" and self._nursery is not None:
+                        called_off = trio.Event()
+                        self._nursery.start_soon(self._call_off, given, ballot, called_off)
+                        await called_off.wait()
             self._forget_ended()
         if seen.status != "cancelled":
             raise FailedPrecondition(f"job {job_id} is {seen.status} already", hint="Only unfinished jobs can be cancelled.")
         return await self.get(job_id)
+
+    async def _call_off(self, given: Sequence[Assign], ballot: Ballot, called_off: trio.Event) -> None:
+        """Also if nobody waits for it any more."""
+        try:
+            await self._coordinator.call_off(given, ballot)
+        finally:
+            called_off.set()
 
     async def result(self, job_id: str, wait: float = 0.0) -> ResultDocument:
         seen = await self._visible(job_id)
@@ -479,11 +497,3 @@ def _no_result(seen: JobView) -> DimError:
         return FailedPrecondition(f"job {seen.job} was {seen.status} and has no result")
     code = Code(error.code) if error.code in Code.__members__ else Code.FAILED_PRECONDITION
     return DimError(f"job {seen.job} {seen.status}: {error.message}", code=code, hint=error.hint)
-
-
-def _unacknowledged() -> Unavailable:
-    return Unavailable(
-        "a majority of the voters has not acknowledged the job",
-        hint="Try again, with the same `idempotency_key` if there is one: this orchestrator may be cut off from the others.",
-        retry_after=1.0,
-    )

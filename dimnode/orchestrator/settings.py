@@ -79,6 +79,8 @@ class OrchestratorSettings:
     """Seconds without progress while reading tensors or specs from the swarm."""
     cancel_timeout: float = 5.0
     """Seconds a node is given to confirm a cancellation."""
+    cancel_wait: float = 0.5
+    """Seconds that the answer to a cancel waits for that: if this node died before they heard it, they would go on."""
     deadline_grace: float = 2.0
     """Seconds past a task's own timeout until its node counts as silent."""
     leaving_grace: float = 30.0

@@ -100,6 +100,7 @@ async def test_cancelling_is_durable_tells_the_node_and_never_turns_into_complet
         accepted = await orchestrator.submit(form(), "me")
         await trio.sleep(1)
         assert (await orchestrator.cancel(accepted.job_id))["status"] == "cancelled"
+        assert a.cancelled == ["step-1"]  # by the time of the answer: this node may die after it
         await trio.sleep(200)
         assert (await orchestrator.get(accepted.job_id))["status"] == "cancelled"
         assert (await orchestrator.cancel(accepted.job_id))["status"] == "cancelled"

@@ -36,8 +36,6 @@ from dimnode.domain.record import (
 
 _PROGRESS: dict[str, int] = {"queued": 0, "scheduling": 1, "fetching": 2, "running": 3, "aggregating": 4}
 _NO_BALLOT = Ballot(-1, "", "")
-_NOTHING: Mapping[Any, Any] = {}
-"""One for all, never written to: most views are of jobs that wait."""
 
 
 class AttemptFact(msgspec.Struct, frozen=True, gc=False):
@@ -233,9 +231,7 @@ def _times(by: _Sorted, top: Ballot, core: Core | None, outcome: OutcomeEntry | 
     return dict(sorted(times.items(), key=lambda item: _PROGRESS.get(item[0], len(_PROGRESS))))
 
 
-def _assignments(assigns: list[tuple[str, Assign]], top: Ballot) -> Mapping[str, Assignment]:
-    if not assigns:
-        return _NOTHING
+def _assignments(assigns: list[tuple[str, Assign]], top: Ballot) -> dict[str, Assignment]:
     best: dict[str, tuple[str, Assign]] = {}
     for key, a in assigns:
         known = best.get(a.task)
@@ -244,18 +240,14 @@ def _assignments(assigns: list[tuple[str, Assign]], top: Ballot) -> Mapping[str,
     return {task: Assignment(key, a, a.ballot >= top) for task, (key, a) in best.items()}
 
 
-def _last_attempts(assigns: list[tuple[str, Assign]]) -> Mapping[str, int]:
-    if not assigns:
-        return _NOTHING
+def _last_attempts(assigns: list[tuple[str, Assign]]) -> dict[str, int]:
     last: dict[str, int] = {}
     for _, a in assigns:
         last[a.task] = max(a.attempt, last.get(a.task, 0))
     return last
 
 
-def _facts(attempts: list[tuple[str, Attempt]], status: str, voids: set[str]) -> Mapping[str, tuple[AttemptFact, ...]]:
-    if not attempts:
-        return _NOTHING
+def _facts(attempts: list[tuple[str, Attempt]], status: str, voids: set[str]) -> dict[str, tuple[AttemptFact, ...]]:
     found: dict[str, list[AttemptFact]] = {}
     for key, a in attempts:
         if a.status == status and key not in voids:
@@ -263,9 +255,7 @@ def _facts(attempts: list[tuple[str, Attempt]], status: str, voids: set[str]) ->
     return {task: tuple(sorted(facts, key=lambda f: (f.attempt.ballot, f.attempt.attempt, f.id))) for task, facts in found.items()}
 
 
-def _seals(seals: list[tuple[str, SealEntry]]) -> Mapping[int, SealFact]:
-    if not seals:
-        return _NOTHING
+def _seals(seals: list[tuple[str, SealEntry]]) -> dict[int, SealFact]:
     best: dict[int, SealFact] = {}
     for key, s in seals:
         known = best.get(s.round)
@@ -274,9 +264,7 @@ def _seals(seals: list[tuple[str, SealEntry]]) -> Mapping[int, SealFact]:
     return best
 
 
-def _chosen(completed: Mapping[str, tuple[AttemptFact, ...]], seals: Mapping[int, SealFact]) -> Mapping[str, AttemptFact]:
-    if not completed:
-        return _NOTHING
+def _chosen(completed: dict[str, tuple[AttemptFact, ...]], seals: dict[int, SealFact]) -> dict[str, AttemptFact]:
     sealed = {entry_id for s in seals.values() for entry_id in s.seal.attempts.values()}
     return {task: next((f for f in facts if f.id in sealed), facts[0]) for task, facts in completed.items()}
 

@@ -37,9 +37,10 @@ def encode(value: Any) -> bytes:
     """Canonical bytes of a struct or of plain values. NaN, infinities and integers beyond 64 bits
     raise `CodecError`."""
     try:
-        return dagcbor.encode(_plain(msgspec.to_builtins(value, builtin_types=(bytes,))))
+        plain = _plain(msgspec.to_builtins(value, builtin_types=(bytes,)))
     except (ValueError, TypeError) as e:
         raise CodecError(f"cannot encode: {e}") from e
+    return encode_plain(plain)
 
 
 def encode_plain(value: Any) -> bytes:

@@ -26,6 +26,7 @@ NUMERIC_DTYPES = (
     "float16", "float32", "float64", "complex64", "complex128",
 )  # fmt: skip
 DTYPES = (*NUMERIC_DTYPES, STRING)
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 MAX_RANK = 32
 MAX_ELEMENTS = 1 << 33
 
@@ -190,17 +191,22 @@ def _array(data: list[Any], dtype: str, field: str) -> NDArray[Any]:
             if not info.min <= x <= info.max:
                 raise _bad(f"{field}.data", f"has values outside {dtype}'s range {info.min}..{info.max}")
         return np.array([int(x) for x in data], dtype=dtype)
-    named = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-    out: list[float] = data if all(type(x) is float for x in data) else []
-    for x in data if not out else ():
-        if isinstance(x, str) and x in named:
-            out.append(named[x])
+    with np.errstate(over="ignore"):
+        return np.array(_floats(data, dtype, field), dtype=dtype)
+
+
+def _floats(data: list[Any], dtype: str, field: str) -> list[float]:
+    if all(type(x) is float for x in data):
+        return data
+    out: list[float] = []
+    for x in data:
+        if isinstance(x, str) and x in _NON_FINITE:
+            out.append(_NON_FINITE[x])
         elif isinstance(x, (int, float)) and not isinstance(x, bool):
             out.append(float(x))
         else:
             raise _bad(f"{field}.data", f"must be numbers for dtype {dtype}")
-    with np.errstate(over="ignore"):
-        return np.array(out, dtype=dtype)
+    return out
 
 
 def _shape(raw: Any, field: str) -> tuple[int, ...]:

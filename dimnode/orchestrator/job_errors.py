@@ -6,8 +6,9 @@ from typing import Any
 
 import structlog
 
+from dimnode.core.job_view import JobView
 from dimnode.domain.record import ErrorInfo
-from dimnode.errors import Code, DimError, Unavailable
+from dimnode.errors import Code, DimError, FailedPrecondition, Unavailable
 from dimnode.orchestrator.documents import finite
 from dimnode.orchestrator.work import Work
 from p2p.ipfs.api import DiskFull
@@ -51,3 +52,12 @@ def unacknowledged() -> Unavailable:
         hint="Try again, with the same `idempotency_key` if there is one: this orchestrator may be cut off from the others.",
         retry_after=1.0,
     )
+
+
+def no_result(seen: JobView) -> DimError:
+    """A job that ended without a result answers with its own reason."""
+    error = seen.error
+    if error is None:
+        return FailedPrecondition(f"job {seen.job} was {seen.status} and has no result")
+    code = Code(error.code) if error.code in Code.__members__ else Code.FAILED_PRECONDITION
+    return DimError(f"job {seen.job} {seen.status}: {error.message}", code=code, hint=error.hint)

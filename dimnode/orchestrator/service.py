@@ -6,6 +6,7 @@ import heapq
 import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -19,11 +20,11 @@ from dimnode.domain import codec
 from dimnode.domain.job_form import PRIORITIES, JobForm
 from dimnode.domain.record import Assign, Ballot, OutcomeEntry
 from dimnode.domain.task import PartialOutput
-from dimnode.errors import Code, DataLoss, DimError, FailedPrecondition, Fenced, NotFound, NotReady, ResourceExhausted, Unavailable
+from dimnode.errors import DataLoss, DimError, FailedPrecondition, Fenced, NotFound, NotReady, ResourceExhausted, Unavailable
 from dimnode.orchestrator.admission import Admission, Prepared
 from dimnode.orchestrator.coordinator import Coordinator
 from dimnode.orchestrator.documents import digest, job_document, result_document
-from dimnode.orchestrator.job_errors import unacknowledged
+from dimnode.orchestrator.job_errors import no_result, unacknowledged
 from dimnode.orchestrator.ownership import Held, Ownership, Seats, Sync, no_seats, no_sync
 from dimnode.orchestrator.places import Place, Places
 from dimnode.orchestrator.selection import Selector
@@ -37,6 +38,13 @@ from p2p.ipfs.api import ContentError, ContentStore
 log = structlog.get_logger(__name__)
 LOOKS_AT_ONCE = 16
 """Ended jobs of a list whose voters are asked at the same time."""
+
+
+@dataclass(slots=True)
+class _Driven:
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    over: trio.Event = field(default_factory=trio.Event)
+    """Set once nothing is done for it any more, its nodes having been told."""
 
 
 class Orchestrator:
@@ -75,9 +83,7 @@ class Orchestrator:
         """Jobs that are being made durable."""
         self._order = itertools.count()
         self._wake = trio.Event()
-        self._scopes: dict[str, trio.CancelScope] = {}
-        self._driven: dict[str, trio.Event] = {}
-        """The same jobs; set once it is over, the nodes having been told."""
+        self._driven: dict[str, _Driven] = {}
         self._accepting = False
         self._nursery: trio.Nursery | None = None
         """While the term lasts."""
@@ -108,7 +114,6 @@ class Orchestrator:
                     self._nursery = None
         finally:
             self._held.let_all_go()
-            self._scopes.clear()
             self._driven.clear()
             self._waiting.clear()
 
@@ -176,7 +181,7 @@ class Orchestrator:
         if self._clock.monotonic() < self._burst_until and len(self._waiting) < s.burst_stock:
             await trio.sleep(s.burst_pause)
         with trio.move_on_after(s.pace.patience):  # whatever makes the loop late, it may be none of these jobs
-            while (pause := self._pace.pause(len(self._scopes) - self._places.lent)) > 0:  # noqa: ASYNC110 - for time to pass
+            while (pause := self._pace.pause(len(self._driven) - self._places.lent)) > 0:  # noqa: ASYNC110 - for time to pass
                 await trio.sleep(pause)
 
     async def _watch_loop(self) -> None:
@@ -187,17 +192,15 @@ class Orchestrator:
             self._pace.looked(self._clock.monotonic() - due)
 
     async def _drive(self, held: Held, place: Place) -> None:
-        job, over = held.job, trio.Event()
+        job, driven = held.job, _Driven()
         try:
             if not self._held.still(held):
                 return
-            with trio.CancelScope() as scope:
-                self._scopes[job] = scope
-                self._driven[job] = over
+            with driven.scope:
+                self._driven[job] = driven
                 await self._coordinator.drive(held, place)
         finally:
-            over.set()
-            self._scopes.pop(job, None)
+            driven.over.set()
             self._driven.pop(job, None)
             self._held.let_go(job)
             self._counters["finished"] += 1
@@ -418,9 +421,9 @@ class Orchestrator:
             except Fenced as e:
                 raise Unavailable(f"job {job_id} has just been taken over", hint="Try again.", retry_after=0.5) from e
             with trio.move_on_after(self._settings.cancel_wait):
-                if scope := self._scopes.get(job_id):
-                    scope.cancel()
-                    await self._driven[job_id].wait()
+                if driven := self._driven.get(job_id):
+                    driven.scope.cancel()
+                    await driven.over.wait()
                 else:
                     self._held.let_go(job_id)
                     if given and seen.status == "cancelled" and self._nursery is not None:
@@ -450,7 +453,7 @@ class Orchestrator:
         outcome = seen.outcome
         assert outcome is not None
         if outcome.status != "completed":
-            raise _no_result(seen)
+            raise no_result(seen)
         if outcome.result is not None:
             return result_document(codec.decode_plain(outcome.result), outcome.result_cid)
         try:
@@ -475,7 +478,7 @@ class Orchestrator:
             **self._counters,
             "active": len(self._held),
             "waiting": len(self._waiting),
-            "driven": len(self._scopes),
+            "driven": len(self._driven),
             "late_ms": round(1000 * self._pace.late),
         }
 
@@ -488,12 +491,3 @@ class Orchestrator:
                 f"the end of job {job_id} is not acknowledged by a majority of the voters", hint="Try again.", retry_after=1.0
             )
         return seen
-
-
-def _no_result(seen: JobView) -> DimError:
-    """A job that ended without a result answers with its own reason."""
-    error = seen.error
-    if error is None:
-        return FailedPrecondition(f"job {seen.job} was {seen.status} and has no result")
-    code = Code(error.code) if error.code in Code.__members__ else Code.FAILED_PRECONDITION
-    return DimError(f"job {seen.job} {seen.status}: {error.message}", code=code, hint=error.hint)

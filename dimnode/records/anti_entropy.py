@@ -16,7 +16,6 @@ import structlog
 import trio
 
 from dimnode.core.job_record import Record
-from dimnode.core.job_view import JobView
 from dimnode.core.recent_changes import Changes
 from dimnode.core.record_gate import EntryRules
 from dimnode.core.records_sync import Agenda, OwedBlocks, Quarrels, Rounds, heirs, missing
@@ -155,7 +154,7 @@ class AntiEntropy:
         states = {v.heartbeat.peer_id: v for v in self._registry.nodes()}
         found: dict[str, Collection[str]] = {}
         for job, owner in owners.items():
-            found[job] = self._responsible(job) if self._owns(job, states, owner) else self._heirs(job, states)
+            found[job] = self._shall_hold(job, states, owner)
             await trio.lowlevel.checkpoint()
         return found
 
@@ -296,25 +295,18 @@ class AntiEntropy:
         return self._keep(job, peer, {v.heartbeat.peer_id: v for v in self._registry.nodes()})
 
     def _keep(self, job: str, peer: str, states: Mapping[str, NodeView], owned_by: str = "") -> bool:
-        """Whether the peer shall hold a copy, as far as this node has to see to it: an owner that is there sees to its own. An owner
-        that does not have it shall, or nobody would drive it: its disk was full, say, when the copies had its claim already."""
-        if not self._table.holds(job):  # it ended: ``owned_by`` is all that is known of its owner
-            if (there := states.get(owned_by)) is None or there.state not in ("alive", "suspect"):
-                return peer in self._heirs(job, states)
-            return peer == owned_by or (owned_by == self._network.peer_id and peer in self._responsible(job))
-        seen: JobView = self._table.view(job)
-        owner = seen.owner
-        there = states.get(owner.peer) if owner is not None else None
-        if owner is not None and there is not None and there.state in ("alive", "suspect") and there.heartbeat.boot == owner.boot:
-            return peer == owner.peer or (owner.peer == self._network.peer_id and peer in self._responsible(job))
-        return peer in self._heirs(job, states)
+        return peer in self._shall_hold(job, states, owned_by)
 
-    def _owns(self, job: str, states: Mapping[str, NodeView], owned_by: str) -> bool:
-        """Whether this node sees to its copies: since its latest start, as far as that is known."""
-        if not self._table.holds(job):
-            return owned_by == self._network.peer_id
-        owner, me = self._table.view(job).owner, states.get(self._network.peer_id)
-        return owner is not None and me is not None and (owner.peer, owner.boot) == (me.heartbeat.peer_id, me.heartbeat.boot)
+    def _shall_hold(self, job: str, states: Mapping[str, NodeView], owned_by: str = "") -> Collection[str]:
+        """Who shall hold a copy, as far as this node has to see to it: an owner that is there sees to its own. An owner that does not
+        have it shall, or nobody would drive it: its disk was full, say, when the copies had its claim already. ``owned_by``: the peer with
+        the highest claim, which is all that is known of a job that is not in memory (it ended)."""
+        owner = self._table.view(job).owner if self._table.holds(job) else None
+        there = states.get(owner.peer if owner is not None else owned_by)
+        if there is None or there.state not in ("alive", "suspect") or (owner is not None and there.heartbeat.boot != owner.boot):
+            return self._heirs(job, states)
+        peer = there.heartbeat.peer_id
+        return {peer, *self._responsible(job)} if peer == self._network.peer_id else {peer}
 
     def _heirs(self, job: str, states: Mapping[str, NodeView]) -> Collection[str]:
         allowed = self._settings.copies_on

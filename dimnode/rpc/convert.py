@@ -19,7 +19,6 @@ DATA_ELEMENTS = 1024
 """Tensors of up to this many elements are sent as lists, which any client can read; larger ones as raw bytes."""
 EXACT = 1 << 53
 """Whole numbers up to this size are exact in a double, which is what a Struct holds."""
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 # --- Struct --------------------------------------------------------------------------------------

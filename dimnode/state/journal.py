@@ -334,9 +334,8 @@ def _open_writer(path: Path, settings: JournalSettings) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA fullfsync = ON")
         connection.execute("PRAGMA checkpoint_fullfsync = ON")
-        connection.execute(
-            "PRAGMA temp_store = MEMORY"
-        )  # else each statement with many rows has a file of its own for a while, to be undone from
+        # Else each statement with many rows has a file of its own for a while, to be undone from.
+        connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute(f"PRAGMA wal_autocheckpoint = {settings.checkpoint_pages:d}")
         if path.stat().st_size <= settings.check_bytes:
             schema.check(connection)

@@ -23,6 +23,8 @@ MOST = 120
 DEEDS = ("starts", "crashes", "is paused", "goes on", "is lost for good", "has a full disk", "has room", "info: seat ")
 EVERY = 0.5
 """Seconds between looks."""
+UNNOTICED = 5.0
+"""Seconds for which nobody need know that a machine is gone."""
 TASKS_PER_NODE = 60
 """Tasks that a node at rest may consist of; each other node costs it a few more."""
 
@@ -59,9 +61,11 @@ class Checks:
                 self._durable(job)
 
     def acknowledged(self, job: Job) -> None:
-        """The answer to a submission tells how many have it: it must be so. Burnt ones included: one may burn while the answer is on its way,
-        and the others have to bear that (`enough_copies`)."""
-        disks = [n for n, c in self._world.computers.items() if job.id in c.disk.journal.cores]
+        """The answer to a submission tells how many have it: it must be so. A copy that has just burnt counts: nobody can know of that yet, and
+        the others have to bear it (`enough_copies`)."""
+        w = self._world
+        late = trio.current_time() - UNNOTICED
+        disks = [n for n, c in w.computers.items() if job.id in c.disk.journal.cores and w.destroyed.get(n, late) >= late]
         if len(disks) < job.copies:
             self._world.fail(f"{job.key} ({job.id}) was acknowledged with {job.copies} copies and is on {disks}")
         self._by_majority(job, "was acknowledged")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -25,28 +24,13 @@ from dimnode.records.messages import COMPARE, HINTS, Hint, Hints
 from dimnode.records.retention import RetentionSettings
 from p2p.ipfs import cid as cids
 from tests.support import entries as e
-from tests.support.record_nodes import QUICK, SMALL, RecordNode, record_swarm
+from tests.support.record_nodes import QUICK, SMALL, RecordNode, holders, record_swarm, until
 
 DAY = 86_400.0
 
 
 def started(job: str, peer: str = "p0") -> list[SignedEntry]:
     return [e.core(job), e.claim(1, peer, job=job)]
-
-
-async def holders(nodes: dict[str, RecordNode], job: str, entries: list[SignedEntry]) -> set[str]:
-    return {p for p, n in nodes.items() if await n.has(job, entries)}
-
-
-async def until(condition: Callable[[], object], limit: float, step: float = 0.5) -> float:
-    """Seconds until it holds."""
-    start = trio.current_time()
-    while True:
-        found = condition()
-        if await found if hasattr(found, "__await__") else found:  # pyright: ignore
-            return trio.current_time() - start
-        assert trio.current_time() - start < limit, "took too long"
-        await trio.sleep(step)
 
 
 # --- anti-entropy --------------------------------------------------------------------------------
@@ -141,75 +125,6 @@ async def test_records_whose_owner_is_gone_get_heirs_with_their_blocks(autojump_
             await until(lambda peer=peer: _pinned(nodes[peer], cid), 30)
         await trio.sleep(100)
         assert await holders(nodes, e.JOB, record) == shall
-
-
-async def test_in_a_large_swarm_the_last_copy_does_not_wait_until_everybody_has_been_met(autojump_clock: MockClock) -> None:
-    """To meet everybody takes ten minutes here."""
-    names = [f"p{i}" for i in range(60)]
-    async with record_swarm(names, "anti_entropy", "restoration", anti_entropy=AntiEntropySettings(interval=10.0)) as swarm:
-        nodes, jobs = swarm.nodes, [f"job-{i}" for i in range(30)]
-        records = {job: [e.core(job), e.claim(1, "p0", job=job), e.outcome(1, "completed", "p0", job=job)] for job in jobs}
-        await trio.sleep(40)  # after a start there is one walk in any case
-        for job, record in records.items():
-            for peer in ("p0", "p1"):
-                await nodes[peer].table.merge(job, record)
-        swarm.crash("p0")
-        crashed = trio.current_time()
-
-        async def inherited() -> bool:
-            found = [await holders(nodes, job, records[job]) for job in jobs]
-            return all(set(heirs(job, nodes, 1)) <= has for job, has in zip(jobs, found, strict=True))
-
-        await until(inherited, 60)
-        assert trio.current_time() - crashed > 29, "it might have come back"
-        assert nodes["p1"].restoration.statistics()["looked_at"] >= len(jobs)
-
-
-async def test_in_a_large_swarm_a_copy_lost_long_after_the_end_is_made_anew_by_the_owner(autojump_clock: MockClock) -> None:
-    """The owner is there, and does not know any more who had it."""
-    names = [f"p{i}" for i in range(60)]
-    async with record_swarm(names, "anti_entropy", "restoration", anti_entropy=AntiEntropySettings(interval=10.0)) as swarm:
-        nodes, jobs = swarm.nodes, [f"job-{i}" for i in range(30)]
-        records = {job: [e.core(job), e.claim(1, "p0", job=job), e.outcome(1, "completed", "p0", job=job)] for job in jobs}
-        await trio.sleep(40)  # after a start there is one walk in any case
-        for job, record in records.items():
-            nodes["p0"].chosen[job] = ("p2",)
-            for peer in ("p0", "p1"):
-                await nodes[peer].table.merge(job, record)
-        swarm.crash("p1")
-        crashed = trio.current_time()
-
-        async def anew() -> bool:
-            return all([{"p0", "p2"} <= await holders(nodes, job, records[job]) for job in jobs])
-
-        await until(anew, 60)
-        assert trio.current_time() - crashed > 29, "it might have come back"
-
-
-async def test_after_a_loss_only_what_was_lost_is_made_anew(autojump_clock: MockClock) -> None:
-    """Of jobs that ended so long ago that the owner has them on its disk only. The others stay where they are."""
-    names = [f"p{i}" for i in range(12)]
-    async with record_swarm(names, "restoration") as swarm:
-        nodes, jobs = swarm.nodes, [f"job-{i}" for i in range(30)]
-        records = {job: [e.core(job), e.claim(1, "p0", job=job), e.outcome(1, "completed", "p0", job=job)] for job in jobs}
-        await trio.sleep(40)
-        for job, record in records.items():
-            nodes["p0"].chosen[job] = ("p1",)
-            for peer in ("p0", "p1"):
-                await nodes[peer].journal.append(record)
-
-        async def on(*peers: str) -> bool:
-            found = [{p for p, n in nodes.items() if await n.journal.load(job)} for job in jobs]
-            return found == [set(peers)] * len(jobs)
-
-        swarm.crash("p5")  # which had none of them
-        await trio.sleep(80)
-        assert nodes["p0"].restoration.statistics()["looked_at"] >= len(jobs)
-        assert await on("p0", "p1")
-        for job in jobs:
-            nodes["p0"].chosen[job] = ("p2",)
-        swarm.crash("p1")
-        await until(lambda: on("p0", "p2"), 80)
 
 
 async def _pinned(node: RecordNode, cid: str) -> bool:

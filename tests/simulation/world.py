@@ -64,7 +64,8 @@ class World:
             hub.hosts[name] = f"10.0.0.{number + 1}"
         self.users = Users(self)
         self.checks = Checks(self)
-        self.destroyed: set[str] = set()
+        self.destroyed: dict[str, float] = {}
+        """Machines that are lost for good, and since when."""
         self._failed: Violation | None = None
         self.calm_since = 0.0
         """No fault is under way since then."""
@@ -161,7 +162,7 @@ class World:
         if self.computers[name].node is not None:
             self.crash(name)
         self.log(name, "is lost for good")
-        self.destroyed.add(name)
+        self.destroyed[name] = trio.current_time()
 
     def pause(self, name: str) -> None:
         self.disturb()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -182,3 +182,18 @@ async def record_swarm(
 
 QUICK = AntiEntropySettings(interval=1.0)
 SMALL = replace(QUICK, items=16)
+
+
+async def holders(nodes: dict[str, RecordNode], job: str, entries: list[SignedEntry]) -> set[str]:
+    return {p for p, n in nodes.items() if await n.has(job, entries)}
+
+
+async def until(condition: Callable[[], object], limit: float, step: float = 0.5) -> float:
+    """Seconds until it holds."""
+    start = trio.current_time()
+    while True:
+        found = condition()
+        if await found if hasattr(found, "__await__") else found:  # pyright: ignore
+            return trio.current_time() - start
+        assert trio.current_time() - start < limit, "took too long"
+        await trio.sleep(step)

@@ -76,11 +76,12 @@ def document(f: Findings) -> dict[str, Any]:
         "stops_with_work_left": f.stops_with_work_left,
         "tracebacks": list(f.tracebacks),
     }
-    gone = [d for d in out["faults"] if d["kind"] in ("kill", "stop") and d["held_seat"] and not d["seats_held"]]
+    gone = [d for d in out["faults"] if d["kind"] in ("kill", "stop") and d["held_seat"]]
+    missed = [d for d in gone if not d["seats_held"]]
     for kind in ("kill", "stop"):
-        out[f"new_orchestrator_after_{kind}"] = spread(d["replaced_after"] for d in gone if d["kind"] == kind and d["replaced_after"])
-    kills = [d for d in gone if d["kind"] == "kill" and d["replaced_after"]]
-    out["not_missed"] = sum(1 for d in out["faults"] if d["kind"] in ("kill", "stop") and d["held_seat"] and d["seats_held"])
+        out[f"new_orchestrator_after_{kind}"] = spread(d["replaced_after"] for d in missed if d["kind"] == kind and d["replaced_after"])
+    kills = [d for d in missed if d["kind"] == "kill" and d["replaced_after"]]
+    out["not_missed"] = len(gone) - len(missed)
     out["new_orchestrator_after_kill_alone"] = spread(d["replaced_after"] for d in kills if alone(d, out["faults"]))
     out["not_replaced"] = [d["what"] for d in gone if d["replaced_after"] is None and not d["others_sufficed"]]
     out["failures"] = failures(out)

@@ -113,13 +113,14 @@ def measure(jobs: int, agents: Mapping[str, Mapping[str, float]]) -> list[Row]:
             behind = asyncio.run(drain(address))
             rows.append(Row(f"acknowledged jobs, {clients} client{'s' * (clients > 1)}", rate, "jobs/s", "> 100", "> 1,000 (32)"))
             rows.append(Row(f"the {jobs} jobs completed, after the last acknowledgement", behind, "s"))
-        rate, _ = asyncio.run(batched(address, 4, jobs))
+        rate, _ = asyncio.run(batched(address, 4, jobs, 200))
         asyncio.run(drain(address))
         rows.append(Row("acknowledged jobs, batches of 200, 4 clients", rate, "jobs/s", "", "> 5,000"))
-    copied = bench_submissions.both(3, jobs, 32, 4)
+    copied = bench_submissions.all_ways(3, jobs, 1, 32, 4, (200, 1000))
     rows += [
         Row("acknowledged jobs with a copy on a second disk, 32 clients, 3 nodes", copied["single"][0]["copied_per_s"], "jobs/s", "500"),
-        Row("the same in batches of 200, 4 clients", copied["batched"][0]["copied_per_s"], "jobs/s", "3,000"),
+        Row("the same in batches of 200, 4 clients", copied["batches of 200"][0]["copied_per_s"], "jobs/s", "3,000"),
+        Row("the same in batches of 1,000, 4 clients", copied["batches of 1000"][0]["copied_per_s"], "jobs/s", "3,000"),
     ]
     rows += agent_rows(agents)
     rows += rpc_rows()

@@ -1,10 +1,10 @@
 """How fast submissions are acknowledged: with their copies on other nodes, one job per call and in batches.
 
-    python -m tools.bench_submissions [--nodes 3] [--jobs 3000] [--clients 32] [--batch-clients 4]
+    python -m tools.bench_submissions [--nodes 3] [--jobs 3000] [--clients 32] [--batch-clients 4] [--batches 200,1000] [--rounds 2]
 
 Real nodes on this machine, ``jobs.replicas`` = 1: a job is acknowledged once its record is on a second disk. The nodes
-also run the jobs meanwhile. Each of the two is measured in a swarm of its own that has just begun and run two hundred jobs, and once more in the
-same swarm when that has run those jobs, too.
+also run the jobs meanwhile. Each way is measured in a swarm of its own that has just begun and run two hundred jobs, and again in the same swarm
+when that has run those jobs, too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ async def submissions(address: str, clients: int, jobs: int) -> tuple[float, lis
         return jobs / (time.perf_counter() - started), copies
 
 
-async def batched(address: str, clients: int, jobs: int, size: int = 200) -> tuple[float, list[int]]:
+async def batched(address: str, clients: int, jobs: int, size: int) -> tuple[float, list[int]]:
     """The same in batches."""
     spec = json_format.ParseDict(form(), JobSpec())
     copies: list[int] = []
@@ -94,7 +95,7 @@ Work = Callable[[str, int], Coroutine[Any, Any, tuple[float, list[int]]]]
 """(address, jobs) -> acknowledged jobs per second, and each one's copies."""
 
 
-def measure(nodes: int, jobs: int, work: Work) -> list[dict[str, Any]]:
+def measure(nodes: int, jobs: int, rounds: int, work: Work) -> list[dict[str, Any]]:
     """Figures, in a swarm that has just begun and in the same one after that; each with how many jobs had how many copies when they
     were acknowledged."""
     with tempfile.TemporaryDirectory(prefix="dim-bench-") as folder:
@@ -106,11 +107,11 @@ def measure(nodes: int, jobs: int, work: Work) -> list[dict[str, Any]]:
                     client.add_model_file(str(MODEL), id="bench")
             with swarm.node_client(swarm.nodes[0]) as client:
                 address = client.status()["grpc"]
-            asyncio.run(batched(address, 1, WARM_UP))
+            asyncio.run(batched(address, 1, WARM_UP, WARM_UP))
             asyncio.run(drain(address))
             time.sleep(SETTLE)
             found: list[dict[str, Any]] = []
-            for _ in range(2):
+            for _ in range(rounds):
                 rate, copies = asyncio.run(work(address, jobs))
                 found.append(
                     {
@@ -125,11 +126,16 @@ def measure(nodes: int, jobs: int, work: Work) -> list[dict[str, Any]]:
             swarm.stop()
 
 
-def both(nodes: int, jobs: int, clients: int, batch_clients: int) -> dict[str, list[dict[str, Any]]]:
-    """``single`` and ``batched``: as `measure`."""
-    singly: Work = lambda address, count: submissions(address, clients, count)  # noqa: E731
-    in_batches: Work = lambda address, count: batched(address, batch_clients, count)  # noqa: E731
-    return {name: measure(nodes, jobs, work) for name, work in (("single", singly), ("batched", in_batches))}
+def all_ways(nodes: int, jobs: int, rounds: int, clients: int, batch_clients: int, sizes: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
+    """``single`` and ``batches of N``: as `measure`."""
+    ways: dict[str, Work] = {"single": lambda address, count: submissions(address, clients, count)}
+    for size in sizes:
+        ways[f"batches of {size}"] = partial(_in_batches, batch_clients, size)
+    return {name: measure(nodes, jobs, rounds, work) for name, work in ways.items()}
+
+
+async def _in_batches(clients: int, size: int, address: str, jobs: int) -> tuple[float, list[int]]:
+    return await batched(address, clients, jobs, size)
 
 
 def _counted(copies: Sequence[int]) -> dict[str, int]:
@@ -141,9 +147,12 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=3, help="as many as there are seats, so that each holds one")
     parser.add_argument("--jobs", type=int, default=3000)
     parser.add_argument("--clients", type=int, default=32, help="at once, one job per call")
-    parser.add_argument("--batch-clients", type=int, default=4, help="at once, 200 jobs per call")
+    parser.add_argument("--batch-clients", type=int, default=4, help="at once, many jobs per call")
+    parser.add_argument("--batches", default="200,1000", help="jobs per call; a node takes up to 1000")
+    parser.add_argument("--rounds", type=int, default=2, help="in one swarm")
     options = parser.parse_args()
-    print(json.dumps(both(options.nodes, options.jobs, options.clients, options.batch_clients), indent=1))
+    sizes = [int(size) for size in options.batches.split(",") if size]
+    print(json.dumps(all_ways(options.nodes, options.jobs, options.rounds, options.clients, options.batch_clients, sizes), indent=1))
 
 
 if __name__ == "__main__":

@@ -325,7 +325,8 @@ class Tasks:
         try:
             return await self._attempt(execution)
         finally:
-            if execution.ticket is not None and not self._queue.cancel(execution.ticket):
+            ticket, execution.ticket = execution.ticket, None  # it holds the execution, too: nobody would free the two
+            if ticket is not None and not self._queue.cancel(ticket):
                 self.riding -= execution.rides
                 self.running -= not execution.rides
                 self._queue.finished(self._clock.monotonic() - begun)

@@ -23,7 +23,7 @@ from dimnode.core.job_view import AttemptFact, JobView, SealFact
 from dimnode.domain import codec
 from dimnode.domain.job_form import JobForm, from_plain
 from dimnode.domain.model import ModelManifest
-from dimnode.domain.record import Attempt, Checkpoint, ErrorInfo, JobStatus, OutcomeEntry, PlanEntry, SealEntry, StatusEntry, Void
+from dimnode.domain.record import Attempt, Checkpoint, ErrorInfo, OutcomeEntry, PlanEntry, SealEntry, Void
 from dimnode.domain.tensors import TensorValue
 from dimnode.errors import Code, DimError, Fenced, NotFound, Unavailable
 from dimnode.orchestrator.checkpoints import Checkpoints
@@ -37,6 +37,7 @@ from dimnode.orchestrator.partials import PartialOutputs
 from dimnode.orchestrator.places import Place
 from dimnode.orchestrator.selection import Selector
 from dimnode.orchestrator.settings import OrchestratorSettings
+from dimnode.orchestrator.statuses import Statuses
 from dimnode.orchestrator.task_runner import TaskRunner
 from dimnode.orchestrator.values import Compute, Values
 from dimnode.orchestrator.warming import WarmAhead
@@ -99,8 +100,9 @@ class Drive:
         assert view.core is not None
         self._timeout = view.core.timeout
         self._form: JobForm = from_plain(codec.decode_plain(view.core.spec))
+        self._statuses = Statuses(held, parts.table, parts.clock)
         self._work = Work(
-            job=held.job, form=self._form, ballot=held.ballot, place=place, findings=held.findings, stage=self._stage,
+            job=held.job, form=self._form, ballot=held.ballot, place=place, findings=held.findings, stage=self._statuses.stage,
             partial=partial(parts.partials.tell, held.job),
         )  # fmt: skip
         self._started: set[str] = set()
@@ -390,7 +392,7 @@ class Drive:
         )
 
     async def _finish(self, engine: Engine, finish: Finish) -> None:
-        self._enter("aggregating")
+        self._statuses.enter("aggregating")
         seal = self._seals[finish.round].seal
         conclusion = await self._conclude(engine, finish.round, seal)
         if isinstance(conclusion, Fail):
@@ -453,22 +455,3 @@ class Drive:
             hint="Raise the job's `timeout`, or bring the missing nodes back.",
         )
         return OutcomeEntry(job=self._job, ballot=self._ballot, status="expired", at=self._p.clock.wall(), error=error)
-
-    def _stage(self, stage: str) -> None:
-        """A task told its stage: the job is at least there."""
-        status: JobStatus | None = "fetching" if stage == "fetching" else "running" if stage == "running" else None
-        if status is not None:
-            self._enter(status)
-
-    def _enter(self, status: JobStatus) -> None:
-        """Statuses only go forward."""
-        view = self._view()
-        if view.terminal or (_ORDER.index(status) <= _ORDER.index(view.status) and status != "scheduling"):
-            return
-        if view.status == status:
-            return
-        entry = StatusEntry(job=self._job, ballot=self._ballot, status=status, at=self._p.clock.wall(), elapsed=self.elapsed())
-        self._p.table.note(self._job, entry)
-
-
-_ORDER: tuple[str, ...] = ("queued", "scheduling", "fetching", "running", "aggregating", "completed", "failed", "cancelled", "expired")

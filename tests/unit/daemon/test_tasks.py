@@ -18,6 +18,7 @@ from dimnode.domain.task import TaskUpdate
 from dimnode.errors import Fenced, InvalidArgument, ResourceExhausted
 from dimnode.state.memory_journal import MemoryDisk
 from tests.support.daemon_tasks import SETTINGS, attempt_of, order, owner, running
+from tests.support.garbage import left_to_the_collector
 
 # --- callers that leave ---------------------------------------------------------------------------
 
@@ -309,3 +310,15 @@ async def test_a_full_queue_refuses_and_counts_those_on_their_way_in(autojump_cl
             refused.clear()
             assert accepted == {e.order.task for e in bench.tasks._all()}
             assert len([k for k in bench.journal.disk.meta if k.startswith("daemon.task.")]) == 3  # nothing is written for the refused
+
+
+# --- what stays behind ----------------------------------------------------------------------------
+
+
+async def test_what_ended_tasks_leave_needs_no_garbage_collection(autojump_clock: MockClock) -> None:
+    async with running() as bench:
+        with left_to_the_collector() as garbage:
+            for n in range(10):
+                assert (await bench.take(order("a", job=f"job-{n}"))).status == "completed"
+            await bench.tasks.wait_idle()
+        assert garbage == {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -88,8 +88,6 @@ class BlockMaker:
         self._settings = settings or MakingSettings()
         self._waiting: OrderedDict[str, None] = OrderedDict()
         self._changed_at = self._busy_since = -math.inf
-        self._under_way: set[str] = set()
-        """Blocks that are being made: jobs beside each other may have one in common."""
         self._spoilt: dict[str, int] = {}
         """How often those of them failed that are themselves what is wrong."""
         self._wake = trio.Event()
@@ -221,15 +219,9 @@ class BlockMaker:
         self._cursor = page[-1].job if page else ""
 
     async def _make(self, record: Record) -> None:
-        store = self._store.private_to(record.job)
         async with aclosing(self._blocks(record)) as blocks:
-            async for cid, data in blocks:
-                if cid not in self._under_way:
-                    self._under_way.add(cid)
-                    try:
-                        await self._put(store, record.job, cid, data)
-                    finally:
-                        self._under_way.discard(cid)
+            made = {cid: data async for cid, data in blocks}
+        await self._put(record.job, list(made.values()))
         if not self._table.unfinished(record.job):
             self._formed.pop(record.job, None)
             return
@@ -238,15 +230,19 @@ class BlockMaker:
         while len(self._formed) > self._settings.remembered:
             self._formed.popitem(last=False)
 
-    async def _put(self, store: ContentStore, job: str, cid: str, data: bytes) -> None:
-        if await self._store.has(cid):
-            return
+    async def _put(self, job: str, blocks: Sequence[bytes]) -> None:
+        """In one go; one by one, if any of them never will be a block."""
+        store = self._store.private_to(job)
         try:
-            await store.put_dag_bytes(data, durable=False)
-        except (TooLarge, ValueError) as e:  # never will be a block
-            log.info("blocks.no_block", job=job, reason=str(e))
+            made = await store.put_lacking(blocks)
+        except (TooLarge, ValueError) as e:
+            if len(blocks) == 1:
+                log.info("blocks.no_block", job=job, reason=str(e))
+                return
+            for data in blocks:
+                await self._put(job, [data])
         else:
-            self._made += 1
+            self._made += made
 
     async def _blocks(self, record: Record) -> AsyncGenerator[tuple[str, bytes], None]:
         seen = view(record)

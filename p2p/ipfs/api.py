@@ -146,6 +146,12 @@ class ContentStore(Protocol):
         """The same for bytes that already are canonical DAG-CBOR."""
         ...
 
+    async def put_lacking(self, blocks: Sequence[bytes]) -> int:
+        """Blocks of canonical DAG-CBOR that can be made again: those that are not here are written together, not fsynced; the others are
+        for this store's audience as well. Returns how many were written. Raises `ValueError`, `TooLarge` for any of them, and writes none
+        then."""
+        ...
+
     async def get_dag_bytes(self, cid: str, *, providers: Collection[str] = (), timeout: float = 30.0) -> bytes:
         """The DAG-CBOR block as it is, from here or from peers."""
         ...

@@ -58,18 +58,20 @@ class DiskAudiences:
             private = set(_private_of(connection, [cid.digest for cid in cids]))
             return {cid: _of(connection, cid) if cid.digest in private else frozenset() for cid in cids}
 
-    def add(self, cids: Iterable[Cid], audience: str) -> None:
+    def add(self, pairs: Collection[tuple[Cid, str]]) -> None:
+        """(block, audience)"""
+        if not pairs:
+            return
         with self._locked() as connection, database.transaction(connection):
-            for cid in cids:
+            for cid, audience in pairs:
                 connection.execute("INSERT OR IGNORE INTO audiences VALUES (?, ?)", (cid.digest, audience)).close()
             self._dirty = True
 
-    def share(self, cids: Iterable[Cid], audience: str) -> None:
+    def share(self, pairs: Iterable[tuple[Cid, str]]) -> None:
         """As `add`, of those that are not everybody's."""
         with self._locked() as connection:
-            lacking = [cid for cid in cids if _is_private(connection, cid) and not _is_for(connection, cid, audience)]
-        if lacking:
-            self.add(lacking, audience)
+            lacking = [(cid, a) for cid, a in pairs if _is_private(connection, cid) and not _is_for(connection, cid, a)]
+        self.add(lacking)
 
     def forget(self, cids: Collection[Cid]) -> None:
         """They are everybody's, or gone."""
@@ -145,12 +147,12 @@ class AudiencesInMemory:
     def of(self, cid: Cid) -> frozenset[str]:
         return self._audiences.get(cid.digest, frozenset())
 
-    def add(self, cids: Iterable[Cid], audience: str) -> None:
-        for cid in cids:
+    def add(self, pairs: Iterable[tuple[Cid, str]]) -> None:
+        for cid, audience in pairs:
             self._audiences[cid.digest] = self.of(cid) | {audience}
 
-    def share(self, cids: Iterable[Cid], audience: str) -> None:
-        self.add([cid for cid in cids if self.of(cid)], audience)
+    def share(self, pairs: Iterable[tuple[Cid, str]]) -> None:
+        self.add([(cid, audience) for cid, audience in pairs if self.of(cid)])
 
     def forget(self, cids: Iterable[Cid]) -> None:
         for cid in cids:

@@ -39,6 +39,10 @@ class Blocks(Protocol):
 
     async def has(self, cid: Cid) -> bool: ...
 
+    async def adopt(self, cids: Sequence[Cid], audience: str) -> list[Cid]:
+        """Those that are here are for this audience as well, if they are not everybody's. Returns the others. Raises `DiskFull`."""
+        ...
+
     async def size(self, cid: Cid) -> int | None: ...
 
     async def get(self, cid: Cid, *, touch: bool = True) -> bytes | None:
@@ -132,6 +136,12 @@ class BlocksOnDisk:
     async def has(self, cid: Cid) -> bool:
         return await self._reads.run(lambda: self._disk.has(cid))
 
+    async def adopt(self, cids: Sequence[Cid], audience: str) -> list[Cid]:
+        try:
+            return await self._looks.run(lambda: self._adopt(cids, audience))
+        except sqlite3.OperationalError as error:
+            raise DiskFull("whom blocks are for cannot be written") from error
+
     async def size(self, cid: Cid) -> int | None:
         return await self._reads.run(lambda: self._disk.size(cid))
 
@@ -144,7 +154,7 @@ class BlocksOnDisk:
     async def put(self, blocks: list[Block], *, durable: bool, audience: str = "") -> None:
         """The audience is written before the blocks: what is not known to be everybody's is never given to everybody."""
         if durable:
-            await self._noting(lambda: self._note(blocks, audience, flush=True))
+            await self._noting(lambda: self._note([(block.cid, audience) for block in blocks], flush=True))
             await self._puts.submit(blocks)
         else:
             await self._soft_puts.submit([(block, audience) for block in blocks])
@@ -156,7 +166,7 @@ class BlocksOnDisk:
         return await self._looks.run(lambda: self._look(cids))
 
     async def share(self, cid: Cid, audience: str) -> None:
-        await self._noting(lambda: self._audiences.share([cid], audience))
+        await self._noting(lambda: self._audiences.share([(cid, audience)]))
 
     async def open_to_all(self, cids: Collection[Cid]) -> None:
         await self._noting(lambda: self._audiences.forget(cids))
@@ -209,20 +219,24 @@ class BlocksOnDisk:
         audiences = self._audiences.of_each(sizes)
         return {cid: Found(size, audiences[cid]) for cid, size in sizes.items()}
 
-    def _note(self, blocks: list[Block], audience: str, *, flush: bool) -> None:
-        cids = [block.cid for block in blocks]
-        if not audience:
-            self._audiences.forget(cids)
-            return
+    def _adopt(self, cids: Sequence[Cid], audience: str) -> list[Cid]:
         here = [cid for cid in cids if self._disk.has(cid)]
-        self._audiences.share(here, audience)
-        self._audiences.add([cid for cid in cids if cid not in here], audience)
-        if flush:
+        if audience:
+            self._audiences.share([(cid, audience) for cid in here])
+        return [cid for cid in cids if cid not in here]
+
+    def _note(self, pairs: Sequence[tuple[Cid, str]], *, flush: bool) -> None:
+        """(block, audience); of one that is for everybody, too, that stays."""
+        private = [(cid, audience) for cid, audience in pairs if audience]
+        here = {cid for cid, _ in private if self._disk.has(cid)}
+        self._audiences.share([pair for pair in private if pair[0] in here])
+        self._audiences.add([pair for pair in private if pair[0] not in here])
+        self._audiences.forget([cid for cid, audience in pairs if not audience])
+        if flush and private:
             self._audiences.flush()
 
     def _note_and_put(self, puts: list[tuple[Block, str]]) -> None:
-        for audience in sorted({audience for _, audience in puts}, reverse=True):  # everybody comes last: that stays
-            self._note([block for block, its in puts if its == audience], audience, flush=False)
+        self._note([(block.cid, audience) for block, audience in puts], flush=False)
         self._disk.put([block for block, _ in puts], durable=False)
 
     def _sync(self, cids: list[Cid]) -> None:
@@ -265,6 +279,12 @@ class BlocksInMemory:
         await trio.lowlevel.checkpoint()
         return cid.text in self._blocks
 
+    async def adopt(self, cids: Sequence[Cid], audience: str) -> list[Cid]:
+        await trio.lowlevel.checkpoint()
+        if audience:
+            self._audiences.share([(cid, audience) for cid in cids if cid.text in self._blocks])
+        return [cid for cid in cids if cid.text not in self._blocks]
+
     async def size(self, cid: Cid) -> int | None:
         await trio.lowlevel.checkpoint()
         return len(self._blocks[cid.text]) if cid.text in self._blocks else None
@@ -284,8 +304,8 @@ class BlocksInMemory:
     async def put(self, blocks: list[Block], *, durable: bool, audience: str = "") -> None:
         await trio.lowlevel.checkpoint()
         if audience:
-            self._audiences.share([b.cid for b in blocks], audience)
-            self._audiences.add([b.cid for b in blocks if b.cid.text not in self._blocks], audience)
+            self._audiences.share([(b.cid, audience) for b in blocks])
+            self._audiences.add([(b.cid, audience) for b in blocks if b.cid.text not in self._blocks])
         else:
             self._audiences.forget([b.cid for b in blocks])
         fresh = sum(len(block.data) for block in blocks if block.cid.text not in self._blocks)
@@ -304,7 +324,7 @@ class BlocksInMemory:
 
     async def share(self, cid: Cid, audience: str) -> None:
         await trio.lowlevel.checkpoint()
-        self._audiences.share([cid], audience)
+        self._audiences.share([(cid, audience)])
 
     async def open_to_all(self, cids: Collection[Cid]) -> None:
         await trio.lowlevel.checkpoint()

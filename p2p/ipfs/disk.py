@@ -144,7 +144,7 @@ class DiskBlocks:
     def put(self, blocks: Iterable[Block], *, durable: bool) -> None:
         """Blocks whose hashes are known to be right. ``durable``: on the disk when this returns, whoever
         wrote them before. Raises `DiskFull`."""
-        blocks = list(blocks)
+        blocks = list({block.cid: block for block in blocks}.values())  # many jobs may have one form
         try:
             fresh = [block for block in blocks if not self._same(block)]
             self._check_space(sum(len(block.data) for block in fresh))

@@ -117,9 +117,17 @@ class Store:
 
     async def put_dag_bytes(self, data: bytes, *, durable: bool = True) -> str:
         """Raises `ValueError` when ``data`` is not canonical DAG-CBOR."""
-        if not dagcbor.is_canonical(data):
-            raise ValueError("not canonical DAG-CBOR")
+        _check_canonical(data)
         return await self._put_cbor(data, durable)
+
+    async def put_lacking(self, blocks: Sequence[bytes]) -> int:
+        for data in blocks:
+            _check_canonical(data)
+        made = {block.cid: block for block in map(_cbor_block, blocks)}
+        lacking = [made[cid] for cid in await self._blocks.adopt(list(made), self._audience)]
+        if lacking:
+            await self._keep(lacking, False)
+        return len(lacking)
 
     async def add_bytes(self, data: bytes, *, durable: bool = True) -> str:
         if len(data) <= self._settings.chunk:
@@ -288,9 +296,7 @@ class Store:
     # Parts
 
     async def _put_cbor(self, data: bytes, durable: bool) -> str:
-        if len(data) > MAX_BLOCK:
-            raise TooLarge(f"a DAG-CBOR block may have {MAX_BLOCK} bytes at most: store large parts as files")
-        block = Block(cids.compute(cids.DAG_CBOR, data), data)
+        block = _cbor_block(data)
         await self._keep([block], durable)
         return block.cid.text
 
@@ -443,3 +449,14 @@ async def _batches(pieces: AsyncIterator[bytes], size: int, max_bytes: int | Non
 def _leaves(data: bytes, chunk: int) -> list[Block]:
     parts = [data[start : start + chunk] for start in range(0, len(data), chunk)] or [b""]
     return [Block(cids.compute(cids.RAW, part), part) for part in parts]
+
+
+def _check_canonical(data: bytes) -> None:
+    if not dagcbor.is_canonical(data):
+        raise ValueError("not canonical DAG-CBOR")
+
+
+def _cbor_block(data: bytes) -> Block:
+    if len(data) > MAX_BLOCK:
+        raise TooLarge(f"a DAG-CBOR block may have {MAX_BLOCK} bytes at most: store large parts as files")
+    return Block(cids.compute(cids.DAG_CBOR, data), data)

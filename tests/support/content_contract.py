@@ -118,6 +118,26 @@ class SingleContract:
         with pytest.raises(ValueError, match=r"."):
             await store.put_dag(value)
 
+    async def test_blocks_that_are_here_are_not_put_again(self, store: ContentStore):
+        here = await store.put_dag({"n": 0})
+        blocks = [dagcbor.encode({"n": n}) for n in range(4)]
+        assert await store.put_lacking(blocks[:2]) == 1
+        assert await store.put_lacking([*blocks, blocks[3]]) == 2
+        assert await store.put_lacking(blocks) == await store.put_lacking([]) == 0
+        assert await store.get_dag(here) == {"n": 0}
+        assert [await store.get_dag(cids.compute(cids.DAG_CBOR, data).text) for data in blocks] == [{"n": n} for n in range(4)]
+
+    @pytest.mark.parametrize(
+        ("wrong", "error"),
+        [(b"\x18\x01", ValueError), (dagcbor.encode(bytes(2 * 1024 * 1024)), TooLarge)],
+        ids=["not canonical", "too large"],
+    )
+    async def test_with_one_that_cannot_be_a_block_none_is_put(self, store: ContentStore, wrong: bytes, error: type[Exception]):
+        sound = dagcbor.encode({"sound": True})
+        with pytest.raises(error):
+            await store.put_lacking([sound, wrong])
+        assert not await store.has(cids.compute(cids.DAG_CBOR, sound).text)
+
     async def test_a_dag_block_has_a_largest_size(self, store: ContentStore):
         with pytest.raises(TooLarge):
             await store.put_dag(bytes(2 * 1024 * 1024))

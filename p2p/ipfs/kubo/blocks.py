@@ -81,6 +81,15 @@ class KuboBlocks:
     async def has(self, cid: Cid) -> bool:
         return await self.size(cid) is not None
 
+    async def adopt(self, cids: Sequence[Cid], audience: str) -> list[Cid]:
+        lacking: list[Cid] = []
+        for cid in await self._spool.adopt(cids, audience):
+            if not await self.has(cid):
+                lacking.append(cid)
+            elif audience:
+                await self.share(cid, audience)
+        return lacking
+
     async def size(self, cid: Cid) -> int | None:
         here = await self._spool.size(cid)
         return here if here is not None else await self._ask(lambda: self._rpc.block_stat(cid))

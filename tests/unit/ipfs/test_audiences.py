@@ -42,6 +42,28 @@ async def test_a_new_block_is_for_whom_it_was_written(blocks: Blocks, durable: b
     assert (await blocks.audiences(a.cid), await blocks.audiences(b.cid)) == ({"job 1"}, frozenset())
 
 
+async def test_blocks_that_come_together_are_for_whom_each_was_written(blocks: Blocks):
+    made = {f"job {n}": [block(f"{n} {part}".encode()) for part in range(3)] for n in range(20)}
+    common = block(b"common")
+    async with trio.open_nursery() as nursery:
+        for job, its in made.items():
+            nursery.start_soon(partial(blocks.put, [*its, common], durable=False, audience=job))
+    for job, its in made.items():
+        assert [await blocks.audiences(b.cid) for b in its] == [{job}] * 3
+    assert await blocks.audiences(common.cid) == made.keys()
+
+
+async def test_blocks_that_are_here_become_anothers_as_well(blocks: Blocks):
+    private, public, absent = block(b"private"), block(b"public"), block(b"absent")
+    await blocks.put([private], durable=False, audience="job 1")
+    await blocks.put([public], durable=False)
+    for _ in range(2):
+        assert await blocks.adopt([private.cid, absent.cid, public.cid], "job 2") == [absent.cid]
+    assert await blocks.adopt([private.cid], "") == []
+    assert (await blocks.audiences(private.cid), await blocks.audiences(public.cid)) == ({"job 1", "job 2"}, frozenset())
+    assert not await blocks.audiences(absent.cid)
+
+
 async def test_a_block_may_be_for_several(blocks: Blocks):
     a = block(b"a")
     await blocks.put([a], durable=False, audience="job 1")

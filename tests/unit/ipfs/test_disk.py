@@ -54,6 +54,17 @@ def path_of(folder: Path, each: Block) -> Path:
     return folder / "blocks" / each.cid.text[-3:-1] / each.cid.text
 
 
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_block_that_comes_several_times_at_once_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool):
+    written: list[bytes] = []
+    real = disk_module._write_new
+    monkeypatch.setattr(disk_module, "_write_new", lambda path, data: (written.append(data), real(path, data))[1])
+    disk = open_disk(tmp_path)
+    disk.put([block(b"common"), block(b"own"), block(b"common")], durable=durable)
+    assert sorted(written) == [b"common", b"own"]
+    assert (disk.blocks, disk.bytes) == (2, 9)
+
+
 def test_blocks_are_there_after_reopening(tmp_path: Path):
     one, two = block(b"one"), block(b"two!")
     disk = open_disk(tmp_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import Any
@@ -164,32 +164,22 @@ async def test_batches_with_short_pauses_between_them_do_not_keep_it_from_workin
         assert maker.status()["backlog"] <= 20
 
 
-async def test_jobs_beside_each_other_with_one_form_write_it_once(holder: Holder, autojump_clock: MockClock) -> None:
-    spec = codec.encode({"the": "form"})
-    common: dict[str, Any] = {"spec": spec, "spec_cid": cid_of(spec), "pattern": "chained", "priority": "normal", "principal": "me"}
-    forms = {f"j{n}": e.signed(Core(job=f"j{n}", submitted=1.0, timeout=60, **common)) for n in range(8)}
-    async with holder.running() as maker:
-        await holder.table.merge_many([(job, [form, e.claim(1, job=job)]) for job, form in forms.items()])
-        await trio.sleep(1)
-        assert (maker.status()["backlog"], maker.statistics()["made"]) == (0, 1)
-
-
 async def test_a_short_job_is_done_in_one_go(holder: Holder, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked: list[str] = []
-    has = holder.store.has
+    given: list[list[str]] = []
+    put = holder.store.put_lacking
 
-    async def look(cid: str) -> bool:
-        looked.append(cid)
-        return await has(cid)
+    async def note(blocks: Sequence[bytes]) -> int:
+        given.append(sorted(map(cid_of, blocks)))
+        return await put(blocks)
 
-    monkeypatch.setattr(holder.store, "has", look)
+    monkeypatch.setattr(holder.store, "put_lacking", note)
     result = codec.encode({"outputs": {}, "tasks": []})
     async with holder.running():
         await holder.table.merge("j", [core("j"), e.claim(1, job="j")])
         await trio.sleep(0.1)
         await holder.table.merge("j", [ended("j", result=result, result_cid=cid_of(result))])
         await trio.sleep(1)
-        assert looked == [spec_of(core("j")), cid_of(result)]
+        assert given == [sorted([spec_of(core("j")), cid_of(result)])]
 
 
 async def test_after_a_start_and_when_too_many_wait_all_records_are_looked_at(holder: Holder, autojump_clock: MockClock) -> None:
@@ -238,16 +228,16 @@ async def test_a_job_that_is_itself_what_is_wrong_goes_to_the_back_and_is_left_a
     holder: Holder, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong, sound = core("wrong"), core("sound")
-    here = holder.store.has
+    put = holder.store.put_lacking
     asked: list[str] = []
 
-    async def has(cid: str) -> bool:
-        asked.append(cid)
-        if cid == spec_of(wrong):
+    async def refuse_one(blocks: Sequence[bytes]) -> int:
+        asked.extend(map(cid_of, blocks))
+        if spec_of(wrong) in map(cid_of, blocks):
             raise BlockCorrupt("not what it says")
-        return await here(cid)
+        return await put(blocks)
 
-    monkeypatch.setattr(holder.store, "has", has)
+    monkeypatch.setattr(holder.store, "put_lacking", refuse_one)
     async with holder.running(tries=3) as maker:
         await trio.sleep(1)
         await holder.table.merge_many([("wrong", [wrong, e.claim(1, job="wrong")]), ("sound", [sound, e.claim(1, job="sound")])])
@@ -276,3 +266,31 @@ async def test_they_are_the_jobs_and_nobody_elses(autojump_clock: MockClock) -> 
         with pytest.raises(BlockMissing):
             await stranger.get_dag(spec_of(accepted), timeout=1)
     assert asked == [("b", ["j"])]
+
+
+async def test_equal_forms_are_both_jobs(autojump_clock: MockClock) -> None:
+    """Whether they come together or one after the other."""
+    audiences: list[list[str]] = []
+
+    async def may_serve(peer: str, its: Any) -> bool:
+        await trio.lowlevel.checkpoint()
+        audiences.append(sorted(its))
+        return False
+
+    def same(job: str) -> SignedEntry:
+        spec = codec.encode({"equal": True})
+        body = Core(
+            job=job, spec_cid=cid_of(spec), spec=spec, pattern="chained", priority="normal", principal="me", submitted=1.0, timeout=60
+        )
+        return e.signed(body)
+
+    hub = MemoryExchange()
+    holder, stranger = Holder(MemoryStore("a", hub, may_serve=may_serve)), MemoryStore("b", hub)
+    async with holder.running():
+        await holder.table.merge_many([(job, [same(job), e.claim(1, job=job)]) for job in ("a", "b")])
+        await trio.sleep(1)
+        await holder.table.merge("c", [same("c"), e.claim(1, job="c")])
+        await trio.sleep(1)
+        with pytest.raises(BlockMissing):
+            await stranger.get_dag(spec_of(same("a")), timeout=1)
+    assert audiences == [["a", "b", "c"]]

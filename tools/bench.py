@@ -35,7 +35,7 @@ from dimnode.rpc.v1 import orchestrator_pb2 as pb
 from dimnode.rpc.v1.common_pb2 import JobSpec
 from dimnode.rpc.v1.orchestrator_pb2_grpc import OrchestratorStub
 from tools import bench_agents, bench_placement, bench_rpc, bench_submissions
-from tools.bench_submissions import MODEL, batched, drain, form, submissions
+from tools.bench_submissions import CLIENT_BATCH, MODEL, batched, drain, form, submissions
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -116,11 +116,13 @@ def measure(jobs: int, agents: Mapping[str, Mapping[str, float]]) -> list[Row]:
         rate, _ = asyncio.run(batched(address, 4, jobs, 200))
         asyncio.run(drain(address))
         rows.append(Row("acknowledged jobs, batches of 200, 4 clients", rate, "jobs/s", "", "> 5,000"))
-    copied = bench_submissions.all_ways(3, jobs, 1, 32, 4, (200, 1000))
+    copied = bench_submissions.all_ways(3, jobs, 1, 32, 4, (200, CLIENT_BATCH))
     rows += [
         Row("acknowledged jobs with a copy on a second disk, 32 clients, 3 nodes", copied["single"][0]["copied_per_s"], "jobs/s", "500"),
         Row("the same in batches of 200, 4 clients", copied["batches of 200"][0]["copied_per_s"], "jobs/s", "3,000"),
-        Row("the same in batches of 1,000, 4 clients", copied["batches of 1000"][0]["copied_per_s"], "jobs/s", "3,000"),
+        Row(
+            f"the same in batches of {CLIENT_BATCH}, 4 clients", copied[f"batches of {CLIENT_BATCH}"][0]["copied_per_s"], "jobs/s", "3,000"
+        ),
     ]
     rows += agent_rows(agents)
     rows += rpc_rows()

@@ -1,6 +1,6 @@
 """How fast submissions are acknowledged: with their copies on other nodes, one job per call and in batches.
 
-    python -m tools.bench_submissions [--nodes 3] [--jobs 3000] [--clients 32] [--batch-clients 4] [--batches 200,1000] [--rounds 2]
+    python -m tools.bench_submissions [--nodes 3] [--jobs 3000] [--clients 32] [--batch-clients 4] [--batches 200,500] [--rounds 2]
 
 Real nodes on this machine, ``jobs.replicas`` = 1: a job is acknowledged once its record is on a second disk. The nodes
 also run the jobs meanwhile. Each way is measured in a swarm of its own that has just begun and run two hundred jobs, and again in the same swarm
@@ -24,6 +24,7 @@ import grpc.aio
 import numpy as np
 from google.protobuf import json_format
 
+from dimnode.client import TransferSettings
 from dimnode.demo.local_swarm import LocalSwarm
 from dimnode.rpc.v1 import orchestrator_pb2 as pb
 from dimnode.rpc.v1.common_pb2 import JobSpec
@@ -34,6 +35,8 @@ WARM_UP = 200
 """Jobs before anything is measured: connections, caches."""
 SETTLE = 1.0
 """Seconds of rest after those."""
+CLIENT_BATCH = TransferSettings().batch_jobs
+"""Jobs per call when `dimnode.client` has many to submit."""
 ROWS = np.ones((1, 30), np.float32)
 
 
@@ -148,7 +151,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=3000)
     parser.add_argument("--clients", type=int, default=32, help="at once, one job per call")
     parser.add_argument("--batch-clients", type=int, default=4, help="at once, many jobs per call")
-    parser.add_argument("--batches", default="200,1000", help="jobs per call; a node takes up to 1000")
+    parser.add_argument("--batches", default=f"200,{CLIENT_BATCH}", help="jobs per call")
     parser.add_argument("--rounds", type=int, default=2, help="in one swarm")
     options = parser.parse_args()
     sizes = [int(size) for size in options.batches.split(",") if size]

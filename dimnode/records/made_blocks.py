@@ -67,6 +67,10 @@ class MakingSettings:
     """Seconds for which it waits for that, from the first change on; then it works until nothing is left."""
     at_once: int = 8
     """Jobs whose records are in memory; their blocks go to the disk together."""
+    piece_blocks: int = 64
+    """Blocks of a job that go to the disk in one go at the most."""
+    piece_bytes: int = 1024 * 1024
+    """And bytes, if it is not one block."""
     walk_share: float = 0.05
     """And for the look at all records."""
     page: int = 64
@@ -219,9 +223,16 @@ class BlockMaker:
         self._cursor = page[-1].job if page else ""
 
     async def _make(self, record: Record) -> None:
+        s = self._settings
+        piece: dict[str, bytes] = {}
         async with aclosing(self._blocks(record)) as blocks:
-            made = {cid: data async for cid, data in blocks}
-        await self._put(record.job, list(made.values()))
+            async for cid, data in blocks:
+                piece[cid] = data
+                if len(piece) >= s.piece_blocks or sum(map(len, piece.values())) >= s.piece_bytes:
+                    await self._put(record.job, list(piece.values()))
+                    piece = {}
+        if piece:
+            await self._put(record.job, list(piece.values()))
         if not self._table.unfinished(record.job):
             self._formed.pop(record.job, None)
             return

@@ -60,18 +60,13 @@ class DiskAudiences:
 
     def add(self, pairs: Collection[tuple[Cid, str]]) -> None:
         """(block, audience)"""
-        if not pairs:
-            return
-        with self._locked() as connection, database.transaction(connection):
-            for cid, audience in pairs:
-                connection.execute("INSERT OR IGNORE INTO audiences VALUES (?, ?)", (cid.digest, audience)).close()
-            self._dirty = True
+        with self._locked() as connection:
+            self._add(connection, pairs)
 
     def share(self, pairs: Iterable[tuple[Cid, str]]) -> None:
         """As `add`, of those that are not everybody's."""
         with self._locked() as connection:
-            lacking = [(cid, a) for cid, a in pairs if _is_private(connection, cid) and not _is_for(connection, cid, a)]
-        self.add(lacking)
+            self._add(connection, [(cid, a) for cid, a in pairs if _is_private(connection, cid) and not _is_for(connection, cid, a)])
 
     def forget(self, cids: Collection[Cid]) -> None:
         """They are everybody's, or gone."""
@@ -100,6 +95,14 @@ class DiskAudiences:
             if self._dirty:
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)").close()
                 self._dirty = False
+
+    def _add(self, connection: sqlite3.Connection, pairs: Collection[tuple[Cid, str]]) -> None:
+        if not pairs:
+            return
+        with database.transaction(connection):
+            for cid, audience in pairs:
+                connection.execute("INSERT OR IGNORE INTO audiences VALUES (?, ?)", (cid.digest, audience)).close()
+            self._dirty = True
 
     @contextmanager
     def _locked(self) -> Generator[sqlite3.Connection, None, None]:

@@ -39,8 +39,9 @@ class Blocks(Protocol):
 
     async def has(self, cid: Cid) -> bool: ...
 
-    async def adopt(self, cids: Sequence[Cid], audience: str) -> list[Cid]:
-        """Those that are here are for this audience as well, if they are not everybody's. Returns the others. Raises `DiskFull`."""
+    async def adopt(self, blocks: Sequence[Block], audience: str) -> list[Block]:
+        """Those that are here are for this audience as well, unless they are everybody's (none: they stay whose they are). Returns the
+        others. Raises `DiskFull`."""
         ...
 
     async def size(self, cid: Cid) -> int | None: ...
@@ -136,9 +137,9 @@ class BlocksOnDisk:
     async def has(self, cid: Cid) -> bool:
         return await self._reads.run(lambda: self._disk.has(cid))
 
-    async def adopt(self, cids: Sequence[Cid], audience: str) -> list[Cid]:
+    async def adopt(self, blocks: Sequence[Block], audience: str) -> list[Block]:
         try:
-            return await self._looks.run(lambda: self._adopt(cids, audience))
+            return await self._looks.run(lambda: self._adopt(blocks, audience))
         except sqlite3.OperationalError as error:
             raise DiskFull("whom blocks are for cannot be written") from error
 
@@ -219,14 +220,14 @@ class BlocksOnDisk:
         audiences = self._audiences.of_each(sizes)
         return {cid: Found(size, audiences[cid]) for cid, size in sizes.items()}
 
-    def _adopt(self, cids: Sequence[Cid], audience: str) -> list[Cid]:
-        here = [cid for cid in cids if self._disk.has(cid)]
+    def _adopt(self, blocks: Sequence[Block], audience: str) -> list[Block]:
+        here = {block.cid for block in blocks if self._disk.size(block.cid) == len(block.data)}  # after a power cut a file may be empty
         if audience:
             self._audiences.share([(cid, audience) for cid in here])
-        return [cid for cid in cids if cid not in here]
+        return [block for block in blocks if block.cid not in here]
 
     def _note(self, pairs: Sequence[tuple[Cid, str]], *, flush: bool) -> None:
-        """(block, audience); of one that is for everybody, too, that stays."""
+        """(block, audience). What is also put for everybody is everybody's in the end: so that comes last."""
         private = [(cid, audience) for cid, audience in pairs if audience]
         here = {cid for cid, _ in private if self._disk.has(cid)}
         self._audiences.share([pair for pair in private if pair[0] in here])
@@ -279,11 +280,11 @@ class BlocksInMemory:
         await trio.lowlevel.checkpoint()
         return cid.text in self._blocks
 
-    async def adopt(self, cids: Sequence[Cid], audience: str) -> list[Cid]:
+    async def adopt(self, blocks: Sequence[Block], audience: str) -> list[Block]:
         await trio.lowlevel.checkpoint()
         if audience:
-            self._audiences.share([(cid, audience) for cid in cids if cid.text in self._blocks])
-        return [cid for cid in cids if cid.text not in self._blocks]
+            self._audiences.share([(block.cid, audience) for block in blocks if block.cid.text in self._blocks])
+        return [block for block in blocks if block.cid.text not in self._blocks]
 
     async def size(self, cid: Cid) -> int | None:
         await trio.lowlevel.checkpoint()

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import ExitStack, aclosing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import trio
 
@@ -28,6 +28,7 @@ from p2p.ipfs.settings import MAX_BLOCK, StoreSettings
 from p2p.ipfs.traffic import Traffic
 from p2p.ipfs.unixfs import Block, Layout
 
+T = TypeVar("T")
 _INLINE = 64 * 1024
 """Up to this many bytes are hashed on the loop."""
 
@@ -124,7 +125,10 @@ class Store:
         for data in blocks:
             _check_canonical(data)
         made = {block.cid: block for block in map(_cbor_block, blocks)}
-        lacking = [made[cid] for cid in await self._blocks.adopt(list(made), self._audience)]
+        if not made:
+            return 0
+        await self._uses.spare(list(made))  # or a collection under way might take what is here
+        lacking = await self._with_room(lambda: self._blocks.adopt(list(made.values()), self._audience))
         if lacking:
             await self._keep(lacking, False)
         return len(lacking)
@@ -307,16 +311,20 @@ class Store:
             await self._uses.spare([block.cid for block in blocks], hold=mine)
             if held is not None:
                 await self._uses.spare(mine, hold=held)
-            try:
-                await self._blocks.put(blocks, durable=durable, audience=self._audience)
-            except DiskFull:
-                self._state.full = True
-                if self.make_room is None or not await self.make_room():
-                    raise
-                await self._blocks.put(blocks, durable=durable, audience=self._audience)
+            await self._with_room(lambda: self._blocks.put(blocks, durable=durable, audience=self._audience))
             self._state.full = False
         if self.on_kept is not None:
             self.on_kept([block.cid for block in blocks])
+
+    async def _with_room(self, write: Callable[[], Awaitable[T]]) -> T:
+        """Once more, if there was no room and some was made."""
+        try:
+            return await write()
+        except DiskFull:
+            self._state.full = True
+            if self.make_room is None or not await self.make_room():
+                raise
+            return await write()
 
     async def _add(self, pieces: AsyncIterator[bytes], max_bytes: int | None, durable: bool) -> tuple[str, int]:
         """fsync comes at the end, for all of a file together."""

@@ -46,7 +46,7 @@ async def noticed(store: KuboStore) -> None:
 
 def read_from_kubo(store: KuboStore) -> KuboStore:
     """What is added is in Kubo and not here any more when the call returns."""
-    for name in ("add_bytes", "add_file", "add_stream", "import_car", "put_dag", "put_dag_bytes"):
+    for name in ("add_bytes", "add_file", "add_stream", "import_car", "put_dag", "put_dag_bytes", "put_lacking"):
         setattr(store, name, _and_out_of_the_spool(store, getattr(store, name)))
     return store
 

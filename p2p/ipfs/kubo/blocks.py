@@ -81,13 +81,13 @@ class KuboBlocks:
     async def has(self, cid: Cid) -> bool:
         return await self.size(cid) is not None
 
-    async def adopt(self, cids: Sequence[Cid], audience: str) -> list[Cid]:
-        lacking: list[Cid] = []
-        for cid in await self._spool.adopt(cids, audience):
-            if not await self.has(cid):
-                lacking.append(cid)
+    async def adopt(self, blocks: Sequence[Block], audience: str) -> list[Block]:
+        lacking: list[Block] = []
+        for block in await self._spool.adopt(blocks, audience):
+            if await self._ask(lambda cid=block.cid: self._rpc.block_stat(cid)) is None:
+                lacking.append(block)
             elif audience:
-                await self.share(cid, audience)
+                await self.share(block.cid, audience)
         return lacking
 
     async def size(self, cid: Cid) -> int | None:

@@ -58,8 +58,8 @@ async def test_blocks_that_are_here_become_anothers_as_well(blocks: Blocks):
     await blocks.put([private], durable=False, audience="job 1")
     await blocks.put([public], durable=False)
     for _ in range(2):
-        assert await blocks.adopt([private.cid, absent.cid, public.cid], "job 2") == [absent.cid]
-    assert await blocks.adopt([private.cid], "") == []
+        assert await blocks.adopt([private, absent, public], "job 2") == [absent]
+    assert await blocks.adopt([private], "") == []
     assert (await blocks.audiences(private.cid), await blocks.audiences(public.cid)) == ({"job 1", "job 2"}, frozenset())
     assert not await blocks.audiences(absent.cid)
 

@@ -14,8 +14,10 @@ import pytest
 import trio
 
 from p2p.ipfs import cid as cids
+from p2p.ipfs import dagcbor
 from p2p.ipfs import disk as disk_module
 from p2p.ipfs.api import BlockMissing, DiskFull, Pin
+from p2p.ipfs.audiences import DiskAudiences
 from p2p.ipfs.blocks import BlocksOnDisk
 from p2p.ipfs.disk import DiskBlocks
 from p2p.ipfs.embedded import open_embedded
@@ -351,6 +353,40 @@ async def test_when_audiences_cannot_be_written_the_disk_is_full(tmp_path: Path,
         await blocks.sync([block(b"x").cid])
     monkeypatch.undo()
     await blocks.close()
+
+
+async def test_when_it_cannot_be_written_that_a_block_is_anothers_as_well_room_is_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async with open_embedded(tmp_path) as store:
+        await store.private_to("job 1").put_dag({})
+        asked: list[str] = []
+
+        async def make_room() -> bool:
+            await trio.lowlevel.checkpoint()
+            asked.append("room")
+            return True
+
+        def full(*_: Any) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        store.make_room = make_room
+        with monkeypatch.context() as m:
+            m.setattr(DiskAudiences, "_add", full)
+            with pytest.raises(DiskFull):
+                await store.private_to("job 2").put_lacking([dagcbor.encode({})])
+        assert asked == ["room"]
+        assert not store.health().ok
+        assert await store.private_to("job 2").put_lacking([dagcbor.encode({}), dagcbor.encode({"n": 1})]) == 1
+        assert store.health().ok
+
+
+async def test_a_file_that_a_power_cut_left_empty_is_written_again(tmp_path: Path):
+    async with open_embedded(tmp_path) as store:
+        cid = await store.put_dag({"n": 1}, durable=False)
+        (tmp_path / "blocks" / cid[-3:-1] / cid).write_bytes(b"")
+        assert await store.put_lacking([dagcbor.encode({"n": 1})]) == 1
+        assert await store.get_dag(cid) == {"n": 1}
 
 
 async def test_one_who_has_too_much_is_not_in_the_way_of_the_others(tmp_path: Path):

@@ -13,6 +13,7 @@ import trio
 import trio.testing
 
 from p2p.ipfs import cid as cids
+from p2p.ipfs import dagcbor
 from p2p.ipfs.api import BlockMissing, DiskFull
 from p2p.ipfs.blocks import BlocksInMemory
 from p2p.ipfs.disk import Kept
@@ -69,6 +70,21 @@ async def test_what_is_used_after_a_collection_began_is_not_taken():
     with uses.collecting() as roots, uses.removing([cid_of(n) for n in (1, 2, 4)]) as going:
         assert not roots
         assert len(going) == 3, "all of it is over"
+
+
+async def test_what_becomes_anothers_after_a_collection_began_is_not_taken():
+    data = dagcbor.encode({"the": "form"})
+    store = MemoryStore(settings=SMALL)
+    cid = await store.private_to("forgotten").put_dag_bytes(data)
+
+    async def needed() -> AsyncIterator[str]:
+        assert await store.private_to("new").put_lacking([data]) == 0
+        return
+        yield
+
+    assert (await store.collect(needed(), grace=0)).blocks == 0
+    assert await store.has(cid)
+    assert (await store.collect(nothing(), grace=0)).blocks == 1
 
 
 async def test_a_collection_goes_down_to_what_was_asked_and_takes_the_oldest(tmp_path: Path):

@@ -47,3 +47,21 @@ async def test_a_block_whose_writer_was_cancelled_in_the_midst_of_it_is_given_to
         gate.set()
     assert set(blocks._todo) == {mine.cid, others.cid}
     await blocks.close()
+
+
+async def test_what_kubo_has_already_becomes_anothers_as_well_and_is_not_written_again(tmp_path: Path) -> None:
+    in_kubo, new = (Block(cids.compute(cids.RAW, data), data) for data in (b"in kubo", b"new"))
+
+    class Rpc:
+        async def block_stat(self, cid: cids.Cid) -> int | None:
+            await trio.lowlevel.checkpoint()
+            return len(in_kubo.data) if cid == in_kubo.cid else None
+
+    blocks = KuboBlocks(tmp_path, cast(Any, Rpc()), StoreSettings(reserve_bytes=0), KuboSettings())
+    await blocks.open()
+    blocks.problem = ""  # Kubo is there
+    await blocks.put([in_kubo], durable=False, audience="job 1")
+    await blocks._spool.move_out([in_kubo.cid])
+    assert await blocks.adopt([in_kubo, new], "job 2") == [new]
+    assert await blocks.audiences(in_kubo.cid) == {"job 1", "job 2"}
+    await blocks.close()

@@ -28,9 +28,11 @@ def core(job: str, **form: Any) -> SignedEntry:
     )
 
 
-def attempt(job: str) -> SignedEntry:
-    receipt = Receipt(job=job, task="t", attempt=1, node="x", model_cid="m", inputs={}, outputs={}, started=1.0, ended=2.0, cost=1.0)
-    return e.signed(Attempt(job=job, ballot=e.ballot(1), task="t", attempt=1, task_key="k", status="completed", node="x", receipt=receipt))
+def attempt(job: str, number: int = 1) -> SignedEntry:
+    receipt = Receipt(job=job, task="t", attempt=number, node="x", model_cid="m", inputs={}, outputs={}, started=1.0, ended=2.0, cost=1.0)
+    return e.signed(
+        Attempt(job=job, ballot=e.ballot(1), task="t", attempt=number, task_key="k", status="completed", node="x", receipt=receipt)
+    )
 
 
 def ended(job: str, status: Any = "completed", **more: Any) -> SignedEntry:
@@ -294,3 +296,34 @@ async def test_equal_forms_are_both_jobs(autojump_clock: MockClock) -> None:
         with pytest.raises(BlockMissing):
             await stranger.get_dag(spec_of(same("a")), timeout=1)
     assert audiences == [["a", "b", "c"]]
+
+
+async def test_what_never_will_be_a_block_keeps_the_jobs_other_blocks_from_nothing(holder: Holder, autojump_clock: MockClock) -> None:
+    accepted, result = core("j"), codec.encode({"outputs": {}, "tasks": [], "large": bytes(3 << 20)})
+    async with holder.running() as maker:
+        await holder.table.merge("j", [accepted, e.claim(1, job="j"), ended("j", result=result, result_cid=cid_of(result))])
+        await trio.sleep(1)
+        assert await holder.has(spec_of(accepted), cid_of(result)) == [True, False]
+        assert maker.status() == {"backlog": 0, "failures": 0, "problem": ""}
+
+
+@pytest.mark.parametrize(("limits", "pieces"), [({"piece_blocks": 4}, [4, 4, 1]), ({"piece_bytes": 1}, [1] * 9), ({}, [9])])
+async def test_many_blocks_of_a_job_go_in_pieces(
+    holder: Holder, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, limits: dict[str, int], pieces: list[int]
+) -> None:
+    given: list[int] = []
+    put = holder.store.put_lacking
+
+    async def note(blocks: Sequence[bytes]) -> int:
+        given.append(len(blocks))
+        return await put(blocks)
+
+    monkeypatch.setattr(holder.store, "put_lacking", note)
+    receipts = [codec.encode(attempt("j", n)) for n in range(7)]
+    result = codec.encode({"outputs": {}, "tasks": [{"receipt": r} for r in receipts]})
+    done = ended("j", result=result, result_cid=cid_of(result))
+    async with holder.running(**limits):
+        await holder.table.merge("j", [accepted := core("j"), e.claim(1, job="j"), done])
+        await trio.sleep(1)
+        assert await holder.has(spec_of(accepted), *map(cid_of, receipts)) == [True] * 8
+    assert given == pieces

@@ -148,8 +148,8 @@ class ContentStore(Protocol):
 
     async def put_lacking(self, blocks: Sequence[bytes]) -> int:
         """Blocks of canonical DAG-CBOR that can be made again: those that are not here are written together, not fsynced; the others are
-        for this store's audience as well, if it has one. Returns how many were not here. Raises `ValueError`, `TooLarge` if any is no
-        block, and does nothing then; `DiskFull`."""
+        for this store's audience as well, if it has one. Returns how many were not here. Raises `ValueError`, `TooLarge` if one
+        of these is no block, and writes none then; `DiskFull`."""
         ...
 
     async def get_dag_bytes(self, cid: str, *, providers: Collection[str] = (), timeout: float = 30.0) -> bytes:

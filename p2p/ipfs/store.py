@@ -30,7 +30,7 @@ from p2p.ipfs.unixfs import Block, Layout
 
 T = TypeVar("T")
 _INLINE = 64 * 1024
-"""Up to this many bytes are hashed on the loop."""
+"""Up to this many bytes are hashed and checked on the loop."""
 
 
 class Exchange(Protocol):
@@ -118,18 +118,19 @@ class Store:
 
     async def put_dag_bytes(self, data: bytes, *, durable: bool = True) -> str:
         """Raises `ValueError` when ``data`` is not canonical DAG-CBOR."""
-        _check_canonical(data)
+        _check_canonical([data])
         return await self._put_cbor(data, durable)
 
     async def put_lacking(self, blocks: Sequence[bytes]) -> int:
-        for data in blocks:
-            _check_canonical(data)
-        made = {block.cid: block for block in map(_cbor_block, blocks)}
+        _check_sizes(blocks)
+        made = {block.cid: block for block in await _short(_cbor_blocks, blocks)}
         if not made:
             return 0
         await self._uses.spare(list(made))  # or a collection under way might take what is here
         lacking = await self._with_room(lambda: self._blocks.adopt(list(made.values()), self._audience))
-        if lacking:
+        if lacking:  # what is here is not looked at again: after a start that is nearly all there is
+            new = [block.data for block in lacking]
+            await _short(_check_canonical, new)
             await self._keep(lacking, False)
         return len(lacking)
 
@@ -300,7 +301,8 @@ class Store:
     # Parts
 
     async def _put_cbor(self, data: bytes, durable: bool) -> str:
-        block = _cbor_block(data)
+        _check_sizes([data])
+        (block,) = _cbor_blocks([data])
         await self._keep([block], durable)
         return block.cid.text
 
@@ -459,12 +461,20 @@ def _leaves(data: bytes, chunk: int) -> list[Block]:
     return [Block(cids.compute(cids.RAW, part), part) for part in parts]
 
 
-def _check_canonical(data: bytes) -> None:
-    if not dagcbor.is_canonical(data):
+async def _short(work: Callable[[Sequence[bytes]], T], what: Sequence[bytes]) -> T:
+    """On the loop if it is little, else in a thread."""
+    return work(what) if sum(map(len, what)) <= _INLINE else await trio.to_thread.run_sync(work, what)
+
+
+def _check_canonical(blocks: Sequence[bytes]) -> None:
+    if not all(map(dagcbor.is_canonical, blocks)):
         raise ValueError("not canonical DAG-CBOR")
 
 
-def _cbor_block(data: bytes) -> Block:
-    if len(data) > MAX_BLOCK:
+def _check_sizes(blocks: Sequence[bytes]) -> None:
+    if any(len(data) > MAX_BLOCK for data in blocks):
         raise TooLarge(f"a DAG-CBOR block may have {MAX_BLOCK} bytes at most: store large parts as files")
-    return Block(cids.compute(cids.DAG_CBOR, data), data)
+
+
+def _cbor_blocks(blocks: Sequence[bytes]) -> list[Block]:
+    return [Block(cids.compute(cids.DAG_CBOR, data), data) for data in blocks]

@@ -63,7 +63,7 @@ async def test_a_burst_that_does_not_end_holds_no_job_for_ever(autojump_clock: M
 
 
 async def test_what_ended_jobs_leave_needs_no_garbage_collection(autojump_clock: MockClock) -> None:
-    """Collections of what thousands of jobs left cost a node a tenth of its time, and held its loop up for 0.1 s and more."""
+    """Collections of what thousands of jobs left held a node's loop up for 0.1 s and more."""
     swarm = FakeSwarm([FakeNode("a")])
     await double_model(swarm)
     async with running(swarm) as orchestrator:

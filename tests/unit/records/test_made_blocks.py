@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +17,11 @@ from dimnode.domain.record import Attempt, Core, OutcomeEntry, Receipt, SignedEn
 from dimnode.records.made_blocks import BlockMaker, MakingSettings, cid_of
 from dimnode.records.table import RecordTable
 from dimnode.state.memory_journal import MemoryJournal
+from p2p.ipfs import disk as disk_module
 from p2p.ipfs.api import BlockCorrupt, BlockMissing, StoreUnavailable
+from p2p.ipfs.embedded import open_embedded
 from p2p.ipfs.memory import MemoryExchange, MemoryStore
+from p2p.ipfs.store import Store
 from tests.support import entries as e
 
 
@@ -40,7 +44,7 @@ def ended(job: str, status: Any = "completed", **more: Any) -> SignedEntry:
 
 
 class Holder:
-    def __init__(self, store: MemoryStore | None = None) -> None:
+    def __init__(self, store: Store | None = None) -> None:
         self.store = store or MemoryStore()
         self.journal = MemoryJournal()
         self.table = RecordTable(self.journal, e.FakeSigner("me"))
@@ -327,3 +331,22 @@ async def test_many_blocks_of_a_job_go_in_pieces(
         await trio.sleep(1)
         assert await holder.has(spec_of(accepted), *map(cid_of, receipts)) == [True] * 8
     assert given == pieces
+
+
+async def test_jobs_beside_each_other_with_one_form_write_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[bytes] = []
+    real = disk_module._write_new
+    monkeypatch.setattr(disk_module, "_write_new", lambda path, data: (written.append(data), real(path, data))[1])
+    spec = codec.encode({"the": "form"})
+    common: dict[str, Any] = {"spec": spec, "spec_cid": cid_of(spec), "pattern": "chained", "priority": "normal", "principal": "me"}
+    forms = {f"j{n}": e.signed(Core(job=f"j{n}", submitted=1.0, timeout=60, **common)) for n in range(8)}
+    async with open_embedded(tmp_path) as store:
+        holder = Holder(store)
+        async with holder.running(quiet=0.0) as maker:
+            with trio.fail_after(20):
+                while not maker.statistics()["looked"]:  # the walk after the start is over: it makes one after the other
+                    await trio.sleep(0.01)
+                await holder.table.merge_many([(job, [form, e.claim(1, job=job)]) for job, form in forms.items()])
+                while maker.statistics()["made"] < len(forms):
+                    await trio.sleep(0.01)
+        assert written == [spec]
